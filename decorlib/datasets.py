@@ -1,0 +1,329 @@
+"""The data: complete MNIST from inside the package, others through torchvision, all checked before use.
+
+The way data takes: ``mnist()`` (a torchvision data set) -> ``tensors()`` (uint8, as published) -> ``scale()``
+(float32) -> ``loader()`` (batches). Nothing here needs a network unless ``download=True`` is asked for.
+"""
+
+import gzip
+import hashlib
+import lzma
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import torchvision.datasets
+
+from decorlib._files import remove_stale_partials, written_atomically
+from decorlib.inputs import SCALINGS, loader, scale, tensors
+
+__all__ = [
+    "MNIST",
+    "NAMES",
+    "SCALINGS",
+    "DataDamaged",
+    "DataUnavailable",
+    "DataWarning",
+    "checksum",
+    "cifar10",
+    "data_root",
+    "fashion_mnist",
+    "loader",
+    "mnist",
+    "mnist_root",
+    "scale",
+    "tensors",
+]
+
+PathLike = str | os.PathLike
+
+SHIPPED = Path(__file__).parent / "data" / "mnist"
+DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist
+FASHION_MD5 = {  # of the unpacked files; torchvision knows only the sums of its own .gz files
+    "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+    "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+    "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+    "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
+}
+
+
+class DataUnavailable(RuntimeError):
+    """A data set is not here, or cannot be put where it is needed; the message says the way out."""
+
+
+class DataDamaged(DataUnavailable):
+    """A data file is there but is not what was published; the message says which, and the way out."""
+
+
+class DataWarning(UserWarning):
+    """A damaged unpacked file was found and replaced by a good one."""
+
+
+def data_root() -> Path:
+    """Folder that holds unpacked data: the variable DECORLIB_DATA, else the user's cache folder."""
+    return Path(os.environ.get("DECORLIB_DATA") or platformdirs.user_cache_dir("decorlib")).expanduser()
+
+
+def _sums(name: str) -> dict[str, str]:
+    """{file name: checksum} from a file that md5sum or sha256sum wrote."""
+    try:
+        lines = (SHIPPED / name).read_text().splitlines()
+        return {file: digest for digest, file in (line.split() for line in lines)}
+    except (OSError, ValueError) as error:
+        raise DataDamaged(
+            f"decorlib's list of checksums {SHIPPED / name} cannot be read ({error}); reinstall decorlib"
+        ) from error
+
+
+def _digest(path: Path, algorithm: str) -> str | None:
+    """Checksum of a file, None where there is no file."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, algorithm).hexdigest()
+    except FileNotFoundError:
+        return None
+
+
+def _missing(raw: Path, expected: Mapping[str, str]) -> list[str]:
+    """Names that are not in `raw` with the expected md5; a warning for each that is there but damaged."""
+    missing = []
+    for name, md5 in expected.items():
+        # Hashing all 55 MB takes a tenth of a second, so it is done each time: no date shows a flipped bit.
+        found = _digest(raw / name, "md5")
+        if found != md5:
+            missing.append(name)
+            if found is not None:
+                warnings.warn(
+                    f"{raw / name} is damaged (md5 {found}, expected {md5}); it is replaced",
+                    DataWarning,
+                    stacklevel=4,
+                )
+    return missing
+
+
+def _unpack(raw: Path, expected: Mapping[str, str], open_packed: Callable[[str], Any], source: str) -> None:
+    """Bring `raw` to hold every expected file, from `open_packed(name)`; a no-op where it already does."""
+    missing = _missing(raw, expected)
+    if missing:
+        remove_stale_partials(raw)
+    for name in missing:
+        try:
+            with open_packed(name) as packed, written_atomically(raw / name) as unpacked:
+                shutil.copyfileobj(packed, unpacked, 1 << 20)
+        except (EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
+            raise DataDamaged(f"{source} holds a damaged {name}: {error}; reinstall it") from error
+        except OSError as error:
+            raise DataUnavailable(
+                f"{raw / name} could not be written ({error}); free 60 MB there, or name another folder "
+                "in the environment variable DECORLIB_DATA"
+            ) from error
+        found = _digest(raw / name, "md5")
+        if found != expected[name]:
+            raise DataDamaged(
+                f"{raw / name}, just unpacked from {source}, has md5 {found}, expected {expected[name]}; "
+                f"reinstall {source}, or name another folder in the environment variable DECORLIB_DATA"
+            )
+
+
+def _open_shipped(name: str) -> lzma.LZMAFile:
+    """The shipped file, opened for unpacking, after its sha256 was checked."""
+    packed, expected = SHIPPED / f"{name}.xz", _sums("SHA256SUMS").get(f"{name}.xz")
+    found = _digest(packed, "sha256")
+    if found is None or found != expected:
+        raise DataDamaged(
+            f"decorlib's own {packed} is {'missing' if found is None else f'damaged: sha256 {found}'}, "
+            f"expected sha256 {expected}; reinstall decorlib (in a git clone: git checkout -- decorlib/data)"
+        )
+    return lzma.open(packed)
+
+
+def _refuse_legacy(root: Path, name: str) -> None:
+    # torchvision once kept its own .pt files and still prefers them; nobody has checked those.
+    legacy = root / name / "processed"
+    if (legacy / "training.pt").exists():
+        raise DataDamaged(
+            f"{legacy} holds an old torchvision copy that would be read unchecked; delete that folder"
+        )
+
+
+def mnist_root(root: PathLike | None = None) -> str:
+    """Folder for ``torchvision.datasets.MNIST(root=...)`` in which the complete, checked MNIST lies unpacked.
+
+    The first call unpacks what ships with the package (10 MB to 55 MB); each call compares the unpacked
+    files with the published md5 sums and replaces a damaged one with a warning. Safe for several processes
+    at once.
+
+    Args:
+        root: where to unpack. Default: :func:`data_root`.
+
+    Raises:
+        DataDamaged: the file inside the package is not the published one.
+        DataUnavailable: the folder cannot be written.
+
+    Example::
+
+        >>> torchvision.datasets.MNIST(root=mnist_root(), train=True, download=True)  # finds the files
+    """
+    root = Path(root).expanduser() if root is not None else data_root()
+    _refuse_legacy(root, "MNIST")
+    _unpack(root / "MNIST" / "raw", _sums("MD5SUMS"), _open_shipped, "decorlib")
+    return str(root)
+
+
+def mnist(
+    train: bool = True,
+    transform: Callable | None = None,
+    target_transform: Callable | None = None,
+    root: PathLike | None = None,
+) -> torchvision.datasets.MNIST:
+    """MNIST, complete, without network, as a genuine ``torchvision.datasets.MNIST``.
+
+    Args:
+        train: the 60,000 training digits; False: the 10,000 test digits. Default: True.
+        transform: applied by torchvision to each image. Default: None, images come as PIL.
+        target_transform: applied by torchvision to each label. Default: None.
+        root: where to unpack. Default: DECORLIB_DATA, else the user's cache folder.
+
+    Raises:
+        DataUnavailable: see :func:`mnist_root`.
+    """
+    return torchvision.datasets.MNIST(mnist_root(root), train, transform, target_transform, download=False)
+
+
+class MNIST(torchvision.datasets.MNIST):
+    """``torchvision.datasets.MNIST`` whose ``download=True`` takes the files from this package.
+
+    Same signature, same folders: a script changes its import line and nothing else.
+
+    Example::
+
+        >>> MNIST(root='~/Data', train=True, download=True)
+    """
+
+    def download(self) -> None:
+        """Unpack and check the shipped files in ``root``."""
+        mnist_root(self.root)
+
+
+def _open_debian_fashion(name: str) -> gzip.GzipFile:
+    return gzip.GzipFile(DEBIAN_FASHION / f"{name}.gz")
+
+
+def fashion_mnist(
+    train: bool = True,
+    transform: Callable | None = None,
+    target_transform: Callable | None = None,
+    root: PathLike | None = None,
+    download: bool = False,
+) -> torchvision.datasets.FashionMNIST:
+    """Fashion-MNIST as a genuine ``torchvision.datasets.FashionMNIST``, its files checked.
+
+    Taken from `root`; else unpacked from Debian's package ``dataset-fashion-mnist``; else, where asked,
+    downloaded.
+
+    Args:
+        train: the 60,000 training images; False: the 10,000 test images. Default: True.
+        transform: as for :func:`mnist`. Default: None.
+        target_transform: as for :func:`mnist`. Default: None.
+        root: folder that holds FashionMNIST/raw. Default: DECORLIB_DATA, else the user's cache folder.
+        download: let torchvision download the files when they are nowhere on this machine. Default: False.
+
+    Raises:
+        DataUnavailable: the files are nowhere; the message names the three ways out.
+        DataDamaged: a file that was unpacked or downloaded is not the published one.
+    """
+    root = Path(root).expanduser() if root is not None else data_root()
+    raw = root / "FashionMNIST" / "raw"
+    _refuse_legacy(root, "FashionMNIST")
+    if all((DEBIAN_FASHION / f"{name}.gz").is_file() for name in FASHION_MD5):
+        _unpack(raw, FASHION_MD5, _open_debian_fashion, "dataset-fashion-mnist")
+    elif missing := _missing(raw, FASHION_MD5):
+        if not download:
+            raise DataUnavailable(
+                f"Fashion-MNIST is not here: {', '.join(missing)} not in {raw} with the published md5; "
+                "call fashion_mnist(download=True), or install Debian's package dataset-fashion-mnist, or "
+                "name a folder that holds FashionMNIST/raw in the environment variable DECORLIB_DATA"
+            )
+        for name in missing:  # torchvision skips what is there, damaged or not
+            (raw / name).unlink(missing_ok=True)
+        _download(lambda: torchvision.datasets.FashionMNIST(root, download=True), "Fashion-MNIST", root)
+        if damaged := _missing(raw, FASHION_MD5):
+            raise DataDamaged(
+                f"{raw / damaged[0]} was downloaded but has the wrong md5; delete it and call again"
+            )
+    return torchvision.datasets.FashionMNIST(root, train, transform, target_transform, download=False)
+
+
+def cifar10(
+    train: bool = True,
+    transform: Callable | None = None,
+    target_transform: Callable | None = None,
+    root: PathLike | None = None,
+    download: bool = False,
+) -> torchvision.datasets.CIFAR10:
+    """CIFAR-10 as a genuine ``torchvision.datasets.CIFAR10``.
+
+    Its files are pickles; torchvision opens one only after its md5 is the published one.
+
+    Args:
+        train: the 50,000 training images; False: the 10,000 test images. Default: True.
+        transform: as for :func:`mnist`. Default: None.
+        target_transform: as for :func:`mnist`. Default: None.
+        root: folder that holds cifar-10-batches-py. Default: DECORLIB_DATA, else the user's cache folder.
+        download: let torchvision download 170 MB where the files are missing or damaged. Default: False.
+
+    Raises:
+        DataUnavailable: the files are missing or damaged; the message names the ways out.
+    """
+    root = Path(root).expanduser() if root is not None else data_root()
+    source = torchvision.datasets.CIFAR10
+    expected = dict([*source.train_list, *source.test_list, (source.meta["filename"], source.meta["md5"])])
+    folder = root / source.base_folder
+    bad = [name for name, md5 in expected.items() if _digest(folder / name, "md5") != md5]
+    if bad and not download:
+        raise DataUnavailable(
+            f"CIFAR-10 is not here: {', '.join(bad)} not in {folder} with the published md5; "
+            "call cifar10(download=True), or name a folder that holds cifar-10-batches-py in the environment "
+            "variable DECORLIB_DATA"
+        )
+    if bad:
+        _download(lambda: source(root, download=True), "CIFAR-10", root)
+    return source(root, train, transform, target_transform, download=False)
+
+
+def _download(call: Callable[[], Any], name: str, root: Path) -> None:
+    try:
+        call()
+    except (RuntimeError, OSError) as error:  # torchvision raises either; URLError is an OSError
+        raise DataUnavailable(
+            f"{name} could not be downloaded into {root} ({error}); copy the files there from another machine"
+        ) from error
+
+
+NAMES = ("mnist", "fashion_mnist", "cifar10")
+
+
+def checksum(name: str) -> str:
+    """One sha256 that stands for the content of a data set, for cache keys and provenance.
+
+    It is taken over the checksums that every file must have before it is used, so it costs nothing and
+    needs no data.
+
+    Args:
+        name: "mnist", "fashion_mnist" or "cifar10".
+
+    Raises:
+        ValueError: the name is none of these.
+    """
+    if name == "mnist":
+        sums = _sums("MD5SUMS")
+    elif name == "fashion_mnist":
+        sums = FASHION_MD5
+    elif name == "cifar10":
+        sums = dict([*torchvision.datasets.CIFAR10.train_list, *torchvision.datasets.CIFAR10.test_list])
+    else:
+        raise ValueError(f"no data set is called {name!r}; there are {', '.join(NAMES)}")
+    return hashlib.sha256("\n".join(f"{file} {sums[file]}" for file in sorted(sums)).encode()).hexdigest()
