@@ -39,9 +39,7 @@ def written_atomically(path: str | os.PathLike) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(
-            temporary, 0o666 & ~_umask()
-        )  # mkstemp makes it private; give it what open() would have given
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes it private; give it what open() would have given
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -144,9 +144,7 @@ def _refuse_legacy(root: Path, name: str) -> None:
     # torchvision once kept its own .pt files and still prefers them; nobody has checked those.
     legacy = root / name / "processed"
     if (legacy / "training.pt").exists():
-        raise DataDamaged(
-            f"{legacy} holds an old torchvision copy that would be read unchecked; delete that folder"
-        )
+        raise DataDamaged(f"{legacy} holds an old torchvision copy that would be read unchecked; delete that folder")
 
 
 def mnist_root(root: PathLike | None = None) -> str:
@@ -251,9 +249,7 @@ def fashion_mnist(
             (raw / name).unlink(missing_ok=True)
         _download(lambda: torchvision.datasets.FashionMNIST(root, download=True), "Fashion-MNIST", root)
         if damaged := _missing(raw, FASHION_MD5):
-            raise DataDamaged(
-                f"{raw / damaged[0]} was downloaded but has the wrong md5; delete it and call again"
-            )
+            raise DataDamaged(f"{raw / damaged[0]} was downloaded but has the wrong md5; delete it and call again")
     return torchvision.datasets.FashionMNIST(root, train, transform, target_transform, download=False)
 
 

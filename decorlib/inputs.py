@@ -31,9 +31,7 @@ def tensors(dataset: Any) -> tuple[UInt8[Tensor, "n *size"], Integer[Tensor, " n
         index = torch.as_tensor(np.asarray(dataset.indices), dtype=torch.int64)
         return images[index], labels[index]
     if not (hasattr(dataset, "data") and hasattr(dataset, "targets")):
-        raise TypeError(
-            f"{type(dataset).__name__} has no data and targets; pass a torchvision data set or a Subset"
-        )
+        raise TypeError(f"{type(dataset).__name__} has no data and targets; pass a torchvision data set or a Subset")
     return torch.as_tensor(dataset.data), torch.as_tensor(dataset.targets, dtype=torch.int64)
 
 
@@ -98,16 +96,12 @@ def scale(
     if how in ("seed", "unit"):
         return x.sub_(0.5).div_({"seed": 0.25, "unit": 0.5}[how])
     if reference is None or len(reference) == 0:
-        raise ValueError(
-            f"scaling {how!r} takes its statistics from training images: pass reference=train_images"
-        )
+        raise ValueError(f"scaling {how!r} takes its statistics from training images: pass reference=train_images")
     mean, variance = _pixel_moments(reference)
     if how == "standard":
         std = (variance.mean() + (mean - mean.mean()).square().mean()).sqrt()  # within + between pixels
         if std == 0:
-            raise ValueError(
-                "scaling 'standard' needs a reference that is not constant; all its pixels are equal"
-            )
+            raise ValueError("scaling 'standard' needs a reference that is not constant; all its pixels are equal")
         return x.sub_(mean.mean().float()).div_(std.float())
     x.sub_(mean.float())
     return x if how == "centred" else x.div_(variance.sqrt().clamp(min=floor).float())
@@ -146,6 +140,4 @@ def loader(
     data = TensorDataset(x, y)
     order = RandomSampler(data, generator=generator) if shuffle else SequentialSampler(data)
     # torch's idiom for batched indexing: the sampler yields lists, batch_size=None passes each list on.
-    return DataLoader(
-        data, sampler=BatchSampler(order, batch_size, drop_last), batch_size=None, generator=generator
-    )
+    return DataLoader(data, sampler=BatchSampler(order, batch_size, drop_last), batch_size=None, generator=generator)
