@@ -1,0 +1,63 @@
+"""decorlib: decorrelated neural networks in PyTorch.
+
+>>> from decorlib import DecorLinear, decor_parameters, bp_parameters, decor_update
+"""
+
+from decorlib.catalogue import RULES, make_rule
+from decorlib.history import Epoch, History
+from decorlib.layers import (
+    DecorConv2d,
+    DecorConvTranspose2d,
+    DecorLinear,
+    Decorrelation,
+    NonFiniteInput,
+    bp_parameters,
+    decor_modules,
+    decor_parameters,
+    decor_update,
+    padding,
+)
+from decorlib.maps import AdaptiveGainRule, FoldiakRule
+from decorlib.rules import (
+    ColumnScaledKappaRule,
+    KappaRule,
+    PlainDecorrelation,
+    Rule,
+    SeedRule,
+    TriangularRule,
+    WhiteningRule,
+)
+from decorlib.train import SilentNoOp, decor_train, train
+from decorlib.whitening import ExactWhitening
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "RULES",
+    "AdaptiveGainRule",
+    "ColumnScaledKappaRule",
+    "DecorConv2d",
+    "DecorConvTranspose2d",
+    "DecorLinear",
+    "Decorrelation",
+    "Epoch",
+    "ExactWhitening",
+    "FoldiakRule",
+    "History",
+    "KappaRule",
+    "NonFiniteInput",
+    "PlainDecorrelation",
+    "Rule",
+    "SeedRule",
+    "SilentNoOp",
+    "TriangularRule",
+    "WhiteningRule",
+    "bp_parameters",
+    "decor_modules",
+    "decor_parameters",
+    "decor_train",
+    "decor_update",
+    "make_rule",
+    "padding",
+    "train",
+]

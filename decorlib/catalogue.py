@@ -1,0 +1,25 @@
+"""Every learning rule by the name that specifications, notebooks and ``decorrelate(model, rule="kappa")`` use."""
+
+from __future__ import annotations
+
+from decorlib import maps, rules, whitening
+from decorlib.rules import Rule
+
+RULES: dict[str, type[Rule]] = {
+    "seed": rules.SeedRule,
+    "plain": rules.PlainDecorrelation,
+    "kappa": rules.KappaRule,
+    "kappa_columns": rules.ColumnScaledKappaRule,
+    "triangular": rules.TriangularRule,
+    "whitening": rules.WhiteningRule,
+    "adaptive_gain": maps.AdaptiveGainRule,
+    "foldiak": maps.FoldiakRule,
+    "exact": whitening.ExactWhitening,
+}
+
+
+def make_rule(name: str, **hyperparameters) -> Rule:
+    """The rule called ``name`` (a key of :data:`RULES`) with its hyperparameters."""
+    if name not in RULES:
+        raise ValueError(f"no rule is called {name!r}; there are: {', '.join(RULES)}")
+    return RULES[name](**hyperparameters)

@@ -1,0 +1,376 @@
+"""Decorrelation: the shell that holds R, transforms its input, and asks a rule where R should go."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from decorlib.rules import Rule, SeedRule
+from decorlib.statistics import LOW_PRECISION, Moments
+
+
+class NonFiniteInput(ValueError):
+    """A layer was given NaN or infinity."""
+
+
+class Decorrelation(nn.Module):
+    r"""Multiplies features by a learned matrix R so that they become uncorrelated: y = R (x - mu) + b.
+
+    .. math:: R \leftarrow R - \mathrm{lr} \cdot \mathrm{direction}(\langle y y^\top \rangle, R)
+
+    In training, each forward remembers the states y of its batch (or a part of it), detached; ``update()`` turns them
+    into gradients of R and b. In evaluation nothing is remembered, and the running mean stands for the batch mean.
+
+    .. note:: ``momentum`` is that of :class:`torch.nn.BatchNorm1d`, the weight of the *new* batch mean in the running
+       mean; it is not an optimizer's momentum.
+
+    Args:
+        in_features: D, features of the last dimension, or of all dimensions after the first together (images).
+        bias: learn an additive b whose gradient is the mean of y, as in the seed. Default: False.
+        eta: η of the seed's rule, no unit; only where ``rule`` is not given. Default: 1.0.
+        variance: target variance of the seed's rule: None, a number, D numbers, or ``"input"``; only where ``rule``
+            is not given. Default: None.
+        rule: the learning rule. Default: ``SeedRule(variance, eta)``.
+        groups: split the features into equal blocks, each with its own R. Default: 1.
+        center: None; ``"batch"``, subtract the batch mean (differentiable; running mean in evaluation); ``"running"``,
+            subtract the running mean always; ``"bias"``, the same as ``bias=True``. Default: None.
+        momentum: weight of a new batch in the running mean, in (0, 1]; None: the average of all batches. Default: 0.1.
+        bias_reduction: gradient of b: ``"mean"`` or ``"sum"`` of y over the batch. Default: mean.
+        update_every: statistics and updates at every n-th ``update()`` only; between, ``update()`` returns None,
+            leaves no gradient, and a step costs only the transform. Default: 1.
+        fraction: part of the samples that the statistics use, drawn without replacement, at least one. Default: 1.0.
+        accumulate: average the statistics of all forwards since the last ``update()`` (gradient accumulation) instead
+            of taking the last forward's. Default: False.
+        generator: the source of randomness for ``fraction``. Default: torch's global generator.
+        process_group: under torch.distributed, the processes whose samples are pooled. Default: all.
+
+    Shape:
+        - Input: :math:`(*, D)` as :class:`torch.nn.Linear` takes, or :math:`(N, *)` whose sizes after N multiply to D.
+        - Output: as the input.
+        - ``weight``: R, :math:`(D, D)`, or :math:`(groups, D / groups, D / groups)`; starts as the identity. Float32
+          at least, also in a half-precision model.
+        - ``bias``: b, :math:`(D)`.
+
+    Raises:
+        ValueError: for a hyperparameter or an input that does not fit; the message names the value and the way out.
+        RuntimeError: from ``update()``, where there is no batch to learn from.
+
+    Example::
+
+        >>> layer = Decorrelation(784, variance=1.0)
+        >>> optimizer = torch.optim.SGD(layer.parameters(), lr=1e-5)
+        >>> y = layer(torch.randn(64, 1, 28, 28))
+        >>> loss = layer.update()
+        >>> optimizer.step()
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        bias: bool = False,
+        eta: float = 1.0,  # η
+        variance=None,
+        *,
+        rule: Rule | None = None,
+        groups: int = 1,
+        center: str | None = None,
+        momentum: float | None = 0.1,
+        bias_reduction: str = "mean",
+        update_every: int = 1,
+        fraction: float = 1.0,
+        accumulate: bool = False,
+        generator: torch.Generator | None = None,
+        process_group=None,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        if rule is not None and (eta != 1.0 or variance is not None):
+            raise ValueError(f"eta={eta} and variance={variance} belong to the seed's rule; set them on {rule} instead")
+        _check(in_features >= 1, "in_features", in_features, "at least 1")
+        _check(
+            groups >= 1 and in_features % groups == 0,
+            "groups",
+            groups,
+            f"a divisor of in_features = {in_features}",
+        )
+        _check(
+            center in (None, "batch", "running", "bias"),
+            "center",
+            center,
+            "None, 'batch', 'running' or 'bias'",
+        )
+        _check(
+            momentum is None or 0 < momentum <= 1,
+            "momentum",
+            momentum,
+            "in (0, 1], or None for the plain average",
+        )
+        _check(bias_reduction in ("mean", "sum"), "bias_reduction", bias_reduction, "'mean' or 'sum'")
+        _check(
+            update_every >= 1,
+            "update_every",
+            update_every,
+            "at least 1; to stop learning R, do not call update()",
+        )
+        _check(0 < fraction <= 1, "fraction", fraction, "in (0, 1], the part of the samples used")
+        self.in_features = in_features
+        self.rule = SeedRule(variance=variance, eta=eta) if rule is None else rule
+        self.groups, self.center, self.momentum = groups, None if center == "bias" else center, momentum
+        self.bias_reduction, self.update_every, self.fraction = bias_reduction, update_every, fraction
+        self.accumulate, self.generator, self.process_group = accumulate, generator, process_group
+        dtype = torch.float32 if dtype in LOW_PRECISION else dtype
+        d, factory = in_features // groups, {"device": device, "dtype": dtype}
+        shape = (d, d) if groups == 1 else (groups, d, d)
+        # requires_grad=False: backpropagation has no business with R, and DDP must not wait for its gradient.
+        self.weight = nn.Parameter(torch.empty(shape, **factory), requires_grad=False)
+        learned = bias or center == "bias"
+        self.bias = nn.Parameter(torch.empty(in_features, **factory), requires_grad=False) if learned else None
+        self.register_buffer("running_mean", torch.zeros(in_features, **factory) if self.center else None)
+        averages = getattr(self.rule, "momentum", 1.0) < 1
+        self.register_buffer("input_moment", torch.zeros(shape, **factory) if averages else None)
+        self.register_buffer("num_updates", torch.zeros((), dtype=torch.long, device=device))
+        self._calls = 0  # num_updates without asking the device
+        self._batches = 0  # forwards that have moved the running mean, for momentum=None
+        self._states: list[tuple[Tensor, Tensor | None]] = []
+        self.padding_mask: Tensor | None = None
+        self.register_load_state_dict_post_hook(_read_counter)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """R = I, b = 0, running mean 0, nothing remembered."""
+        with torch.no_grad():
+            eye = torch.eye(self.weight.shape[-1], dtype=self.weight.dtype, device=self.weight.device)
+            self.weight.copy_(eye.expand_as(self.weight))
+            for zeroed in (self.bias, self.running_mean, self.input_moment, self.num_updates):
+                if zeroed is not None:
+                    zeroed.zero_()
+        self._calls = self._batches = 0
+        self._states.clear()
+
+    # ------------------------------------------------------------------------------------------------- transform
+
+    @property
+    def due(self) -> bool:
+        """Whether the next ``update()`` will learn, so that a training forward has to remember its batch."""
+        return self.training and self._calls % self.update_every == 0
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = self.flat(input)
+        mean = self.mean(x)
+        y = self.transform(x, mean)
+        if self.due:
+            self.remember(x, mean, y)
+        return y.reshape(input.shape)
+
+    def flat(self, input: Tensor) -> Tensor:
+        """The input with its features last, after checking that it has any."""
+        if not input.is_floating_point():
+            raise ValueError(f"input is {input.dtype}; a floating type is needed: scale it first, e.g. images / 255")
+        if input.shape[-1:] == (self.in_features,):
+            return input
+        if input.dim() > 2 and math.prod(input.shape[1:]) == self.in_features:
+            return input.flatten(1)
+        raise ValueError(
+            f"input of shape {tuple(input.shape)} does not fit in_features = {self.in_features}: its last size must be "
+            f"{self.in_features}, or its sizes after the first must multiply to it"
+        )
+
+    def mean(self, x: Tensor) -> Tensor | None:
+        """The mean to subtract, (D), or None; in training it moves the running mean."""
+        if self.center is None:
+            return None
+        if not self.training:
+            return self.running_mean
+        rows = x.reshape(-1, self.in_features)
+        if self.padding_mask is not None:
+            rows = rows[~self.padding_mask.reshape(-1)]
+        if self.center == "batch" and rows.shape[0] < 2 and not distributed():
+            raise ValueError(
+                f"center='batch' needs at least 2 samples in training, got {rows.shape[0]}: use center='running', "
+                "a larger batch, or drop_last=True"
+            )
+        return self.track_mean(rows.mean(0), rows.shape[0])
+
+    def track_mean(self, batch_mean: Tensor, count: int) -> Tensor:
+        """Pool a batch mean over processes, move the running mean, and return the mean to subtract."""
+        if distributed():
+            batch_mean = _pooled_mean(batch_mean, count, self.process_group)
+        with torch.no_grad():
+            self._batches += 1
+            weight = 1 / self._batches if self.momentum is None else self.momentum
+            self.running_mean.lerp_(batch_mean.detach().to(self.running_mean), weight)
+        # A copy: the buffer will have moved on by the time backward reads it.
+        return batch_mean if self.center == "batch" else self.running_mean.clone()
+
+    def transform(self, x: Tensor, mean: Tensor | None = None) -> Tensor:
+        """y = R (x - mean) + b for x (*, D), without remembering."""
+        R = self.weight.detach().to(x.dtype)
+        x = x if mean is None else x - mean.to(x.dtype)
+        b = None if self.bias is None else self.bias.detach().to(x.dtype)
+        if self.groups == 1:
+            return F.linear(x, R, b)
+        y = torch.einsum("...gi,goi->...go", x.unflatten(-1, (self.groups, -1)), R).flatten(-2)
+        return y if b is None else y + b
+
+    # ---------------------------------------------------------------------------------------------------- learn
+
+    @torch.no_grad()
+    def remember(self, x: Tensor, mean: Tensor | None, y: Tensor | None = None) -> None:
+        """Keep (a sample of) a batch's states for ``update()``; y is computed for the sample where it is not given."""
+        x = x.detach().reshape(-1, self.in_features)
+        y = None if y is None else y.detach().reshape(-1, self.in_features)
+        chosen = self.sample(x.shape[0], x.device)
+        if chosen is not None:
+            x, y = x[chosen], None if y is None else y[chosen]
+        self.remember_samples(x, mean, y)
+
+    @torch.no_grad()
+    def remember_samples(self, x: Tensor, mean: Tensor | None, y: Tensor | None = None) -> None:
+        """``remember`` for samples (n, D) that are already chosen."""
+        if x.shape[0] == 0:
+            raise ValueError("an empty batch has no statistics: skip it, or use model.eval() to pass it through")
+        # One sum finds any NaN or inf. Only where reading it back costs nothing: a GPU would have to be waited for.
+        if x.device.type == "cpu" and not torch.compiler.is_compiling() and not math.isfinite(float(x.sum())):
+            if not bool(x.isfinite().all()):
+                raise NonFiniteInput(f"input of shape {tuple(x.shape)} holds NaN or infinity: check the data and rates")
+        if y is None:
+            y = self.transform(x, mean)
+        inputs = None
+        if self.rule.reads is not None:
+            inputs = x if self.rule.reads == "raw input" or mean is None else x - mean.detach()
+        if not self.accumulate:
+            self._states.clear()
+        self._states.append((y, inputs))
+
+    def sample(self, count: int, device) -> Tensor | None:
+        """Indices of the samples that the statistics use, or None for all."""
+        candidates = None
+        if self.padding_mask is not None:
+            mask = self.padding_mask.reshape(-1).to(device)
+            if mask.numel() != count:
+                raise ValueError(f"padding_mask has {mask.numel()} entries for {count} samples (batch x tokens)")
+            candidates = (~mask).nonzero().squeeze(1)
+            count = candidates.numel()
+        if self.fraction == 1 or count == 0:
+            return candidates
+        size = max(1, round(self.fraction * count))
+        where = device if self.generator is None else self.generator.device
+        chosen = torch.randperm(count, generator=self.generator, device=where)[:size].to(device)
+        return chosen if candidates is None else candidates[chosen]
+
+    @torch.no_grad()
+    def update(self, lr: float | None = None, max_step: float | None = None) -> Tensor | None:
+        """Set ``.grad`` of R (and b) from the remembered batch and return the loss, a scalar on the layer's device.
+
+        Args:
+            lr: rate of the step that will follow; needed by rules that are not linear in it, and by ``max_step``.
+            max_step: shrink the gradient so that lr times the largest eigenvalue of what multiplies R stays below
+                this; 1.0 is a safe bound, 2.0 the edge of stability. Estimated by power iteration. Default: no bound.
+
+        Returns:
+            The loss, or None where ``update_every`` says that this step does not learn.
+        """
+        due = self._calls % self.update_every == 0
+        if due and not self._states:
+            raise RuntimeError(self._nothing_remembered())
+        self.weight.grad = None
+        if self.bias is not None:
+            self.bias.grad = None
+        loss = None
+        if due:
+            with torch.autocast(self.weight.device.type, enabled=False):
+                loss = self._learn(lr, max_step)
+        self._calls += 1
+        self.num_updates += 1
+        return loss
+
+    def _learn(self, lr: float | None, max_step: float | None) -> Tensor:
+        (y, x) = self._states[0] if len(self._states) == 1 else _concatenated(self._states)
+        self._states.clear()
+        R = self.weight.detach()
+        y = y.to(R.dtype)
+        moments = Moments.of(
+            self._by_group(y),
+            None if x is None else self._by_group(x.to(R.dtype)),
+            dense=False if self.rule.needs_rate and self.rule.reads else None,
+        )
+        if distributed():
+            moments = moments.reduced(self.process_group, gain=self.rule.needs_rate and self.rule.reads is not None)
+        if self.input_moment is not None:
+            weight = self.rule.momentum if self._calls else 1.0
+            moments = moments.with_input_moment(self.input_moment.lerp_(moments.input_second_moment(), weight))
+        grad = self.rule.direction(moments, R, lr)
+        if max_step is not None:
+            if lr is None:
+                raise ValueError(
+                    f"max_step={max_step} bounds lr times an eigenvalue: call update(lr=..., max_step=...)"
+                )
+            scale = (max_step / (lr * self.rule.sharpness(moments))).clamp(max=1)
+            grad = grad * scale.reshape(*scale.shape, *[1] * (grad.dim() - scale.dim()))
+        self.weight.grad = grad
+        if self.bias is not None:
+            self.bias.grad = y.sum(0) if self.bias_reduction == "sum" else y.mean(0)
+            if distributed():
+                pooled = _pooled_mean(y.mean(0), y.shape[0], self.process_group)
+                self.bias.grad = pooled * moments.count if self.bias_reduction == "sum" else pooled
+        return self.rule.loss(moments).mean()
+
+    def _by_group(self, y: Tensor) -> Tensor:
+        return y if self.groups == 1 else y.unflatten(-1, (self.groups, -1)).transpose(0, 1)
+
+    def _nothing_remembered(self) -> str:
+        if not self.training:
+            return "update() in evaluation mode: statistics come from training forwards; call model.train() first"
+        if self._calls:
+            return "update() without a new training forward since the last update(): its statistics would be stale"
+        return "update() before any training forward: the layer was never reached; is it used in the model's forward?"
+
+    def _apply(self, fn, recurse: bool = True):
+        # .half() and .bfloat16() move R and the means but keep their precision: 1 - 1e-4 does not exist in bfloat16.
+        def keep_precision(t: Tensor) -> Tensor:
+            new = fn(t)
+            low = new.dtype in LOW_PRECISION and t.dtype not in LOW_PRECISION
+            return t.to(new.device) if low else new
+
+        return super()._apply(keep_precision, recurse)
+
+    def __getstate__(self):
+        return {**self.__dict__, "_states": []}  # a batch is not part of the model
+
+    def extra_repr(self) -> str:
+        parts = [f"{self.in_features}, rule={self.rule}"]
+        defaults = {"groups": 1, "center": None, "update_every": 1, "fraction": 1.0, "accumulate": False}
+        parts += [f"{k}={getattr(self, k)!r}" for k, v in defaults.items() if getattr(self, k) != v]
+        return ", ".join(parts + ([] if self.bias is None else ["bias=True"]))
+
+
+def _check(holds: bool, name: str, value, allowed: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} is {value!r}; it must be {allowed}")
+
+
+def _read_counter(layer: Decorrelation, _incompatible_keys) -> None:
+    layer._calls = int(layer.num_updates)
+
+
+def _concatenated(states: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
+    ys, xs = zip(*states, strict=True)
+    return torch.cat(ys), None if xs[0] is None else torch.cat(xs)
+
+
+def distributed() -> bool:
+    dist = torch.distributed
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _pooled_mean(mean: Tensor, count: int, group) -> Tensor:
+    """Mean over the samples of all processes; differentiable."""
+    import torch.distributed.nn.functional as differentiable
+
+    total = torch.cat([mean * count, mean.new_tensor([count])])
+    total = differentiable.all_reduce(total, group=group or torch.distributed.group.WORLD)
+    return total[:-1] / total[-1]

@@ -1,0 +1,111 @@
+"""DecorLinear: a linear layer on decorrelated inputs."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from decorlib.decorrelation import Decorrelation
+
+
+class DecorLinear(nn.Linear):
+    r"""A linear layer on decorrelated inputs: z = W y + b with y = R (x - mu) + b_R.
+
+    A drop-in for :class:`torch.nn.Linear`: same ranks in and out, same initial weights for the same seed, ``weight`` and
+    ``bias`` under the same names. R lives in ``decorrelation``. Source: Dalm et al. (2024), eqs. 3 and 4.
+
+    Args:
+        in_features: D.
+        out_features: M.
+        bias: the plain layer's b. Default: True.
+        decor_bias: learn b_R, as in the seed. Default: False.
+        eta, variance: of the seed's rule; see :class:`Decorrelation`.
+        fuse: True multiplies by (W R), False by R and then W; equal but for rounding. Default: None, the cheaper one by
+            shape (W R where the batch has more rows than the layer has outputs).
+        **options: everything else that :class:`Decorrelation` takes, by keyword.
+
+    Shape:
+        - Input: :math:`(*, D)`, or :math:`(N, *)` whose sizes after N multiply to D.
+        - Output: :math:`(*, M)`, or :math:`(N, M)`.
+
+    Example::
+
+        >>> layer = DecorLinear(784, 10, variance=1.0)
+        >>> layer(torch.randn(64, 784)).shape
+        torch.Size([64, 10])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        decor_bias: bool = False,
+        eta: float = 1.0,  # η
+        variance=None,
+        *,
+        fuse: bool | None = None,
+        device=None,
+        dtype=None,
+        **options,
+    ):
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self.fuse = fuse
+        self.decorrelation = Decorrelation(
+            in_features, decor_bias, eta, variance, device=device, dtype=dtype, **options
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        d = self.decorrelation
+        x = d.flat(input)
+        mean = d.mean(x)
+        if self._fuses(x):
+            if d.due:
+                d.remember(x, mean)
+            return F.linear(x, *self.fused(mean))
+        y = d.transform(x, mean)
+        if d.due:
+            d.remember(x, mean, y)
+        return F.linear(y, self.weight, self.bias)
+
+    def _fuses(self, x: Tensor) -> bool:
+        if self.fuse is not None:
+            return self.fuse
+        d, rows = self.decorrelation, x.numel() // self.in_features
+        # In units of 2D^2: R x and its backward, against W R and its backward, and y for the statistics.
+        learning = torch.is_grad_enabled()
+        separate = rows * (1 + (learning and x.requires_grad))
+        together = self.out_features * (1 + (learning and self.weight.requires_grad))
+        return together + d.due * d.fraction * rows < separate
+
+    def fused(self, mean: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Weight (M, D) and bias (M) of the plain layer that does the same: W R and b + W (b_R - R mean)."""
+        return fused_linear(self.weight, self.bias, self.decorrelation, mean)
+
+    def update(self, lr: float | None = None, max_step: float | None = None) -> Tensor | None:
+        """See :meth:`Decorrelation.update`."""
+        return self.decorrelation.update(lr, max_step)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if hasattr(self, "decorrelation"):  # torch's constructor calls this before R exists
+            self.decorrelation.reset_parameters()
+
+
+def fused_linear(
+    weight: Tensor, bias: Tensor | None, decorrelation: Decorrelation, mean: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """(W R, b + W (b_R - R mean)) for a weight of shape (M, D) and one R, or R per group of rows."""
+    R = decorrelation.weight.detach().to(weight.dtype)
+    if decorrelation.groups == 1:
+        composed = weight @ R
+    else:
+        composed = torch.einsum("mgo,goi->mgi", weight.unflatten(1, (decorrelation.groups, -1)), R).flatten(1)
+    for shift, factor in ((decorrelation.bias, weight), (None if mean is None else -mean, composed)):
+        if shift is not None:
+            extra = (
+                factor @ shift.detach().to(weight.dtype) if shift is decorrelation.bias else factor @ shift.to(weight)
+            )
+            bias = extra if bias is None else bias + extra
+    return composed, bias

@@ -1,0 +1,58 @@
+"""Functions over all decorrelation layers of a model: who they are, what they own, one update for all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from decorlib.decorrelation import Decorrelation
+
+
+def decor_modules(model: nn.Module) -> Iterator[tuple[str, Decorrelation]]:
+    """(name, layer) of every Decorrelation in the model, each once; those inside DecorLinear and DecorConv2d too."""
+    return ((name, m) for name, m in model.named_modules() if isinstance(m, Decorrelation))
+
+
+def decor_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    """R and b_R of every layer: what the optimizer of the decorrelation owns, and no other."""
+    for _, layer in decor_modules(model):
+        yield layer.weight
+        if layer.bias is not None:
+            yield layer.bias
+
+
+def bp_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    """All parameters that backpropagation trains: every one that :func:`decor_parameters` does not give."""
+    decorrelating = {id(p) for p in decor_parameters(model)}
+    return (p for p in model.parameters() if id(p) not in decorrelating)
+
+
+def decor_update(model: nn.Module, lr: float | None = None, max_step: float | None = None) -> dict[str, Tensor | None]:
+    """``update()`` every decorrelation layer; losses by layer name. An error names the layer that raised it."""
+    losses = {}
+    for name, layer in decor_modules(model):
+        try:
+            losses[name] = layer.update(lr, max_step)
+        except RuntimeError as error:
+            raise RuntimeError(f"layer '{name}': {error}") from error
+    return losses
+
+
+@contextmanager
+def padding(model: nn.Module, padding_mask: Tensor):
+    """Leave padding out of the statistics of the forwards inside: ``with padding(model, mask): model(tokens)``.
+
+    Args:
+        model: any model with decorrelation layers.
+        padding_mask: (batch, tokens), True where a token is padding, as ``key_padding_mask`` in torch.
+    """
+    layers = [layer for _, layer in decor_modules(model)]
+    for layer in layers:
+        layer.padding_mask = padding_mask
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.padding_mask = None

@@ -1,0 +1,309 @@
+"""Learning rules for R: small frozen dataclasses of pure functions. Read this first.
+
+A layer's input x becomes y = R x; a rule says in which direction R moves so that the features of y lose their
+correlations. In the notation of this file
+
+    X = <y y'>  second moment over the batch        C = X - diag(X)      the covariances to remove
+    v_i = X_ii  variance about zero                 V = diag(v - t)      distance from the target variance t
+
+and a rule answers two questions about a batch: ``direction``, the matrix dR of the step R <- R - lr * dR, and ``loss``,
+the number that is reported. Neither knows about layers, optimizers or devices. None of the directions is the Euclidean
+gradient of its loss: they are local, H R with H made of what the outputs y show, and that is their point.
+
+To add a rule: subclass :class:`RowRule` (if dR = diag(a) R + diag(b) X R) or :class:`Rule`, and add one row to the table
+of cases in ``tests/test_rules.py``, which holds every rule to its literal equation and to the properties it claims.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from decorlib.statistics import Moments, largest_eigenvalue
+
+Variance = float | Tensor | Literal["input"] | None
+Matrix = Float[Tensor, "*groups features features"]
+Vector = Float[Tensor, "*groups features"]
+Scalar = Float[Tensor, "*groups"]
+
+
+def check_variance(variance) -> None:
+    """Raise ValueError unless ``variance`` is None, "input", or finite and positive (a number or one per feature)."""
+    allowed = "None (no target), a positive number, a tensor with one positive number per feature, or 'input'"
+    if variance is None or (isinstance(variance, str) and variance == "input"):
+        return
+    if isinstance(variance, Tensor):
+        if variance.dim() > 1 or not variance.is_floating_point() or not (variance > 0).all():
+            raise ValueError(
+                f"variance is a tensor with other than positive numbers in one dimension; allowed: {allowed}"
+            )
+    elif isinstance(variance, bool) or not isinstance(variance, int | float):
+        raise ValueError(f"variance is {variance!r}; allowed: {allowed}")
+    elif not (math.isfinite(variance) and variance > 0):
+        raise ValueError(f"variance is {variance}; allowed: {allowed}")
+
+
+def check_range(name: str, value: float, low: float, high: float, way_out: str) -> None:
+    """Raise ValueError unless low <= value <= high."""
+    if not low <= value <= high:
+        raise ValueError(f"{name} is {value}; it must lie in [{low}, {high}]: {way_out}")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What every rule answers. Subclasses hold hyperparameters only."""
+
+    #: What the statistics must hold besides y: nothing, the inputs that R multiplies, or the inputs before centring.
+    reads: ClassVar[Literal[None, "input", "raw input"]] = None
+    #: Whether ``direction`` needs the rate of the step that will be taken.
+    needs_rate: ClassVar[bool] = False
+
+    def direction(self, moments: Moments, R: Matrix, lr: float | None = None) -> Matrix:
+        """dR of the step R <- R - lr * dR. ``lr`` matters only to rules whose published step is not linear in it."""
+        raise NotImplementedError
+
+    def loss(self, moments: Moments) -> Scalar:
+        """The reported loss: 0 where the rule is content with the batch."""
+        raise NotImplementedError
+
+    def sharpness(self, moments: Moments) -> Scalar:
+        """Largest eigenvalue of what multiplies R in a step, estimated by power iteration; here that of X."""
+        return largest_eigenvalue(moments.times, moments.variance)
+
+
+@dataclass(frozen=True)
+class RowRule(Rule):
+    """Rules of the form dR = diag(a) R + diag(b) X R: a left factor that weighs rows. Subclasses give a and b.
+
+    The product X R is all that costs; :class:`~decorlib.statistics.Moments` takes it in the cheaper of its two forms.
+    """
+
+    def rows(self, moments: Moments) -> tuple[Vector | Scalar | float, Vector | Scalar | float]:
+        """The coefficients (a, b), one per row or one for all."""
+        raise NotImplementedError
+
+    def direction(self, moments: Moments, R: Matrix, lr: float | None = None) -> Matrix:
+        a, b = (as_rows(c, R) for c in self.rows(moments))
+        product = moments.times(R)  # a new matrix: it may be written over
+        product = product.mul_(b) if isinstance(b, Tensor) or b != 1 else product
+        return torch.addcmul(product, a, R, out=product) if isinstance(a, Tensor) else product.add_(R, alpha=a)
+
+    def sharpness(self, moments: Moments) -> Scalar:
+        a, b = (as_rows(c, moments.variance.unsqueeze(-1)) for c in self.rows(moments))
+        return largest_eigenvalue(lambda u: a * u + b * moments.times(u), moments.variance)
+
+
+def as_rows(c, R: Tensor):
+    """A coefficient per row (or per group) in the shape that multiplies R; a plain number stays one."""
+    return c.to(R.dtype).reshape(*c.shape, *[1] * (R.dim() - c.dim())) if isinstance(c, Tensor) else c
+
+
+# ------------------------------------------------------------------------------------------------ the seed's rule
+
+
+@dataclass(frozen=True)
+class SeedRule(RowRule):
+    r"""Decay towards a target variance, each row normalised by what it has: the rule of the seed notebook (March 2024).
+
+        dR = R - diag(n) (I - eta X) R,     n_i = t_i / v_i
+
+    Where X is diagonal its fixed point is v = t / (1 + eta t), not t: 1/2 for t = 1, eta = 1. With ``variance=None``
+    (n = 1) it is dR = eta X R, which has no fixed point but R = 0.
+
+    Args:
+        variance: the target t: None, a number, one number per feature, or ``"input"`` (the input's own <x_i^2>).
+            Default: None.
+        eta: weight of the decorrelating term, no unit. Default: 1.0.
+        dead_variance: rows with v below this take n = 1, so that a dead feature is not amplified; the seed's
+            guard. A feature that is only nearly dead still gets n = t / v. Default: 1e-8.
+
+    Source: the seed notebook; the loss is its "decorrelation loss" for one batch, the mean over all D^2 entries of
+    (X - diag(t))^2, or of X^2 without a target.
+    """
+
+    variance: Variance = None
+    eta: float = 1.0  # η
+    dead_variance: float = 1e-8
+
+    def __post_init__(self):
+        check_variance(self.variance)
+        check_range("eta", self.eta, 0, math.inf, "a negative weight correlates; 0 leaves only the normaliser")
+        check_range("dead_variance", self.dead_variance, 0, math.inf, "0 leaves every row to the rule")
+
+    @property
+    def reads(self) -> Literal[None, "input"]:
+        return "input" if isinstance(self.variance, str) else None
+
+    def _target(self, moments: Moments):
+        if isinstance(self.variance, str):
+            return moments.input_variance()
+        return self.variance.to(moments.variance) if isinstance(self.variance, Tensor) else self.variance
+
+    def rows(self, moments):
+        if self.variance is None:
+            return 0.0, self.eta
+        v = moments.variance
+        n = torch.where(v < self.dead_variance, torch.ones_like(v), self._target(moments) / v)
+        return 1 - n, self.eta * n
+
+    def loss(self, moments):
+        total = moments.squared_norm()
+        if self.variance is not None:  # (v - t)^2 takes the place of v^2 on the diagonal
+            t = self._target(moments)
+            total = total + ((moments.variance - t).square() - moments.variance.square()).sum(-1)
+        return total.clamp(min=0) / moments.variance.shape[-1] ** 2
+
+
+# ------------------------------------------------------------------------------- decorrelation, and (1 - k) C + k V
+
+
+@dataclass(frozen=True)
+class PlainDecorrelation(RowRule):
+    """Covariances only: dR = C R.
+
+    Small steps conserve det R, so it cannot whiten: the geometric mean of the variances stays det(<x x'>)^(1/D).
+
+    Loss: sum C^2 / D^2.
+    Source: COPI (Ahmad, Schrader & van Gerven 2023), and the case k = 0 of :class:`KappaRule`.
+    """
+
+    def rows(self, moments):
+        return -moments.variance, 1.0
+
+    def loss(self, moments):
+        return moments.squared_off_diagonal() / moments.variance.shape[-1] ** 2
+
+
+@dataclass(frozen=True)
+class KappaRule(RowRule):
+    r"""Decorrelation and unit variance, weighed by kappa: dR = [(1 - k) C + k V] R.
+
+    For 0 < k < 1 its only fixed point is X = t I. The flow dissipates the Gaussian Kullback-Leibler divergence
+    (tr X - D - ln det X) / 2 at rate (1 - k)||C||^2 + k||V||^2, and it is equivariant: what happens to y does not
+    depend on how x is mixed. V scales *rows*; for the published code, which scales columns, see
+    :class:`ColumnScaledKappaRule`.
+
+    Args:
+        kappa: weight of the variance term, in [0, 1]. Never compare kappas across ``constants``. Default: 0.5.
+        variance: the target t, a positive number. Default: 1.0.
+        constants: ``"standard"`` as above, or ``"normalized"``: dR = [(1 - k)/(D - 1) C + 2 k V] R. Default: standard.
+        dead_variance: rows with v below this are left out of V (still decorrelated), else a dead feature's row would
+            grow as (1 + lr k)^steps. 0 leaves them in. Default: 1e-8.
+
+    Loss: [(1 - k) sum C^2 + k sum (v - t)^2] / D^2; normalized: [(1 - k)/(D - 1) sum C^2 + k sum (v - t)^2] / D.
+    Source: Dalm, Offergeld, Ahmad & van Gerven (2024), arXiv 2405.02385.
+    """
+
+    kappa: float = 0.5  # κ
+    variance: float = 1.0
+    constants: Literal["standard", "normalized"] = "standard"
+    dead_variance: float = 1e-8
+
+    def __post_init__(self):
+        check_range("kappa", self.kappa, 0, 1, "0 decorrelates only, 1 only sets variances")
+        check_variance(self.variance)
+        if not isinstance(self.variance, int | float):
+            raise ValueError(f"variance is {self.variance!r}; this rule takes one positive number for all features")
+        if self.constants not in ("standard", "normalized"):
+            raise ValueError(f"constants is {self.constants!r}; allowed: 'standard', 'normalized'")
+        check_range("dead_variance", self.dead_variance, 0, math.inf, "0 leaves every row to the rule")
+
+    def weights(self, features: int) -> tuple[float, float]:
+        """The weights of C and of V for D features."""
+        if self.constants == "normalized":
+            return (1 - self.kappa) / max(features - 1, 1), 2 * self.kappa
+        return 1 - self.kappa, self.kappa
+
+    def _excess(self, moments: Moments) -> Vector:
+        """v - t, and 0 for dead rows."""
+        v = moments.variance
+        return torch.where(v < self.dead_variance, torch.zeros_like(v), v - self.variance)
+
+    def rows(self, moments):
+        c, k = self.weights(moments.variance.shape[-1])
+        return k * self._excess(moments) - c * moments.variance, c
+
+    def loss(self, moments):
+        D = moments.variance.shape[-1]
+        off, diagonal = moments.squared_off_diagonal(), (moments.variance - self.variance).square().sum(-1)
+        if self.constants == "normalized":
+            return ((1 - self.kappa) / max(D - 1, 1) * off + self.kappa * diagonal) / D
+        return ((1 - self.kappa) * off + self.kappa * diagonal) / D**2
+
+
+@dataclass(frozen=True)
+class ColumnScaledKappaRule(KappaRule):
+    """:class:`KappaRule` as published in code, with V on the wrong side: dR = (1 - k) C R + k R V.
+
+    Kept to reproduce published results, not for use: it is not equivariant, ends in another rotation, and can increase
+    the divergence that the correct rule decreases. From R = I the first step is the same.
+    """
+
+    dead_variance: float = 0.0
+
+    def direction(self, moments: Moments, R: Matrix, lr: float | None = None) -> Matrix:
+        c, k = self.weights(R.shape[-1])
+        decorrelating = c * (moments.times(R) - moments.variance.unsqueeze(-1) * R)
+        return decorrelating + k * R * self._excess(moments).unsqueeze(-2)
+
+
+@dataclass(frozen=True)
+class TriangularRule(KappaRule):
+    """Gram-Schmidt: each feature is decorrelated from those before it only, dR = [(1 - k) tril(X, -1) + k V] R.
+
+    From R = I, R stays lower triangular and ends at the inverse Cholesky factor of <x x'> (for t = 1). The order of
+    the features matters. X cannot stay factored here, so a step costs 2BD^2 + 2D^3 at every batch size.
+
+    Loss: that of :class:`KappaRule` with each pair counted once.
+    Source: the correct form of the lower-triangular variant in arXiv 2405.02385's code, see `docs/deviations`.
+    """
+
+    def direction(self, moments: Moments, R: Matrix, lr: float | None = None) -> Matrix:
+        c, k = self.weights(R.shape[-1])
+        H = moments.dense().tril(-1).mul_(c)
+        H.diagonal(dim1=-2, dim2=-1).add_(k * self._excess(moments))
+        return H @ R
+
+    def loss(self, moments):
+        D = moments.variance.shape[-1]
+        off, diagonal = (
+            moments.squared_off_diagonal() / 2,
+            (moments.variance - self.variance).square().sum(-1),
+        )
+        if self.constants == "normalized":
+            return ((1 - self.kappa) / max(D - 1, 1) * off + self.kappa * diagonal) / D
+        return ((1 - self.kappa) * off + self.kappa * diagonal) / D**2
+
+
+@dataclass(frozen=True)
+class WhiteningRule(RowRule):
+    """Relative gradient of the Gaussian divergence: dR = (X - t I) R.
+
+    From R = I it ends at the symmetric (ZCA) whitening matrix. Twice :class:`KappaRule` at kappa 1/2.
+
+    Args:
+        variance: the target t, a positive number. Default: 1.0.
+        dead_variance: rows with v below this are not pushed to t; 0 leaves them in. Default: 1e-8.
+
+    Loss: sum (X - t I)^2 / D^2.
+    Source: Cardoso & Laheld (1996); Amari (1998); as a normalisation layer SWBN, Zhang et al. (2021).
+    """
+
+    variance: float = 1.0
+    dead_variance: float = 1e-8
+
+    def __post_init__(self):
+        KappaRule(variance=self.variance, dead_variance=self.dead_variance)  # the same checks
+
+    def rows(self, moments):
+        v = moments.variance
+        return torch.where(v < self.dead_variance, -v, torch.full_like(v, -self.variance)), 1.0
+
+    def loss(self, moments):
+        diagonal = (moments.variance - self.variance).square().sum(-1)
+        return (moments.squared_off_diagonal() + diagonal) / moments.variance.shape[-1] ** 2

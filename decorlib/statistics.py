@@ -1,0 +1,174 @@
+"""What a learning rule may ask about a batch: its second moments, in the cheapest form that is exact.
+
+With y one decorrelated state and X = <y y'> its second moment over the batch, every rule here needs only three things
+of X: its diagonal, its product with R, and its Frobenius norm. For B samples of D features
+
+==============================  =============================  ==================================
+asked                           dense (B >= D)                 factored (B < D)
+==============================  =============================  ==================================
+diagonal <y_i^2>                2BD                            2BD
+X R                             2BD^2 for X, then 2D^3         Y'(Y R)/B: 4BD^2, X is never formed
+||X||_F^2                       2D^2                           ||Y Y'||_F^2 / B^2: 2B^2 D
+==============================  =============================  ==================================
+
+Both forms are equal to rounding; :meth:`Moments.of` takes the cheaper one by shape.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+LOW_PRECISION = (torch.float16, torch.bfloat16)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision cannot hold 1 - 1e-4, and sums of squares overflow in it: moments are taken in float32 or better."""
+    return x.float() if x.dtype in LOW_PRECISION else x
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Second moments X = <y y'> of decorrelated states y = R x, and what some rules read of the inputs x.
+
+    Build one with :meth:`of`. Leading dimensions ``*groups`` are independent problems (groups of a convolution,
+    models trained side by side); most often there are none.
+
+    Args:
+        variance: <y_i^2>, the diagonal of X.
+        count: samples averaged over; the weight of these moments among those of other processes.
+        samples: the states, where X is kept factored; None where it is dense.
+        matrix: X, where it is dense; None where it is factored.
+        input_samples: the inputs x of the same samples, only for rules that read them.
+        input_moment: <x x'>, for rules that read it, once it was averaged over processes or batches.
+        gain_mean: <||x|| / ||y||>, for the rule that reads it, once it was averaged over processes.
+    """
+
+    variance: Float[Tensor, "*groups features"]
+    count: int
+    samples: Float[Tensor, "*groups batch features"] | None = None
+    matrix: Float[Tensor, "*groups features features"] | None = None
+    input_samples: Float[Tensor, "*groups batch features"] | None = None
+    input_moment: Float[Tensor, "*groups features features"] | None = None
+    gain_mean: Float[Tensor, "*groups"] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        y: Float[Tensor, "*groups batch features"],
+        x: Float[Tensor, "*groups batch features"] | None = None,
+        dense: bool | None = None,
+    ) -> Moments:
+        """Moments of states y; ``dense`` overrules the choice by shape (factored where batch < features)."""
+        if y.shape[-2] == 0:
+            raise ValueError(
+                f"moments of an empty batch (states of shape {tuple(y.shape)}): at least one sample is needed"
+            )
+        y = at_least_float32(y)
+        x = None if x is None else at_least_float32(x)
+        if dense is None:
+            dense = y.shape[-2] >= y.shape[-1]
+        variance = y.square().mean(-2)
+        if dense:
+            return cls(variance, y.shape[-2], matrix=second_moment(y), samples=None, input_samples=x)
+        return cls(variance, y.shape[-2], samples=y, input_samples=x)
+
+    def dense(self) -> Float[Tensor, "*groups features features"]:
+        """X itself; costs 2BD^2 where it is factored."""
+        return second_moment(self.samples) if self.matrix is None else self.matrix
+
+    def times(self, R: Float[Tensor, "*groups features columns"]) -> Float[Tensor, "*groups features columns"]:
+        """The product X R."""
+        if self.matrix is not None:
+            return self.matrix @ R
+        return self.samples.mT @ (self.samples @ R).div_(self.count)
+
+    def squared_norm(self) -> Float[Tensor, "*groups"]:
+        """||X||_F^2, the sum of all squared entries of X."""
+        if self.matrix is not None:
+            return self.matrix.square().sum((-2, -1))
+        gram = self.samples @ self.samples.mT
+        return gram.square_().sum((-2, -1)).div_(self.count**2)
+
+    def squared_off_diagonal(self) -> Float[Tensor, "*groups"]:
+        """Sum of the squared covariances; the clamp only catches rounding, since X_ii^2 are among the entries summed."""
+        return (self.squared_norm() - self.variance.square().sum(-1)).clamp(min=0)
+
+    def input_variance(self) -> Float[Tensor, "*groups features"]:
+        """<x_i^2> of the inputs."""
+        if self.input_moment is not None:
+            return self.input_moment.diagonal(dim1=-2, dim2=-1)
+        return self._inputs().square().mean(-2)
+
+    def input_second_moment(self) -> Float[Tensor, "*groups features features"]:
+        """<x x'> of the inputs."""
+        return second_moment(self._inputs()) if self.input_moment is None else self.input_moment
+
+    def gain(self) -> Float[Tensor, "*groups"]:
+        """<||x|| / sqrt(||y||^2 + 1e-8)>: how much longer inputs are than states, averaged over samples."""
+        if self.gain_mean is not None:
+            return self.gain_mean
+        if self.samples is None:
+            raise RuntimeError("the gain needs the samples: build these Moments with Moments.of(y, x, dense=False)")
+        return (self._inputs().norm(dim=-1) / (self.samples.square().sum(-1) + 1e-8).sqrt()).mean(-1)
+
+    def _inputs(self) -> Tensor:
+        if self.input_samples is None:
+            raise RuntimeError("this rule reads the inputs: build the Moments with Moments.of(y, x)")
+        return self.input_samples
+
+    def reduced(self, group=None, gain: bool = False) -> Moments:
+        """The moments of all processes' samples together, weighted by how many each has (they need not be equal)."""
+        import torch.distributed as dist
+
+        matrix = self.dense()
+        parts = [matrix]
+        if self.input_samples is not None or self.input_moment is not None:
+            parts.append(self.input_second_moment())
+        if gain:
+            parts.append(self.gain())
+        weight = matrix.new_full((1,), self.count)
+        flat = torch.cat([part.reshape(-1) * weight for part in parts] + [weight])
+        dist.all_reduce(flat, group=group)
+        flat, total = flat[:-1], flat[-1:]
+        parts = [
+            chunk.view_as(part) / total
+            for chunk, part in zip(flat.split([part.numel() for part in parts]), parts, strict=True)
+        ]
+        return Moments(
+            parts[0].diagonal(dim1=-2, dim2=-1).clone(),
+            self.count * dist.get_world_size(group),
+            matrix=parts[0],
+            input_moment=parts[1] if len(parts) > 1 else None,
+            gain_mean=parts[2] if gain else None,
+        )
+
+    def with_input_moment(self, input_moment: Tensor) -> Moments:
+        """The same, with <x x'> replaced (by its running average)."""
+        return replace(self, input_moment=input_moment)
+
+
+def second_moment(y: Float[Tensor, "*groups batch features"]) -> Float[Tensor, "*groups features features"]:
+    """<y y'>, uncentred, over the batch; divided before the product so that large batches cannot overflow."""
+    scaled = y / y.shape[-2] ** 0.5
+    return scaled.mT @ scaled
+
+
+def largest_eigenvalue(operator, like: Float[Tensor, "*groups features"], steps: int = 10) -> Float[Tensor, "*groups"]:
+    """Estimate of the spectral radius of a linear map by ``steps`` power iterations (an estimate from below).
+
+    Args:
+        operator: v (*groups, D, 1) -> (*groups, D, 1).
+        like: a tensor that gives shape, device and dtype of v.
+        steps: iterations; each costs one application.
+    """
+    # A fixed start keeps runs reproducible; its unequal entries are orthogonal to no simple mode.
+    v = torch.linspace(1, 2, like.shape[-1], dtype=like.dtype, device=like.device).expand_as(like).unsqueeze(-1)
+    size = v.norm(dim=-2, keepdim=True)
+    for _ in range(steps):
+        v = operator(v / size)
+        size = v.norm(dim=-2, keepdim=True).clamp_min(torch.finfo(v.dtype).tiny)
+    return size.squeeze((-2, -1))

@@ -1,0 +1,269 @@
+"""The training loop, with its steps in the open, and the seed's call on top of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from decorlib.decorrelation import NonFiniteInput
+from decorlib.history import Epoch, History
+from decorlib.models import bp_parameters, decor_modules, decor_parameters, decor_update
+
+
+class SilentNoOp(RuntimeError):
+    """A decorrelation step with a positive rate left every R as it was."""
+
+
+def train(
+    model: nn.Module,
+    loss_fn: Callable[[Tensor, Tensor], Tensor],
+    train_loader: Iterable,
+    *,
+    epochs: int,
+    optimizer: torch.optim.Optimizer,
+    decor_optimizer: torch.optim.Optimizer | None = None,
+    device: torch.device | str | None = None,
+    measure_first: bool = False,
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+    scheduler=None,
+    decor_scheduler=None,
+    max_step: float | None = None,
+    allow_no_op: bool = False,
+    on_epoch: Callable[[Epoch], None] | None = None,
+) -> History:
+    r"""Train weights by backpropagation and R by its rule, side by side.
+
+    Each step: forward, task loss, backward, optimizer step, decorrelation update, decorrelation step. Nothing is hidden in
+    ``forward``; the loop below is short enough to copy and change.
+
+    A run whose losses stop being finite ends at the end of that epoch, with ``history.status == "diverged"``: a result, not
+    a crash. Losses stay on the device until the epoch's end, so a GPU is never waited for inside the loop.
+
+    Args:
+        model: any model; layers of :mod:`decorlib.layers` in it learn R, the rest trains as always.
+        loss_fn: (outputs, targets) -> scalar.
+        train_loader: yields (inputs, targets).
+        epochs: passes over the loader, at least 0.
+        optimizer: over the weights; must not hold any of :func:`decor_parameters`.
+        decor_optimizer: over :func:`decor_parameters`, and nothing else; None leaves every R as it is and measures nothing.
+        device: where batches are moved. Default: where the model is.
+        measure_first: begin with a pass that measures and does not step, as epoch 0. Default: False.
+        evaluate: called after each epoch with the model in evaluation mode; its dict lands in the history.
+        scheduler, decor_scheduler: stepped once per epoch.
+        max_step: bound on rate times curvature of each decorrelation step; see :meth:`Decorrelation.update`.
+        allow_no_op: accept decorrelation steps that change nothing. Default: False, they raise.
+        on_epoch: called with each finished epoch (printing, progress).
+
+    Returns:
+        A :class:`History` with one row per epoch.
+
+    Raises:
+        ValueError: an optimizer that owns what is not its own, a negative rate, an empty loader, NaN in the data.
+        SilentNoOp: a decorrelation step at a positive rate that changed no R, at the first step or over an epoch.
+        RuntimeError: a decorrelation layer that the forward never reaches; the message names it.
+
+    Example::
+
+        >>> history = train(model, nn.CrossEntropyLoss(), loader, epochs=10,
+        ...                 optimizer=torch.optim.Adam(bp_parameters(model), lr=1e-3),
+        ...                 decor_optimizer=torch.optim.SGD(decor_parameters(model), lr=1e-4))
+    """
+    if epochs < 0:
+        raise ValueError(f"epochs is {epochs}; it must be at least 0")
+    _check_ownership(model, optimizer, decor_optimizer)
+    device = device or next((p.device for p in model.parameters()), torch.device("cpu"))
+    watch = None if decor_optimizer is None or allow_no_op else _NoOpWatch(model, decor_optimizer)
+    history = History()
+    first = 0 if measure_first else 1
+    model.train()
+    for epoch in range(first, epochs + 1):
+        stepping = epoch > 0
+        start, losses, decor_losses = time.perf_counter(), [], []
+        for batch, (inputs, targets) in enumerate(train_loader):
+            inputs, targets = inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+            try:
+                loss = loss_fn(model(inputs), targets)
+            except NonFiniteInput as error:
+                if bool(inputs.isfinite().all()):  # the data are fine: the run has blown up on the way here
+                    return _diverged(history, epoch, f"batch {batch}: {error}")
+                raise ValueError(f"batch {batch} of epoch {epoch} holds NaN or infinity: clean the data") from error
+            if stepping:
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            if decor_optimizer is not None:
+                decor_losses.append(decor_update(model, _rate(decor_optimizer), max_step))
+                if stepping:
+                    decor_optimizer.step()
+                    if watch is not None and epoch == 1 and batch == 0:
+                        watch.check("the first step")
+            losses.append(loss.detach())
+        if not losses:
+            raise ValueError("train_loader gave no batch: fewer samples than batch_size with drop_last=True?")
+        seconds = time.perf_counter() - start if stepping else 0.0
+        row = _summarise(epoch, seconds, losses, decor_losses)
+        if not _finite(row):
+            return _diverged(history, epoch, f"a loss is not finite after epoch {epoch}")
+        if evaluate is not None:
+            model.eval()
+            row.metrics.update(evaluate(model))
+            model.train()
+        history.epochs.append(row)
+        if on_epoch is not None:
+            on_epoch(row)
+        if watch is not None and stepping:
+            watch.check(f"epoch {epoch}")
+        for schedule in (scheduler, decor_scheduler):
+            if schedule is not None and stepping:
+                schedule.step()
+    return history
+
+
+def decor_train(
+    args, model: nn.Module, lossfun, train_loader, device, *, verbose: bool = True, allow_no_op: bool = False
+) -> History:
+    """The seed notebook's call: Adam on the weights, plain SGD on R, an epoch 0 that measures, its printed lines.
+
+    Prints in the seed's accounting (see :meth:`History.as_seed_printed`); returns true per-batch means.
+
+    Args:
+        args: a namespace with ``lr`` (rate of the weights), ``epochs``, and the rate of R: ``decor_lr``, or where that
+            does not exist ``eta``, as in the seed. There ``eta`` means a rate; in a layer it is a weight of the rule.
+        model: a model with decorrelation layers.
+        lossfun: (outputs, targets) -> scalar.
+        train_loader: yields (inputs, targets).
+        device: where model and batches are moved.
+        verbose: print the seed's lines. Default: True.
+        allow_no_op: accept steps of R that change nothing, which is what the seed's third run did. Default: False.
+    """
+    rate = _checked_rate("decor_lr" if hasattr(args, "decor_lr") else "eta", getattr(args, "decor_lr", None), args)
+    weights_rate = _checked_rate("lr", None, args)
+    model = model.to(device)
+    weights = list(bp_parameters(model))
+    printed = History()
+
+    def show(row: Epoch) -> None:
+        printed.epochs[:] = [row]
+        if verbose:
+            print(*printed.seed_lines())
+
+    return train(
+        model,
+        lossfun,
+        train_loader,
+        epochs=args.epochs,
+        # Run 1 of the seed has no plain weights, and torch refuses an empty Adam.
+        optimizer=torch.optim.Adam(weights, lr=weights_rate) if weights else _Nothing(),
+        decor_optimizer=torch.optim.SGD(decor_parameters(model), lr=rate),
+        device=device,
+        measure_first=True,
+        allow_no_op=allow_no_op,
+        on_epoch=show,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- internals
+
+
+class _Nothing:
+    """The optimizer of a model without plain weights."""
+
+    param_groups: tuple = ()
+
+    def step(self) -> None: ...
+
+    def zero_grad(self) -> None: ...
+
+
+class _NoOpWatch:
+    """Notices decorrelation steps at a positive rate that leave every R as it was, to the bit."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer):
+        self.model, self.optimizer = model, optimizer
+        self.before = self._copy()
+
+    def _copy(self) -> list[Tensor]:
+        return [layer.weight.detach().clone() for _, layer in decor_modules(self.model)]
+
+    def check(self, when: str) -> None:
+        now = self._copy()
+        still = all(torch.equal(a, b) for a, b in zip(self.before, now, strict=True))
+        self.before = now
+        rate = max((group["lr"] for group in self.optimizer.param_groups), default=0.0)
+        if still and now and rate > 0:
+            names = ", ".join(f"'{name}'" for name, _ in decor_modules(self.model))
+            without = [name for name, layer in decor_modules(self.model) if layer.weight.grad is None]
+            reason = f"update() left no gradient on {without}" if without else f"a rate of {rate} is lost in rounding"
+            raise SilentNoOp(
+                f"{when}: the decorrelation step at rate {rate} left every R unchanged (layers {names}): {reason}. "
+                "Restart the kernel if library code was edited, check that decor_optimizer holds decor_parameters(model), "
+                "or pass allow_no_op=True if R is meant to stand still"
+            )
+
+
+def _check_ownership(model, optimizer, decor_optimizer) -> None:
+    decor = {id(p): name for name, layer in decor_modules(model) for p in layer.parameters(recurse=False)}
+    mine = [decor[id(p)] for group in optimizer.param_groups for p in group["params"] if id(p) in decor]
+    if mine:
+        raise ValueError(
+            f"optimizer also owns R of {sorted(set(mine))}: it would step R by its own rule as soon as a gradient is set. "
+            "Build it over bp_parameters(model)"
+        )
+    if decor_optimizer is None:
+        return
+    groups = decor_optimizer.param_groups
+    others = sum(id(p) not in decor for group in groups for p in group["params"])
+    if others:
+        raise ValueError(f"decor_optimizer also owns {others} plain weights: build it over decor_parameters(model)")
+    if not decor:
+        raise ValueError("decor_optimizer is given, but the model has no decorrelation layer: see decorlib.decorrelate")
+    owned = {id(p) for group in groups for p in group["params"]}
+    missing = sorted({name for i, name in decor.items() if i not in owned})
+    if missing:
+        raise ValueError(f"no optimizer owns R of {missing}: build decor_optimizer over decor_parameters(model)")
+    for group in groups:
+        if group["lr"] < 0:
+            raise ValueError(f"the decorrelation rate is {group['lr']}; it must be at least 0")
+
+
+def _checked_rate(name: str, value, args) -> float:
+    value = getattr(args, name) if value is None else value
+    if not (isinstance(value, int | float) and 0 <= value < float("inf")):
+        raise ValueError(f"args.{name} is {value!r}; it must be a finite number, at least 0")
+    return value
+
+
+def _rate(optimizer: torch.optim.Optimizer) -> float:
+    return optimizer.param_groups[0]["lr"]
+
+
+def _summarise(epoch: int, seconds: float, losses: list[Tensor], decor_losses: list[dict]) -> Epoch:
+    """Read the device once: means over the batches, per layer over the batches where it learned."""
+    by_layer: dict[str, list[Tensor]] = {}
+    for step in decor_losses:
+        for name, loss in step.items():
+            if loss is not None:
+                by_layer.setdefault(name, []).append(loss)
+    # float64: a sum over an epoch of float32 losses would lose the digits that runs are compared in
+    means = {name: float(torch.stack(values).double().mean()) for name, values in by_layer.items()}
+    return Epoch(epoch, seconds, len(losses), float(torch.stack(losses).double().mean()), means)
+
+
+def _finite(row: Epoch) -> bool:
+    return all(abs(value) < float("inf") for value in (row.loss, *row.decor_losses.values()))
+
+
+def _diverged(history: History, epoch: int, cause: str) -> History:
+    history.status, history.cause, history.diverged_at = "diverged", cause, epoch
+    return history
+
+
+def steps_of(history: History) -> Iterator[int]:
+    """Cumulative number of steps after each epoch, for plots against steps."""
+    total = 0
+    for row in history:
+        total += row.batches if row.epoch > 0 else 0
+        yield total

@@ -1,0 +1,116 @@
+"""Whitening matrices in closed form: the references that a learned R is compared with, and a rule that uses them.
+
+For a positive definite second moment S = <x x'>, each function returns R with R S R' = I. They differ by a rotation:
+ZCA is the symmetric one and changes x least; PCA gives principal axes, largest first; Cholesky is lower triangular, so
+that y_i depends on x_1 .. x_i only. Source: Kessy, Lewin & Strimmer (2018), "Optimal whitening and decorrelation".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from decorlib.rules import Matrix, Rule, WhiteningRule, check_range
+from decorlib.statistics import Moments
+
+
+def shrink(S: Matrix, shrinkage: float) -> Matrix:
+    """(1 - a) S + a (tr S / D) I: keeps the trace and bounds the condition number; needed where batch < features."""
+    if not 0 <= shrinkage <= 1:
+        raise ValueError(f"shrinkage is {shrinkage}; it must lie in [0, 1] (0: S as it is, 1: only its mean variance)")
+    level = S.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    eye = torch.eye(S.shape[-1], dtype=S.dtype, device=S.device)
+    return torch.lerp(S, level * eye, shrinkage)
+
+
+def zca(S: Matrix) -> Matrix:
+    """S^(-1/2), the symmetric whitening matrix, by eigendecomposition."""
+    values, vectors = _eigen(S)
+    return vectors * values.rsqrt().unsqueeze(-2) @ vectors.mT
+
+
+def pca(S: Matrix) -> Matrix:
+    """L^(-1/2) U' for S = U L U': whitened principal components, largest variance first, largest entry of a row > 0."""
+    values, vectors = _eigen(S)
+    rows = (vectors * values.rsqrt().unsqueeze(-2)).mT.flip(-2)
+    # eigh leaves the signs open; without a convention two machines would disagree.
+    largest = rows.abs().argmax(-1, keepdim=True)
+    return rows * rows.gather(-1, largest).sign()
+
+
+def cholesky(S: Matrix) -> Matrix:
+    """The inverse of the lower Cholesky factor of S: Gram-Schmidt in the order of the features."""
+    factor, info = torch.linalg.cholesky_ex(S)
+    if info.any():
+        raise ValueError(_SINGULAR.format("Cholesky factor does not exist"))
+    eye = torch.eye(S.shape[-1], dtype=S.dtype, device=S.device).expand_as(S)
+    return torch.linalg.solve_triangular(factor, eye, upper=False)
+
+
+def newton_schulz(S: Matrix, steps: int = 20) -> Matrix:
+    """S^(-1/2) by matrix products only: P <- (3 P - P^3 S_N) / 2 from P = I, with S_N = S / tr S.
+
+    Converges for every positive definite S; the smallest eigenvalue l of S_N needs about log_1.5(l^(-1/2)) steps, and
+    with fewer the result under-whitens: even for white S, 1.5^steps >= sqrt(D) is needed (IterNorm, Huang et al. 2019).
+    """
+    trace = S.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    normalised = S / trace
+    P = torch.eye(S.shape[-1], dtype=S.dtype, device=S.device).expand_as(S)
+    for _ in range(steps):
+        P = 1.5 * P - 0.5 * (P @ P @ P @ normalised)
+    return P / trace.sqrt()
+
+
+_SINGULAR = "{}: the second moment is singular. Use shrinkage > 0, more samples than features, or drop dead features"
+
+
+def _eigen(S: Matrix) -> tuple[Tensor, Tensor]:
+    values, vectors = torch.linalg.eigh(S)
+    floor = values[..., -1:] * S.shape[-1] * torch.finfo(S.dtype).eps
+    if (values <= floor).any():
+        raise ValueError(_SINGULAR.format(f"smallest eigenvalue {values.min().item():.3g}"))
+    return values, vectors
+
+
+@dataclass(frozen=True)
+class ExactWhitening(Rule):
+    """The whitening matrix of the inputs in closed form, put in place of R: dR = R - W with W S W' = I, S = <x x'>.
+
+    A reference, not a local rule: step it with lr = 1 (a smaller rate moves R part of the way) and refresh it every
+    few steps by the layer's ``update_every``. With plain SGD on the weights it is FOOF (Benzing 2022).
+
+    Args:
+        kind: ``"zca"``, ``"pca"`` or ``"cholesky"``; they differ by a rotation. Default: zca.
+        solver: ``"eigh"``, or ``"newton_schulz"`` (zca only). Default: eigh.
+        shrinkage: a in S <- (1 - a) S + a (tr S / D) I, in [0, 1]; above 0 wherever a batch may have fewer samples
+            than features, or features may be dead. Default: 0.01.
+        momentum: weight of the new batch in a running average of S, in (0, 1]; 1 uses the batch alone. Default: 1.0.
+
+    Loss: sum (X - I)^2 / D^2.
+    """
+
+    kind: Literal["zca", "pca", "cholesky"] = "zca"
+    solver: Literal["eigh", "newton_schulz"] = "eigh"
+    shrinkage: float = 0.01
+    momentum: float = 1.0
+    reads: ClassVar[Literal["input"]] = "input"
+
+    def __post_init__(self):
+        if self.kind not in ("zca", "pca", "cholesky"):
+            raise ValueError(f"kind is {self.kind!r}; allowed: 'zca', 'pca', 'cholesky'")
+        if self.solver not in ("eigh", "newton_schulz") or (self.solver != "eigh" and self.kind != "zca"):
+            raise ValueError(f"solver is {self.solver!r}; allowed: 'eigh', and 'newton_schulz' for kind='zca'")
+        check_range("shrinkage", self.shrinkage, 0, 1, "0 needs more samples than features and none of them dead")
+        if not 0 < self.momentum <= 1:
+            raise ValueError(f"momentum is {self.momentum}; it must lie in (0, 1]: 1 uses each batch alone")
+
+    def direction(self, moments: Moments, R: Matrix, lr: float | None = None) -> Matrix:
+        S = shrink(moments.input_second_moment(), self.shrinkage)
+        kinds = {"zca": zca, "pca": pca, "cholesky": cholesky}
+        return R - (newton_schulz if self.solver == "newton_schulz" else kinds[self.kind])(S)
+
+    def loss(self, moments):
+        return WhiteningRule().loss(moments)
