@@ -23,7 +23,7 @@ def train(
     train_loader: Iterable,
     *,
     epochs: int,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | None,
     decor_optimizer: torch.optim.Optimizer | None = None,
     device: torch.device | str | None = None,
     measure_first: bool = False,
@@ -47,12 +47,14 @@ def train(
         loss_fn: (outputs, targets) -> scalar.
         train_loader: yields (inputs, targets).
         epochs: passes over the loader, at least 0.
-        optimizer: over the weights; must not hold any of :func:`decor_parameters`.
+        optimizer: over the weights; must not hold any of :func:`decor_parameters`. None for a model that has no weights:
+            nothing is backpropagated.
         decor_optimizer: over :func:`decor_parameters`, and nothing else; None leaves every R as it is and measures nothing.
         device: where batches are moved. Default: where the model is.
         measure_first: begin with a pass that measures and does not step, as epoch 0. Default: False.
         evaluate: called after each epoch with the model in evaluation mode; its dict lands in the history.
-        scheduler, decor_scheduler: stepped once per epoch.
+        scheduler: of ``optimizer``, stepped once per epoch.
+        decor_scheduler: of ``decor_optimizer``, likewise.
         max_step: bound on rate times curvature of each decorrelation step; see :meth:`Decorrelation.update`.
         allow_no_op: accept decorrelation steps that change nothing. Default: False, they raise.
         on_epoch: called with each finished epoch (printing, progress).
@@ -90,7 +92,7 @@ def train(
                 if bool(inputs.isfinite().all()):  # the data are fine: the run has blown up on the way here
                     return _diverged(history, epoch, f"batch {batch}: {error}")
                 raise ValueError(f"batch {batch} of epoch {epoch} holds NaN or infinity: clean the data") from error
-            if stepping:
+            if stepping and optimizer is not None:
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -155,8 +157,7 @@ def decor_train(
         lossfun,
         train_loader,
         epochs=args.epochs,
-        # Run 1 of the seed has no plain weights, and torch refuses an empty Adam.
-        optimizer=torch.optim.Adam(weights, lr=weights_rate) if weights else _Nothing(),
+        optimizer=torch.optim.Adam(weights, lr=weights_rate) if weights else None,
         decor_optimizer=torch.optim.SGD(decor_parameters(model), lr=rate),
         device=device,
         measure_first=True,
@@ -166,16 +167,6 @@ def decor_train(
 
 
 # ---------------------------------------------------------------------------------------------------------- internals
-
-
-class _Nothing:
-    """The optimizer of a model without plain weights."""
-
-    param_groups: tuple = ()
-
-    def step(self) -> None: ...
-
-    def zero_grad(self) -> None: ...
 
 
 class _NoOpWatch:
@@ -206,7 +197,8 @@ class _NoOpWatch:
 
 def _check_ownership(model, optimizer, decor_optimizer) -> None:
     decor = {id(p): name for name, layer in decor_modules(model) for p in layer.parameters(recurse=False)}
-    mine = [decor[id(p)] for group in optimizer.param_groups for p in group["params"] if id(p) in decor]
+    groups = [] if optimizer is None else optimizer.param_groups
+    mine = [decor[id(p)] for group in groups for p in group["params"] if id(p) in decor]
     if mine:
         raise ValueError(
             f"optimizer also owns R of {sorted(set(mine))}: it would step R by its own rule as soon as a gradient is set. "

@@ -1,0 +1,273 @@
+"""One experiment: a frozen specification of plain values -> a record of plain values.
+
+Every training run of the notebooks is an :class:`Experiment`; what two arms do not say differently is equal between them:
+with the same seed they get the same digits, the same initial weights and the same order of batches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from decorlib import datasets, inputs, metrics
+from decorlib.catalogue import make_rule
+from decorlib.layers import DecorConv2d, DecorLinear, Decorrelation, bp_parameters, decor_modules, decor_parameters
+from decorlib.train import train
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What one run does. Every field has a unit or a set of values; ``run(Experiment(...))`` does it.
+
+    Args:
+        data: ``"mnist"`` or ``"fashion_mnist"``.
+        train_size: training images, drawn by ``subset_seed``; 0: all that ``split`` leaves.
+        subset_seed: which images; the seed notebook's are 42. None: the run's own seed.
+        split: ``"test"`` evaluates on the test set; ``"validation"`` on 10,000 training images that are not trained on.
+        scaling: one of :data:`decorlib.inputs.SCALINGS`.
+        pixels: ``"all"``; ``"alive"`` drops those constant in the training images; ``"lively"`` those that differ from
+            their usual value in fewer than 1% of them.
+        jitter: standard deviation of fixed Gaussian noise added to the training inputs, in scaled units.
+        demean_inputs: subtract the training mean of each input, once.
+        whiten_inputs: multiply the (demeaned) inputs by their ZCA matrix, once.
+        model: ``"decorrelation"`` (R alone), ``"mlp"`` or ``"convnet"``.
+        hidden: widths of the MLP's hidden layers.
+        normalisation: None or ``"batch"`` (BatchNorm before each nonlinearity).
+        rule: a key of :data:`decorlib.RULES`; None: a plain network.
+        rule_options: hyperparameters of the rule, as (name, value) pairs.
+        layer_options: further options of the layers (center, momentum, update_every, fraction, ...), likewise.
+        decorrelated: ``"all"`` layers, or only the ``"first"``.
+        lr, optimizer: rate and kind of the weights' optimizer: ``"adam"``, ``"sgd"``, ``"momentum"`` (0.9).
+        decor_lr, decor_optimizer: the same for R.
+        decor_schedule: None, ``"cosine"`` to zero, or ``"drop"`` (by 10 at half the epochs).
+        max_step: bound on rate times curvature of R's steps, or None.
+        batch_size, epochs, seed: as everywhere.
+        evaluate_every: epochs between evaluations; 0: only at the end.
+    """
+
+    data: str = "mnist"
+    train_size: int = 1000
+    subset_seed: int | None = None
+    split: str = "test"
+    scaling: str = "seed"
+    pixels: str = "all"
+    jitter: float = 0.0
+    demean_inputs: bool = False
+    whiten_inputs: bool = False
+    model: str = "mlp"
+    hidden: tuple[int, ...] = (100,)
+    normalisation: str | None = None
+    rule: str | None = "seed"
+    rule_options: tuple[tuple[str, object], ...] = ()
+    layer_options: tuple[tuple[str, object], ...] = ()
+    decorrelated: str = "all"
+    lr: float = 1e-3
+    optimizer: str = "adam"
+    decor_lr: float = 1e-5
+    decor_optimizer: str = "sgd"
+    decor_schedule: str | None = None
+    max_step: float | None = None
+    batch_size: int = 64
+    epochs: int = 10
+    seed: int = 0
+    evaluate_every: int = 0
+
+    def __post_init__(self):
+        allowed = {
+            "split": ("test", "validation"),
+            "scaling": inputs.SCALINGS,
+            "pixels": ("all", "alive", "lively"),
+            "model": ("decorrelation", "mlp", "convnet"),
+            "normalisation": (None, "batch"),
+            "decorrelated": ("all", "first"),
+            "optimizer": tuple(_OPTIMIZERS),
+            "decor_optimizer": tuple(_OPTIMIZERS),
+            "decor_schedule": (None, "cosine", "drop"),
+        }
+        for name, values in allowed.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(map(str, values))}")
+        if self.model == "decorrelation" and self.rule is None:
+            raise ValueError("model='decorrelation' has nothing to learn with rule=None")
+
+    def but(self, **changes) -> Experiment:
+        """The same experiment with some fields changed."""
+        return replace(self, **changes)
+
+
+VALIDATION = 10_000
+
+
+@lru_cache(maxsize=4)
+def _images(data: str) -> tuple[Tensor, ...]:
+    load = {"mnist": datasets.mnist, "fashion_mnist": datasets.fashion_mnist}[data]
+    return *inputs.tensors(load(train=True)), *inputs.tensors(load(train=False))
+
+
+def arrays(spec: Experiment) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(x, t) to train on and (x, t) to evaluate on, scaled and cleaned as the specification says."""
+    images, targets, test_images, test_targets = _images(spec.data)
+    order = np.random.RandomState(spec.seed if spec.subset_seed is None else spec.subset_seed).permutation(len(images))
+    if spec.split == "validation":  # the last ones, so that a small training set is the same with and without it
+        held_out, order = order[-VALIDATION:], order[:-VALIDATION]
+        test_images, test_targets = images[held_out], targets[held_out]
+    order = order[: spec.train_size or None]
+    images, targets = images[order], targets[order]
+    x, z = (inputs.scale(part, spec.scaling, reference=images).flatten(1) for part in (images, test_images))
+    if spec.pixels != "all":
+        keep = lively_pixels(images, at_least=1 if spec.pixels == "alive" else len(images) // 100)
+        x, z = x[:, keep], z[:, keep]
+    if spec.jitter:
+        noise = torch.Generator().manual_seed(spec.seed)
+        x = x + spec.jitter * torch.randn(x.shape, generator=noise)
+    if spec.demean_inputs or spec.whiten_inputs:
+        mean = x.mean(0)
+        x, z = x - mean, z - mean
+    if spec.whiten_inputs:
+        from decorlib.statistics import second_moment
+        from decorlib.whitening import shrink, zca
+
+        W = zca(shrink(second_moment(x.double()), 0.01)).float()
+        x, z = x @ W.T, z @ W.T
+    return x, targets, z, test_targets
+
+
+def lively_pixels(images: Tensor, at_least: int = 1) -> Tensor:
+    """Which pixels differ from their most common value in at least that many images; (N, H, W) -> bool (H W)."""
+    flat = images.flatten(1)
+    return (flat != flat.mode(0).values).sum(0) >= at_least
+
+
+def build(spec: Experiment, features: int) -> nn.Module:
+    """The model; plain and decorrelated arms of one seed start from equal weights."""
+    torch.manual_seed(spec.seed)
+    options = {} if spec.rule is None else _layer_options(spec)
+    if spec.model == "decorrelation":
+        return Decorrelation(features, **options)
+    model = _mlp(spec, features, options) if spec.model == "mlp" else _convnet(spec, options)
+    return model
+
+
+def _layer_options(spec: Experiment) -> dict:
+    # Statistics from a part of the batch draw from a generator of their own: other draws must not move with them.
+    options = dict(spec.layer_options)
+    if options.get("fraction", 1.0) != 1.0:
+        options["generator"] = torch.Generator().manual_seed(spec.seed)
+    return {"rule": make_rule(spec.rule, **dict(spec.rule_options)), **options}
+
+
+def _mlp(spec: Experiment, features: int, options: dict) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    widths = (features, *spec.hidden, 10)
+    for depth, (D, M) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        decorrelates = spec.rule is not None and (spec.decorrelated == "all" or depth == 0)
+        layers.append(DecorLinear(D, M, **options) if decorrelates else nn.Linear(D, M))
+        if depth < len(spec.hidden):
+            layers += [nn.BatchNorm1d(M)] if spec.normalisation == "batch" else []
+            layers.append(nn.LeakyReLU())
+    return nn.Sequential(*layers)
+
+
+def _convnet(spec: Experiment, options: dict) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.Unflatten(1, (1, 28, 28))]
+    for depth, (C, M) in enumerate(((1, 16), (16, 32), (32, 32))):
+        decorrelates = spec.rule is not None and (spec.decorrelated == "all" or depth == 0)
+        geometry = {"kernel_size": 3, "stride": 2, "padding": 1}
+        layers.append(DecorConv2d(C, M, **geometry, **options) if decorrelates else nn.Conv2d(C, M, **geometry))
+        layers += [nn.BatchNorm2d(M)] if spec.normalisation == "batch" else []
+        layers.append(nn.LeakyReLU())
+    linear = {k: v for k, v in options.items() if k != "span"}
+    last = nn.Linear(512, 10) if spec.rule is None or spec.decorrelated == "first" else DecorLinear(512, 10, **linear)
+    return nn.Sequential(*layers, nn.Flatten(), last)
+
+
+_OPTIMIZERS = {
+    "adam": torch.optim.Adam,
+    "sgd": torch.optim.SGD,
+    "momentum": lambda parameters, lr: torch.optim.SGD(parameters, lr=lr, momentum=0.9),
+}
+
+
+def run(spec: Experiment) -> dict:
+    """Do the experiment and return its record: status, one row per epoch, final measurements, timings apart."""
+    x, t, z, u = arrays(spec)
+    model = build(spec, x.shape[1])
+    batches = inputs.loader(x, t, spec.batch_size, generator=torch.Generator().manual_seed(spec.seed))
+    weights = list(bp_parameters(model))
+    R = list(decor_parameters(model))
+    decor = _OPTIMIZERS[spec.decor_optimizer](R, lr=spec.decor_lr) if R else None
+    epochs_done = 0
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        nonlocal epochs_done
+        epochs_done += 1
+        last = epochs_done == spec.epochs
+        wanted = last or (spec.evaluate_every and epochs_done % spec.evaluate_every == 0)
+        return measure(model, x, t, z, u) if wanted else {}
+
+    history = train(
+        model,
+        nn.functional.cross_entropy if weights else lambda y, _: y.new_zeros(()),
+        batches,
+        epochs=spec.epochs,
+        optimizer=_OPTIMIZERS[spec.optimizer](weights, lr=spec.lr) if weights else None,
+        decor_optimizer=decor,
+        evaluate=evaluate,
+        decor_scheduler=None if decor is None else _schedule(decor, spec),
+        max_step=spec.max_step,
+        allow_no_op=spec.decor_lr == 0,
+    )
+    rows = history.rows()
+    seconds = [row.pop("seconds") for row in rows]
+    finished = history.status == "finished"
+    return {
+        "status": history.status,
+        "diverged_at": history.diverged_at,
+        "cause": history.cause,
+        "epochs": rows,
+        "final": rows[-1] if rows and finished else {},
+        "timing": {"seconds": seconds, "threads": torch.get_num_threads()},
+    }
+
+
+def _schedule(optimizer: torch.optim.Optimizer, spec: Experiment):
+    if spec.decor_schedule == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(spec.epochs, 1))
+    if spec.decor_schedule == "drop":
+        return torch.optim.lr_scheduler.MultiStepLR(optimizer, [max(spec.epochs // 2, 1)], gamma=0.1)
+    return None
+
+
+@torch.no_grad()
+def measure(model: nn.Module, x: Tensor, t: Tensor, z: Tensor, u: Tensor) -> dict[str, float]:
+    """Accuracy and loss on held-out and training data, and what is left of correlations in the first R's outputs."""
+    found: dict[str, float] = {}
+    if any(True for _ in bp_parameters(model)):
+        for name, inputs_, targets in (("test", z, u), ("train", x, t)):
+            outputs = torch.cat([model(part) for part in inputs_.split(2000)])
+            found[f"{name}_accuracy"] = float((outputs.argmax(1) == targets).double().mean())
+            found[f"{name}_loss"] = float(nn.functional.cross_entropy(outputs.double(), targets))
+    first = next((layer for _, layer in decor_modules(model)), None)
+    if first is not None and first.in_features == x.shape[1]:  # not a convolution's patches
+        y = first(x[:2000]).double()
+        found["correlation"] = metrics.mean_correlation(y)
+        found["cosine"] = metrics.mean_correlation(y, centred=False)
+        found["effective_rank"] = metrics.effective_rank(y)
+        found["residual_mean"] = float(y.mean(0).square().mean().sqrt())
+        found["residual_variance"] = float((y.square().mean(0) - 1).abs().mean())
+    return found
+
+
+def table(specs: list[Experiment], records: list[dict]) -> list[dict]:
+    """One flat row per run: the fields that differ between the specifications, status and final measurements."""
+    differing = [f.name for f in fields(Experiment) if len({getattr(s, f.name) for s in specs}) > 1]
+    return [
+        {name: asdict(spec)[name] for name in differing}
+        | {"status": record["status"], "diverged_at": record["diverged_at"]}
+        | {k: v for k, v in record["final"].items() if k != "batches"}
+        for spec, record in zip(specs, records, strict=True)
+    ]

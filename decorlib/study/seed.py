@@ -1,0 +1,106 @@
+"""The seed notebook's three runs: its data, its models, its printed tables, and the accident that its third run was."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from importlib import resources
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from decorlib import datasets, inputs
+from decorlib.decorrelation import Decorrelation
+from decorlib.history import History
+from decorlib.linear import DecorLinear
+from decorlib.train import decor_train
+
+RUNS = ("run1_decorrelation_only", "run2_single_layer", "run3_two_layer")
+
+
+def printed(run: str) -> list[dict]:
+    """What the seed document prints for one of :data:`RUNS`: a row per epoch; None where the document is cut off."""
+    tables = json.loads((resources.files("decorlib") / "data" / "seed_tables.json").read_text())
+    return tables["runs"][run]
+
+
+def loader(seed: int = 42) -> DataLoader:
+    """Seed every generator as the first cell does, and load its 1,000 digits: 15 batches of 64, background at -2.
+
+    The batches are the bits that the seed's transforms and its per-sample loader give, from memory.
+    """
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - the seed's own generator: another one would give other digits
+    images, targets = inputs.tensors(datasets.mnist(train=True))
+    chosen = torch.as_tensor(np.random.permutation(len(images))[:1000])  # noqa: NPY002
+    return inputs.loader(inputs.scale(images[chosen], "seed"), targets[chosen], batch_size=64)
+
+
+def model(run: str, variance: float = 1.0) -> nn.Module:
+    """A fresh model of one of :data:`RUNS`."""
+    if run == RUNS[0]:
+        return Decorrelation(784, bias=False, variance=variance)
+    if run == RUNS[1]:
+        return nn.Sequential(DecorLinear(784, 100, variance=variance))
+    if run == RUNS[2]:
+        return nn.Sequential(
+            DecorLinear(784, 100, bias=True, variance=variance),
+            nn.LeakyReLU(),
+            DecorLinear(100, 10, bias=True, variance=variance),
+        )
+    raise ValueError(f"run is {run!r}; the seed has {', '.join(RUNS)}")
+
+
+def train(run: str, batches: DataLoader, *, allow_no_op: bool = False, verbose: bool = False) -> History:
+    """One execution of one of the seed's training cells, drawing from torch's global generator as it does."""
+    rates = {RUNS[0]: (1e-4, 10), RUNS[1]: (1e-4, 10), RUNS[2]: (1e-5, 20)}
+    lr, epochs = rates[run]
+    lossfun = (lambda y, t: torch.zeros(1, requires_grad=True)) if run == RUNS[0] else nn.CrossEntropyLoss()
+    args = argparse.Namespace(lr=lr, eta=1e-5, epochs=epochs)
+    return decor_train(args, model(run), lossfun, batches, "cpu", verbose=verbose, allow_no_op=allow_no_op)
+
+
+def document(*, executions: int = 2, updating: bool = False, seed: int = 42) -> dict[str, History]:
+    """The whole document: runs 1 and 2, then run 3's cell so many times, the last one updating R or not.
+
+    Earlier executions of run 3's cell update R; what they leave behind is 20 epochs of random draws. The document shows
+    two executions (In [4] is followed by In [6]) and, as notebook 00 finds, no update in the second.
+    """
+    batches = loader(seed)
+    histories = {run: train(run, batches) for run in RUNS[:2]}
+    for execution in range(executions):
+        stopped = execution == executions - 1 and not updating
+        with hot_reloaded() if stopped else nullcontext():
+            histories[RUNS[2]] = train(RUNS[2], batches, allow_no_op=stopped)
+    return histories
+
+
+@contextmanager
+def hot_reloaded() -> Iterator[None]:
+    """The accident of run 3, replayed: an edited ``update`` that reports its loss and sets no gradient."""
+    update = Decorrelation.update
+
+    def edited(self, lr=None, max_step=None):
+        loss = update(self, lr, max_step)
+        self.weight.grad = None
+        return loss
+
+    Decorrelation.update = edited
+    try:
+        yield
+    finally:
+        Decorrelation.update = update
+
+
+def largest_difference(history: History, run: str, key: str) -> float:
+    """Largest relative difference between a history, in the seed's accounting, and every value the document holds."""
+    pairs = [
+        (ours[key], theirs[key])
+        for ours, theirs in zip(history.as_seed_printed(), printed(run), strict=False)
+        if theirs.get(key) is not None
+    ]
+    return max(abs(ours - theirs) / max(abs(theirs), 1e-6) for ours, theirs in pairs)

@@ -1,0 +1,49 @@
+"""Timings that can be compared: alternatives take turns within one process, so that a slow minute hits all of them."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+
+
+def take_turns(
+    alternatives: dict[str, Callable[[], object]], repeats: int = 30, warmup: int = 3, synchronize: bool = False
+) -> dict[str, list[float]]:
+    """Seconds of each call, A B C A B C ..., after some that do not count.
+
+    Args:
+        alternatives: name -> function without arguments.
+        repeats: counted calls of each.
+        warmup: calls of each before that.
+        synchronize: wait for the CUDA device after each call.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in alternatives}
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        for turn in range(-warmup, repeats):
+            for name, call in alternatives.items():
+                start = time.perf_counter()
+                call()
+                if synchronize:
+                    torch.cuda.synchronize()
+                if turn >= 0:
+                    seconds[name].append(time.perf_counter() - start)
+    finally:
+        if enabled:
+            gc.enable()
+    return seconds
+
+
+def ratio(seconds: dict[str, list[float]], name: str, of: str) -> float:
+    """Median of the turn-by-turn ratios of one alternative to another."""
+    return median(a / b for a, b in zip(seconds[name], seconds[of], strict=True))
+
+
+def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
+    """Median seconds of each alternative."""
+    return {name: median(values) for name, values in seconds.items()}
