@@ -1,0 +1,96 @@
+# `make` alone lists what there is. Variables are given as `make reproduce ONLY=03 JOBS=2`, or in the environment.
+PYTHON ?= python3
+VENV ?= .venv
+# full writes results/; quick (minutes) and extended write build/quick and build/extended
+PROFILE ?= full
+ONLY ?=
+SEEDS ?=
+DEVICE ?=
+JOBS ?=
+ENGINE ?=
+
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.decorlib-stamp
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup reproduce report lab refresh test test-slow test-notebooks lint format lock clean
+
+# Each on its own line: `export A=0 B=1` would make A the text "0 B=1".
+export PYTHONHASHSEED = 0
+export OMP_NUM_THREADS ?= 1
+export MKL_NUM_THREADS ?= 1
+# A kernel `python3` found there would run instead of this environment's.
+unexport JUPYTER_PATH
+unexport PYTHONPATH
+# Set by reproduce.py for the notebooks it runs; inherited from a shell they would make tests write results.
+unexport DECORLIB_RESULTS
+unexport DECORLIB_RECORDS
+unexport DECORLIB_NOTEBOOK
+
+help:  ## list the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
+	@echo
+	@echo "  variables: ONLY=03 PROFILE=quick|full|extended SEEDS=10 DEVICE=cuda JOBS=2 ENGINE=tcp://host:8786 PYTHON=python3.12"
+
+setup: $(STAMP)  ## create .venv with the locked versions (does nothing the second time)
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "decorlib needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true)."; \
+	  echo "Name another one: make setup PYTHON=python3.12"; exit 1; } >&2
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+reproduce: $(STAMP)  ## run what has changed, write results/, compare with the committed records
+	$(PY) -m decorlib.study.reproduce --profile $(PROFILE) $(if $(ONLY),--only $(ONLY)) $(if $(SEEDS),--seeds $(SEEDS)) \
+	  $(if $(DEVICE),--device $(DEVICE)) $(if $(JOBS),--jobs $(JOBS)) $(if $(ENGINE),--engine $(ENGINE))
+
+report: $(STAMP)  ## rebuild results/report from the records, without training
+	$(PY) -m decorlib.study.report --profile $(PROFILE)
+
+lab: $(STAMP)  ## open the notebooks in JupyterLab
+	$(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
+
+refresh: $(STAMP)  ## run the notebooks at their quick values and store the outputs in notebooks/
+	$(PY) -m decorlib.study.reproduce --refresh-sources $(if $(ONLY),--only $(ONLY))
+
+test: $(STAMP)  ## unit tests, then every notebook: its checked cells must print what is stored
+	$(PY) -m pytest tests
+	@$(MAKE) --no-print-directory test-notebooks
+
+test-notebooks: $(STAMP)  ## only the notebooks
+	@if compgen -G 'notebooks/*.ipynb' >/dev/null; then \
+	  DECORLIB_PROGRESS=off $(PY) -m pytest --nbval --nbval-current-env --nbval-cell-timeout 300 \
+	    --nbval-sanitize-with tests/nbval.cfg -p no:cacheprovider notebooks; \
+	else echo "no notebooks yet"; fi
+
+test-slow: $(STAMP)  ## the slow tests: the report in a headless Chromium, long statistics
+	$(PY) -m pytest -m slow tests
+
+lint: $(STAMP)  ## ruff, formatting, and no volatile metadata in the notebooks
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	@if compgen -G 'notebooks/*.ipynb' >/dev/null; then $(PY) -m pytest -q tests/test_notebooks.py; fi
+
+format: $(STAMP)  ## let ruff mend layout and imports
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+# uv writes hashes for all platforms in seconds; pip-compile would download every CUDA wheel. It is only needed
+# here, so it lives in build/. torch and torchvision are released in pairs: change both constraints together.
+lock: build/uv/bin/uv  ## resolve pyproject.toml again into requirements.lock
+	printf '%s\n' torch==2.14.1 torchvision==0.29.1 > build/constraints.txt
+	build/uv/bin/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
+	  --no-header -q -c build/constraints.txt -o requirements.lock
+
+build/uv/bin/uv:
+	$(PYTHON) -m venv build/uv
+	build/uv/bin/python -m pip install --quiet uv
+
+clean:  ## remove what was built; keeps .venv, results/ and the cache of training runs
+	rm -rf build .pytest_cache .ruff_cache .hypothesis jupyter_execute
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,116 @@
+"""What a notebook's results depend on, as hashes: is there anything to be done?"""
+
+import ast
+import hashlib
+import json
+import platform
+from argparse import Namespace
+from pathlib import Path
+
+from decorlib.study.notebooks import Source
+from decorlib.study.provenance import DATA
+from decorlib.study.records import dumps, write_atomic
+
+PACKAGE = DATA.parent
+# These run or arrange notebooks; an edit of them cannot change a number inside one.
+_OUTSIDE = {"study/reproduce.py", "study/inputs.py", "study/report.py", "study/pages.py", "study/compare.py"}
+
+
+def _sha(data: bytes | str) -> str:
+    return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
+
+
+def code_of(text: str) -> str:
+    """Python source without comments, layout and docstrings: an edited explanation needs no new run."""
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(getattr(first, "value", None), ast.Constant):
+                node.body = node.body[1:] or [ast.Pass()]
+    return ast.dump(tree)
+
+
+def code_hashes(package: Path = PACKAGE) -> dict[str, str]:
+    """Hash of every module whose code can change what a notebook computes."""
+    return {
+        name: _sha(code_of(path.read_text(encoding="utf-8")))
+        for path in sorted(package.rglob("*.py"))
+        if (name := path.relative_to(package).as_posix()) not in _OUTSIDE
+    }
+
+
+def digests(folder: Path, skip: Path | None = None) -> dict[str, str]:
+    """sha256 of every file below a folder by its relative path."""
+    return {
+        path.relative_to(folder).as_posix(): _sha(path.read_bytes())
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path != skip
+    }
+
+
+def _source(source: Source) -> str:
+    """The notebook's cells without outputs, counts and ids."""
+    cells = [[c.cell_type, c.source, sorted(c.metadata.get("tags", []))] for c in source.read().cells]
+    return _sha(json.dumps(cells))
+
+
+def collect(source: Source, values: dict, options: Namespace) -> dict[str, str]:
+    """Everything the results of one notebook depend on, as name -> hash."""
+    lock = options.root / "requirements.lock"
+    found = {
+        "the notebook": _source(source),
+        "its parameters": _sha(dumps(values)),
+        "requirements.lock": _sha(lock.read_bytes()) if lock.exists() else "none",
+        "the data": _sha((DATA / "mnist" / "SHA256SUMS").read_bytes()),
+        "the Python version": platform.python_version(),
+    }
+    found.update({f"decorlib/{name}": value for name, value in code_hashes().items()})
+    if any("load_records" in cell.source for cell in source.read().cells):
+        for path in sorted((options.results / "records").glob("[0-9][0-9].json")):
+            if path.stem < source.number:
+                # without made_by and sha256: the same findings on another day are the same input
+                content = json.loads(path.read_text(encoding="utf-8"))
+                findings = {k: v for k, v in content.items() if k not in ("made_by", "sha256")}
+                found[f"record {path.stem}"] = _sha(dumps(findings))
+    return found
+
+
+def _stamp(options: Namespace, source: Source) -> Path:
+    return options.build / "stamps" / f"{source.path.stem}.json"
+
+
+def _outputs(options: Namespace, source: Source) -> dict[str, str]:
+    from decorlib.study.reproduce import files_of
+
+    return {
+        path.relative_to(options.results).as_posix(): _sha(path.read_bytes())
+        for path in files_of(options.results, source)
+    }
+
+
+def why_run(found: dict[str, str], source: Source, options: Namespace) -> str | None:
+    """Why a notebook has to run, in a few words; None when it does not."""
+    try:
+        stored = json.loads(_stamp(options, source).read_text(encoding="utf-8"))
+        before, outputs = stored["inputs"], stored["outputs"]
+    except (OSError, ValueError, KeyError):
+        return "not yet run in this clone"
+    changed = sorted(name for name in {*found, *before} if found.get(name) != before.get(name))
+    if changed:
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        return f"{changed[0]}{more} changed"
+    if outputs != _outputs(options, source):
+        return "its results were removed or edited"
+    return None
+
+
+def remember(found: dict[str, str], source: Source, options: Namespace) -> None:
+    """Note that the results now there were made from `found`."""
+    stamp = {"inputs": found, "outputs": _outputs(options, source)}
+    write_atomic(_stamp(options, source), dumps(stamp).encode())
+
+
+def forget(options: Namespace, source: Source) -> None:
+    """Remove the note before a run: if the run dies, the notebook counts as not run."""
+    _stamp(options, source).unlink(missing_ok=True)

@@ -1,0 +1,266 @@
+"""What a notebook found, as one small JSON file that people, tests and the report read.
+
+A record holds the question, the parameters, headline numbers with the tolerance at which another run must
+agree, small tables and verdicts. It is plain JSON: loading one executes nothing. It carries the sha256 of its
+own content, so that a damaged or hand-edited file is noticed.
+"""
+
+import gzip
+import hashlib
+import json
+import math
+import os
+import re
+from dataclasses import asdict, dataclass, field, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from decorlib.study import provenance
+
+FORMAT = 1
+GZIP_FROM = 200_000  # bytes; larger lists of runs are stored compressed
+
+
+class RecordDamaged(RuntimeError):
+    """A record cannot be read, or its content is not what its checksum says."""
+
+
+def plain(value: Any, where: str = "value") -> Any:
+    """Turn numbers of numpy and torch, tuples and dataclasses into what JSON knows, and NaN into None.
+
+    Raises:
+        TypeError: something that a record cannot hold, with the place where it is.
+    """
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): plain(item, f"{where}[{key!r}]") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value), where)
+    if hasattr(value, "tolist"):  # numpy scalars and arrays, torch tensors
+        return plain(value.tolist(), where)
+    raise TypeError(
+        f"{where} is a {type(value).__name__}; a record holds numbers, text, lists and dictionaries of them"
+    )
+
+
+def dumps(content: Any) -> str:
+    """JSON in one fixed form: sorted keys, floats by repr, no NaN."""
+    return json.dumps(content, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write all of the file or nothing: temporary name, flush to disk, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _sum(content: dict) -> str:
+    return hashlib.sha256(dumps({key: content[key] for key in content if key != "sha256"}).encode()).hexdigest()
+
+
+@dataclass
+class Record:
+    """Findings of one notebook; written to ``records/NN.json`` by a full run, and only then.
+
+    Args:
+        notebook: the notebook's number, two digits.
+        question: the notebook's question, as in its title.
+        parameters: the parameters it ran with. Default: ``{}``
+
+    Example:
+        >>> record = Record("03", question="Does a variance of one help?", parameters={"seeds": 5})
+        >>> record.value("largest deviation", 0.0125, tolerance=0.02)
+        >>> record.values[0]["value"]
+        0.0125
+    """
+
+    notebook: str
+    question: str
+    parameters: dict = field(default_factory=dict)
+    values: list[dict] = field(default_factory=list, init=False)
+    tables: dict[str, dict] = field(default_factory=dict, init=False)
+    verdicts: list[dict] = field(default_factory=list, init=False)
+    made_by: dict = field(default_factory=dict, init=False)
+    _runs: list | None = field(default=None, init=False, repr=False)
+    _runs_file: dict | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self):
+        if not re.fullmatch(r"\d\d", self.notebook):
+            raise ValueError(f"notebook must be two digits such as '03', got {self.notebook!r}")
+        if not self.question.strip():
+            raise ValueError("question is empty: give the notebook's question, as in its title")
+        self.parameters = plain(self.parameters, "parameters")
+
+    def value(self, name: str, x: Any, unit: str = "", tolerance: float | int = 0.02) -> None:
+        """Keep a headline number.
+
+        A NaN or infinite number is kept as ``None`` with status ``"diverged"``.
+
+        Args:
+            name: what it is; unique in the record.
+            x: the number: Python's, numpy's or a torch scalar.
+            unit: its unit. Default: ``""``
+            tolerance: largest relative change that counts as the same result. Default: 0.02
+        """
+        if any(kept["name"] == name for kept in self.values):
+            raise ValueError(f"there is already a value {name!r} in record {self.notebook}")
+        if not (math.isfinite(tolerance) and tolerance >= 0):
+            raise ValueError(f"tolerance must be a number of at least 0, got {tolerance}")
+        x = plain(x, name)
+        if x is not None and not isinstance(x, int | float):
+            raise TypeError(f"value {name!r} must be a number, got {x!r}; use table() for more than one")
+        status = "diverged" if x is None else "finite"
+        self.values.append({"name": name, "value": x, "unit": unit, "tolerance": float(tolerance), "status": status})
+
+    def table(self, name: str, frame) -> None:
+        """Keep a small table (a pandas data frame; its index is kept where it has a name)."""
+        if name in self.tables:
+            raise ValueError(f"there is already a table {name!r} in record {self.notebook}")
+        frame = frame.reset_index() if any(label is not None for label in frame.index.names) else frame
+        rows = [[plain(item, f"table {name!r}") for item in row] for row in frame.itertuples(index=False)]
+        if len(rows) > 2000:
+            raise ValueError(f"table {name!r} has {len(rows)} rows; keep runs with runs(), tables are small")
+        self.tables[name] = {"columns": [str(column) for column in frame.columns], "rows": rows}
+
+    def runs(self, runs: list[dict]) -> None:
+        """Keep the full records of the runs beside this record, in ``NN.runs.json`` (``.gz`` where large)."""
+        self._runs = plain(list(runs), "runs")
+
+    def verdict(self, verdict) -> None:
+        """Keep a :class:`decorlib.study.Verdict`."""
+        kept = plain(verdict, "verdict")
+        if any(other["hypothesis"] == kept["hypothesis"] for other in self.verdicts):
+            raise ValueError(f"record {self.notebook} already has a verdict on {kept['hypothesis']!r}")
+        self.verdicts.append(kept)
+
+    def frame(self, name: str):
+        """The table called `name` as a pandas data frame."""
+        import pandas as pd
+
+        if name not in self.tables:
+            raise KeyError(f"no table {name!r} in record {self.notebook}; it has {sorted(self.tables) or 'none'}")
+        return pd.DataFrame(self.tables[name]["rows"], columns=self.tables[name]["columns"])
+
+    def content(self) -> dict:
+        """The record as it is stored, checksum included."""
+        content = {
+            "format": FORMAT,
+            "notebook": self.notebook,
+            "question": self.question,
+            "parameters": self.parameters,
+            "values": self.values,
+            "tables": self.tables,
+            "verdicts": self.verdicts,
+            "runs": self._runs_file,
+            "made_by": self.made_by,
+        }
+        return {**content, "sha256": _sum(content)}
+
+    def write(self) -> Path | None:
+        """Write ``records/NN.json`` below the folder that ``DECORLIB_RESULTS`` names; without it, only check.
+
+        ``make reproduce`` sets the variable. In JupyterLab and in tests the record is validated, nothing is
+        written, and one line says so.
+
+        Returns:
+            The path, or ``None`` where nothing was written.
+        """
+        self.made_by = provenance.current().as_dict()
+        if self._runs is not None:
+            data = dumps(self._runs).encode()
+            name = f"{self.notebook}.runs.json"
+            if len(data) > GZIP_FROM:
+                name, data = name + ".gz", gzip.compress(data, mtime=0)
+            self._runs_file = {
+                "file": name,
+                "count": len(self._runs),
+                "sha256": hashlib.sha256(data).hexdigest(),
+            }
+        text = dumps(self.content())
+        folder = os.environ.get("DECORLIB_RESULTS")
+        if not folder:
+            print(f"record {self.notebook}: valid, not written (only `make reproduce` writes results)")
+            return None
+        path = Path(folder) / "records" / f"{self.notebook}.json"
+        if self._runs is not None:
+            write_atomic(path.parent / self._runs_file["file"], data)
+        write_atomic(path, text.encode())
+        print(f"record {self.notebook}: written")
+        return path
+
+    @classmethod
+    def parse(cls, text: str, source: str) -> "Record":
+        """Read a record from its text; `source` names it in errors."""
+        way_out = f"restore it with `git checkout -- {source}` or remove it and run `make reproduce`"
+        try:
+            content = json.loads(text)
+            stored, found = content["sha256"], _sum(content)
+            if content["format"] != FORMAT:
+                raise RecordDamaged(f"{source} has record format {content['format']!r}, this decorlib reads {FORMAT}")
+            if stored != found:
+                raise RecordDamaged(
+                    f"{source} is damaged or was edited: its content does not give its sha256; {way_out}"
+                )
+            record = cls(content["notebook"], content["question"], content["parameters"])
+            for name in ("values", "tables", "verdicts", "made_by"):
+                setattr(record, name, content[name])
+            record._runs_file = content["runs"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise RecordDamaged(f"{source} is damaged: {type(error).__name__}: {error}; {way_out}") from error
+        return record
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Record":
+        """Read a record from a file.
+
+        Raises:
+            RecordDamaged: the file is not a record, or not what its checksum says.
+        """
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise RecordDamaged(f"{path} is damaged: it is not text; restore or remove it") from error
+        record = cls.parse(text, str(path))
+        record._path = path
+        return record
+
+    def load_runs(self) -> list[dict]:
+        """The run records stored beside a loaded record; an empty list where it has none."""
+        if self._runs_file is None:
+            return []
+        path = self._path.parent / Path(self._runs_file["file"]).name
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != self._runs_file["sha256"]:
+            raise RecordDamaged(f"{path} is damaged; restore it or run `make reproduce ONLY={self.notebook}`")
+        return json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
+
+
+def load_records(folder: str | Path | None = None, before: str | None = None) -> dict[str, Record]:
+    """All records of a results folder by notebook number.
+
+    A notebook that calls this is run again when an earlier record has changed.
+
+    Args:
+        folder: the folder that holds ``NN.json``. Default: ``None``, the records that the running
+            ``make reproduce`` has made so far, else those in the repository.
+        before: only notebooks with a smaller number. Default: ``None``, all
+    """
+    folder = Path(folder or os.environ.get("DECORLIB_RECORDS") or provenance.ROOT / "results" / "records")
+    found = {path.stem: Record.load(path) for path in sorted(folder.glob("[0-9][0-9].json"))}
+    return {number: record for number, record in found.items() if before is None or number < before}

@@ -1,0 +1,325 @@
+"""Run the notebooks and write ``results/``: ``python -m decorlib.study.reproduce``, or ``make reproduce``.
+
+Each notebook runs by papermill in a folder of its own below ``build/``. Only when all of it has succeeded are
+its executed notebook, record and figures moved into the results, together. If it fails, the results of its
+last successful run stay as they are: they are whole and carry their own provenance, and hours of computing
+are not thrown away because a later attempt ran out of memory. The failed attempt is kept below ``build/``
+(the message names it), the exit status is not zero, and the notebook runs again next time.
+
+A notebook is skipped when nothing it depends on has changed since this clone last ran it: its source, its
+parameters, decorlib's code, the locked versions, the Python that runs it and, for a notebook that reads
+records, the earlier records. What it depended on is kept in ``build/``, which is not committed: a fresh clone
+runs everything, which is the point of reproducing.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from filelock import FileLock, Timeout
+
+from decorlib.study import compare, inputs, notebooks
+from decorlib.study.notebooks import BadParameters, Source
+from decorlib.study.provenance import ROOT
+from decorlib.study.records import RecordDamaged
+
+FAILED, USAGE, CHANGED = 1, 2, 3  # exit statuses: a notebook failed, bad request, a verdict changed
+
+
+class NotebookFailed(RuntimeError):
+    """A notebook did not run to its end; the message names it, the cell and the error."""
+
+
+def execute(source: Source, target: Path, values: dict, timeout: int | None, env: dict[str, str]) -> None:
+    """Run one notebook with papermill into `target`; on failure `target` holds what there was until then.
+
+    Raises:
+        NotebookFailed: a cell raised, the kernel died or a cell took longer than `timeout` seconds.
+    """
+    import papermill
+    from traitlets.config import Config
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    before = {name: os.environ.get(name) for name in env}
+    os.environ.update(env)  # the kernel inherits it
+    try:
+        papermill.execute_notebook(
+            str(source.path),
+            str(target),
+            parameters=values,
+            kernel_name="python3",
+            language="python",
+            cwd=str(source.path.parent),
+            progress_bar=sys.stderr.isatty(),
+            execution_timeout=timeout,
+            start_timeout=120,
+            coalesce_streams=True,
+            # ipykernel warns of its local TCP ports at every start unless it may encrypt them
+            config=Config({"KernelManager": {"transport_encryption": "auto"}}),
+        )
+    except papermill.PapermillExecutionError as error:
+        where = _cell(source, error.source)
+        raise NotebookFailed(f"{source.path.name} failed in {where}: {error.ename}: {error.evalue}") from error
+    except Exception as error:  # dead kernel, time-out, no such kernel: papermill leaves no mark of these
+        where = _cell(source, _running(target))
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise NotebookFailed(f"{source.path.name} failed in {where}: {reason}") from error
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _running(path: Path) -> str | None:
+    """Text of the cell that was running when papermill last saved the notebook."""
+    try:
+        cells = nbformat.read(path, as_version=4).cells
+    except Exception:
+        return None
+    begun = [c.source for c in cells if c.metadata.get("papermill", {}).get("start_time")]
+    return begun[-1] if begun else None
+
+
+def _cell(source: Source, text: str | None) -> str:
+    """Position of a cell in the source (papermill's own count includes the cell it injects) and its first line."""
+    if text is None:
+        return "no cell: it did not start"
+    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    first = f"`{lines[0].strip()}`" if lines else "`...`"
+    for index, cell in enumerate(source.read().cells, 1):
+        if cell.source == text:
+            return f"cell {index} ({first})"
+    return f"the injected parameters ({first})"
+
+
+def base_environment(options: argparse.Namespace) -> dict[str, str]:
+    """Variables that the notebooks' kernels see."""
+    env = {"DECORLIB_BATCH": "1", "PYTHONHASHSEED": "0", "IPYTHONDIR": str(options.build / "ipython")}
+    if options.jobs:
+        env["DECORLIB_JOBS"] = str(options.jobs)
+    if options.engine:
+        env["DECORLIB_ENGINE"] = options.engine
+    return env
+
+
+def run_one(source: Source, values: dict, options: argparse.Namespace) -> None:
+    """Run a notebook in its own folder and, after success, move what it made into the results."""
+    staging = options.build / "staging" / source.number
+    shutil.rmtree(staging, ignore_errors=True)
+    executed = staging / "notebooks" / source.path.name
+    env = {
+        **base_environment(options),
+        "DECORLIB_RESULTS": str(staging),
+        "DECORLIB_RECORDS": str(options.results / "records"),
+        "DECORLIB_NOTEBOOK": source.number,
+    }
+    inputs.forget(options, source)
+    failed = options.build / "failed" / source.path.name
+    failed.unlink(missing_ok=True)
+    try:
+        execute(source, executed, values, options.timeout, env)
+    except NotebookFailed as error:
+        if executed.exists():
+            failed.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(executed, failed)
+            raise NotebookFailed(f"{error}\n    what it had done: {failed}") from error
+        raise
+    finally:
+        if not executed.exists():
+            shutil.rmtree(staging, ignore_errors=True)
+    notebook = notebooks.normalise(nbformat.read(executed, as_version=4))
+    notebook.metadata["decorlib"] = {
+        "profile": options.profile,
+        "parameters": values,
+        "outputs": inputs.digests(staging, skip=executed),
+    }
+    notebooks.write(notebook, executed)
+    publish(staging, options.results, source)
+    shutil.rmtree(staging, ignore_errors=True)
+
+
+def files_of(results: Path, source: Source) -> list[Path]:
+    """Everything in the results that belongs to one notebook."""
+    number = source.number
+    patterns = (f"notebooks/{number}_*.ipynb", f"figures/{number}_*", f"records/{number}.*")
+    return [path for pattern in patterns for path in sorted(results.glob(pattern))]
+
+
+def publish(staging: Path, results: Path, source: Source) -> None:
+    """Move one notebook's files into the results and remove what its former run left; the notebook goes last.
+
+    The executed notebook holds the sums of the other files, so a process killed in between leaves a set that
+    ``make report`` refuses and the next ``make reproduce`` runs again.
+    """
+    new = sorted(path for path in staging.rglob("*") if path.is_file())
+    new.sort(key=lambda path: path.suffix == ".ipynb")
+    kept = {results / path.relative_to(staging) for path in new}
+    for path in new:
+        target = results / path.relative_to(staging)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, target)
+    for path in files_of(results, source):
+        if path not in kept:
+            path.unlink()
+
+
+def refresh_sources(sources: list[Source], options: argparse.Namespace) -> list[str]:
+    """Run each notebook at its own (quick) values and store the outputs in it, volatile parts removed.
+
+    This is how notebooks are committed. ``make test`` runs them again and compares. A notebook that fails
+    keeps its source as it was.
+    """
+    failures = []
+    for source in sources:
+        temporary = options.build / "refresh" / source.path.name
+        env = {**base_environment(options), "DECORLIB_PROGRESS": "off"}
+        for name in ("DECORLIB_RESULTS", "DECORLIB_RECORDS", "DECORLIB_NOTEBOOK", "DECORLIB_BATCH"):
+            os.environ.pop(name, None)
+            env.pop(name, None)
+        begin = time.perf_counter()
+        try:
+            execute(source, temporary, {}, options.timeout, env)
+        except NotebookFailed as error:
+            print(error, file=sys.stderr)
+            failures.append(source.number)
+            continue
+        notebook = notebooks.normalise(nbformat.read(temporary, as_version=4))
+        notebooks.write(notebook, temporary)
+        os.replace(temporary, source.path)
+        print(f"{source.number}  refreshed in {time.perf_counter() - begin:.1f} s")
+    return failures
+
+
+def reproduce(options: argparse.Namespace) -> int:
+    """Run what has changed, compare the records, build the report; return the exit status."""
+    try:
+        sources = notebooks.find(options.root / "notebooks", options.only)
+        # All parameters are checked before anything runs: an hour later is too late for a misspelt name.
+        values = {s.number: notebooks.parameters(s, options.profile, options.seeds, options.device) for s in sources}
+    except BadParameters as error:
+        print(f"reproduce: {error}", file=sys.stderr)
+        return USAGE
+    if not sources:
+        print(f"reproduce: no notebooks in {options.root / 'notebooks'}", file=sys.stderr)
+        return USAGE
+    if options.refresh_sources:
+        return FAILED if refresh_sources(sources, options) else 0
+    for flag, name in ((options.seeds, "seeds"), (options.device, "device")):
+        if flag is not None:
+            for s in sources:
+                if name not in notebooks.defaults(s.read(), s.path.name):
+                    print(f"{s.number}  has no parameter `{name}`: runs without it")
+    try:
+        before = compare.read_folder(options.results / "records")
+    except RecordDamaged as error:
+        print(f"note: {error}", file=sys.stderr)
+        before = {}
+    failures = run_all(sources, values, options)
+    if failures:
+        print("\n".join(["", f"{len(failures)} notebook(s) FAILED:", *failures.values()]), file=sys.stderr)
+        print("their results are those of the last successful run, where there is one", file=sys.stderr)
+    status = finish(options, before)
+    return FAILED if failures else status
+
+
+def run_all(sources: list[Source], values: dict, options: argparse.Namespace) -> dict[str, str]:
+    """Run the notebooks in order; a failure does not stop the others. Returns number -> message."""
+    failures: dict[str, str] = {}
+    for source in sources:
+        number = source.number
+        found = inputs.collect(source, values[number], options)
+        reason = "--force" if options.force else inputs.why_run(found, source, options)
+        if reason is None:
+            print(f"{number}  nothing to be done")
+            continue
+        print(f"{number}  {source.path.stem[3:].replace('_', ' ')} ({options.profile}: {reason})", flush=True)
+        begin = time.perf_counter()
+        try:
+            run_one(source, values[number], options)
+        except NotebookFailed as error:
+            failures[number] = str(error)
+            print(f"{number}  FAILED after {time.perf_counter() - begin:.1f} s: {error}", file=sys.stderr)
+            continue
+        inputs.remember(found, source, options)
+        print(f"{number}  done in {time.perf_counter() - begin:.1f} s", flush=True)
+    return failures
+
+
+def finish(options: argparse.Namespace, before: dict) -> int:
+    """Compare the records with the committed ones and build the report where something changed."""
+    try:
+        committed = None
+        if options.results == options.root / "results":
+            committed = compare.read_committed(options.root)
+        new = compare.read_folder(options.results / "records")
+    except RecordDamaged as error:
+        print(f"reproduce: {error}", file=sys.stderr)
+        return FAILED
+    against = "the committed records" if committed is not None else "the records from before this run"
+    print(f"\ncompared with {against}:")
+    result = compare.compare(committed if committed is not None else before, new)
+    print(result.text())
+    if options.report:
+        from decorlib.study import report
+
+        if not report.build(options.root, options.results, options.build):
+            return FAILED
+    return CHANGED if result.verdicts else 0
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Command line, with the folders that follow from it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m decorlib.study.reproduce",
+        description="Run the notebooks; write results/.",
+    )
+    parser.add_argument("--only", nargs="+", metavar="NN", help="numbers of the notebooks to run")
+    parser.add_argument("--profile", choices=notebooks.PROFILES, default="full", help="default: full")
+    parser.add_argument("--seeds", type=int, metavar="N", help="seeds, where a notebook has `seeds`")
+    parser.add_argument("--device", help="torch device, where a notebook has `device`")
+    parser.add_argument("--jobs", type=int, metavar="N", help="processes of a sweep; default: cores")
+    parser.add_argument("--engine", help="serial, local, or tcp://host:port of a Dask scheduler")
+    parser.add_argument("--force", action="store_true", help="run even where nothing changed")
+    parser.add_argument("--timeout", type=int, metavar="S", help="seconds a cell may take; default: no limit")
+    parser.add_argument("--no-report", dest="report", action="store_false", help="do not build the report")
+    parser.add_argument(
+        "--refresh-sources", action="store_true", help="store the quick run's outputs in notebooks/ instead"
+    )
+    parser.add_argument("--root", type=Path, default=ROOT, help="folder with notebooks/; default: the clone")
+    options = parser.parse_args(arguments)
+    options.root = options.root.resolve()
+    # Only the full profile writes results/: a quick look must never replace what an afternoon computed.
+    build = options.root / "build"
+    options.results = options.root / "results" if options.profile == "full" else build / options.profile
+    options.build = build / "reproduce" / options.profile
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; one at a time in a clone."""
+    options = parse(arguments)
+    options.build.mkdir(parents=True, exist_ok=True)
+    os.environ.pop("JUPYTER_PATH", None)  # another environment's kernel `python3` would win
+    lock = FileLock(options.root / "build" / "reproduce.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print("another `make reproduce` runs in this clone; waiting for it", flush=True)
+        lock.acquire()
+    try:
+        return reproduce(options)
+    except KeyboardInterrupt:
+        print("\ninterrupted; finished notebooks are kept, this one runs again next time", file=sys.stderr)
+        return 130
+    finally:
+        lock.release()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,245 @@
+"""The pipeline on small notebooks in a folder of their own. Kernels are real, so each run costs about a second."""
+
+import json
+import os
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from filelock import FileLock
+from nbformat import v4
+
+from decorlib.study import reproduce
+
+WRITE_FIGURE = (
+    "import os, pathlib\n"
+    "figures = pathlib.Path(os.environ['DECORLIB_RESULTS'], 'figures')\n"
+    "figures.mkdir()\n"
+    "_ = (figures / f\"{os.environ['DECORLIB_NOTEBOOK']}_{name}.png\").write_text('x')"
+)
+
+
+def put(root, number, *cells, parameters="seeds = 3\nname = 'line'", yaml=None):
+    """Write a notebook; the first of its cells is the parameters cell."""
+    (root / "notebooks" / "params").mkdir(parents=True, exist_ok=True)
+    made = [v4.new_code_cell(parameters, id="p", metadata={"tags": ["parameters"]})]
+    made += [v4.new_code_cell(source, id=f"c{i}") for i, source in enumerate(cells)]
+    kernel = {"kernelspec": {"name": "somebodys-laptop", "display_name": "x"}}
+    path = root / "notebooks" / f"{number}_why.ipynb"
+    nbformat.write(v4.new_notebook(cells=made, metadata=kernel), path)
+    if yaml is not None:
+        (root / "notebooks" / "params" / f"{number}.yaml").write_text(yaml)
+    return path
+
+
+def make(root, *arguments):
+    return reproduce.main(["--root", str(root), "--no-report", *arguments])
+
+
+def contents(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def printed(path):
+    return [o.text for cell in nbformat.read(path, as_version=4).cells for o in cell.get("outputs", []) if "text" in o]
+
+
+def test_first_second_and_changed_run(tmp_path, capsys):
+    put(tmp_path, "01", "print(seeds)", WRITE_FIGURE, yaml="seeds: 5\n")
+    put(tmp_path, "02", "print('two')")
+    assert make(tmp_path) == 0
+    results = tmp_path / "results"
+    first = contents(results)
+    assert set(first) == {"notebooks/01_why.ipynb", "notebooks/02_why.ipynb", "figures/01_line.png"}
+    assert printed(results / "notebooks" / "01_why.ipynb") == ["5\n"]
+    assert "somebodys-laptop" not in first["notebooks/01_why.ipynb"].decode()
+
+    capsys.readouterr()
+    assert make(tmp_path) == 0
+    assert capsys.readouterr().out.count("nothing to be done") == 2
+    assert contents(results) == first
+
+    # forced: equal bytes, although ids, times and the injected cell differ in what papermill writes
+    assert make(tmp_path, "--force", "--only", "1") == 0
+    assert contents(results) == first
+
+    # an edit of outputs or layout is no change, an edit of a parameter is; a figure that is no more made goes
+    capsys.readouterr()
+    (tmp_path / "notebooks" / "params" / "01.yaml").write_text("seeds: 5\nname: bars\n")
+    assert make(tmp_path) == 0
+    out = capsys.readouterr().out
+    assert "01  why (full: its parameters changed)" in out
+    assert "02  nothing to be done" in out
+    assert set(contents(results)) == {*first, "figures/01_bars.png"} - {"figures/01_line.png"}
+
+    # results that somebody edited or removed are made again
+    (results / "figures" / "01_bars.png").write_text("painted")
+    assert make(tmp_path) == 0
+    assert "its results were removed or edited" in capsys.readouterr().out
+    assert (results / "figures" / "01_bars.png").read_text() == "x"
+
+
+def test_a_failing_notebook(tmp_path, capsys):
+    put(tmp_path, "01", "print('fine')", WRITE_FIGURE)
+    put(tmp_path, "02", "print('two')")
+    assert make(tmp_path, "--only", "01") == 0
+    before = contents(tmp_path / "results")
+    # with values to inject, papermill counts one cell more than the reader sees in the source
+    put(tmp_path, "01", WRITE_FIGURE, "print('half')", "# why\n1 / 0", "print('never')", yaml="seeds: 5\n")
+    capsys.readouterr()
+    assert make(tmp_path) == reproduce.FAILED
+    captured = capsys.readouterr()
+    assert "01_why.ipynb failed in cell 4 (`1 / 0`): ZeroDivisionError: division by zero" in captured.err
+    assert "02  done" in captured.out  # the others go on
+    after = contents(tmp_path / "results")
+    assert {name: after[name] for name in before} == before  # the old results stay, whole
+    assert set(after) - set(before) == {"notebooks/02_why.ipynb"}
+    failed = tmp_path / "build" / "reproduce" / "full" / "failed" / "01_why.ipynb"
+    assert str(failed) in captured.err
+    assert "half\n" in printed(failed)
+    assert make(tmp_path) == reproduce.FAILED  # it is not taken for done next time
+    assert "02  nothing to be done" in capsys.readouterr().out
+    put(tmp_path, "01", "print('mended')")
+    assert make(tmp_path) == 0
+    assert not failed.exists()
+
+
+def test_a_dead_kernel_and_a_time_out_are_failures(tmp_path, capsys):
+    put(tmp_path, "01", "print('so far')", "import os, time; time.sleep(1); os._exit(137)")
+    put(tmp_path, "02", "import time; time.sleep(60)")
+    assert make(tmp_path, "--timeout", "3") == reproduce.FAILED
+    err = capsys.readouterr().err
+    assert "01_why.ipynb failed in cell 3 (`import os, time; time.sleep(1); os._exit(137)`): DeadKernelError" in err
+    assert "02_why.ipynb failed in cell 2 (`import time; time.sleep(60)`): CellTimeoutError" in err
+    assert not (tmp_path / "results").exists()
+
+
+def test_bad_requests_stop_before_anything_is_written(tmp_path, capsys):
+    put(tmp_path, "01", "print('fine')")
+    put(tmp_path, "02", "print('fine')", yaml="typo: 5\n")
+    assert make(tmp_path) == reproduce.USAGE
+    assert "params/02.yaml: unknown parameter 'typo'; the notebook has seeds, name" in capsys.readouterr().err
+    assert make(tmp_path, "--only", "07") == reproduce.USAGE
+    assert "no notebook 07" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
+
+
+def test_no_notebooks(tmp_path, capsys):
+    assert make(tmp_path) == reproduce.USAGE
+    assert "no notebooks in" in capsys.readouterr().err
+
+
+def test_quick_never_writes_results(tmp_path, capsys):
+    put(tmp_path, "01", "print(seeds, device)", parameters="seeds = 2\ndevice = 'cpu'", yaml="seeds: 5\n")
+    put(tmp_path, "02", "print('two')", parameters="rate = 1")
+    assert make(tmp_path, "--profile", "quick", "--seeds", "4", "--device", "meta") == 0
+    assert not (tmp_path / "results").exists()
+    assert printed(tmp_path / "build" / "quick" / "notebooks" / "01_why.ipynb") == ["4 meta\n"]
+    assert "02  has no parameter `seeds`" in capsys.readouterr().out
+
+
+def test_settings_reach_the_kernel(tmp_path):
+    names = ["DECORLIB_BATCH", "DECORLIB_JOBS", "DECORLIB_ENGINE", "PYTHONHASHSEED"]
+    put(tmp_path, "01", f"import os\nprint([os.environ.get(n) for n in {names}], os.path.basename(os.getcwd()))")
+    assert make(tmp_path, "--jobs", "3", "--engine", "serial") == 0
+    assert printed(tmp_path / "results" / "notebooks" / "01_why.ipynb") == ["['1', '3', 'serial', '0'] notebooks\n"]
+    assert "DECORLIB_BATCH" not in os.environ
+
+
+RECORD = (
+    "from decorlib.study import Record\n"
+    "record = Record('01', 'why?')\n"
+    "record.value('x', value)\n"
+    "record.verdict(dict(hypothesis='h', outcome=outcome, explains_failed_run=None))\n"
+    "_ = record.write()"
+)
+
+
+def test_a_changed_verdict_sets_the_exit_status_and_reruns_who_reads_it(tmp_path, capsys):
+    put(tmp_path, "01", RECORD, parameters="value = 1.0\noutcome = 'supported'", yaml="value: 1.0\n")
+    reads = "import os  # load_records\nprint(os.listdir(os.environ['DECORLIB_RECORDS']))"
+    put(tmp_path, "02", "print('two')")
+    put(tmp_path, "09", reads)
+    assert make(tmp_path) == 0
+    assert printed(tmp_path / "results" / "notebooks" / "09_why.ipynb") == ["['01.json']\n"]
+    assert make(tmp_path, "--only", "01", "--force") == 0  # same findings on another day
+    capsys.readouterr()
+    assert make(tmp_path) == 0
+    assert capsys.readouterr().out.count("nothing to be done") == 3
+
+    (tmp_path / "notebooks" / "params" / "01.yaml").write_text("value: 2.0\noutcome: refuted\n")
+    assert make(tmp_path) == reproduce.CHANGED
+    out = capsys.readouterr().out
+    assert "02  nothing to be done" in out
+    assert "09  why (full: record 01 changed)" in out
+    assert "VERDICT CHANGED: 01 h: outcome was supported, now refuted" in out
+    assert "1 values compared, 1 outside" in out
+
+
+def test_refresh_stores_the_quick_outputs_in_the_source(tmp_path, capsys):
+    source = put(
+        tmp_path, "01", "print(seeds)\nimport os\nprint(os.environ.get('DECORLIB_RESULTS'))", yaml="seeds: 5\n"
+    )
+    broken = put(tmp_path, "02", "1 / 0")
+    before = broken.read_bytes()
+    assert make(tmp_path, "--refresh-sources") == reproduce.FAILED
+    assert printed(source) == ["3\nNone\n"]
+    assert broken.read_bytes() == before
+    assert not (tmp_path / "results").exists()
+    once = source.read_bytes()
+    assert make(tmp_path, "--refresh-sources", "--only", "01") == 0
+    assert source.read_bytes() == once
+
+
+def test_two_at_once_take_turns(tmp_path):
+    put(tmp_path, "01", "print('fine')")
+    (tmp_path / "build").mkdir()
+    command = [sys.executable, "-m", "decorlib.study.reproduce", "--root", str(tmp_path), "--no-report"]
+    with FileLock(tmp_path / "build" / "reproduce.lock"):
+        other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert "waiting for it" in other.stdout.readline()
+        assert not (tmp_path / "results").exists()
+    out, _ = other.communicate(timeout=60)
+    assert other.returncode == 0
+    assert "01  done" in out
+
+
+def test_provenance_of_the_outputs_is_in_the_executed_notebook(tmp_path):
+    put(tmp_path, "01", WRITE_FIGURE, yaml="seeds: 5\n")
+    assert make(tmp_path) == 0
+    stored = json.loads((tmp_path / "results" / "notebooks" / "01_why.ipynb").read_text())["metadata"]["decorlib"]
+    assert stored["parameters"] == {"seeds": 5}
+    assert list(stored["outputs"]) == ["figures/01_line.png"]
+
+
+def test_an_interrupt_keeps_what_is_finished(tmp_path, monkeypatch, capsys):
+    put(tmp_path, "01", "print('fine')")
+    put(tmp_path, "02", "print('two')")
+    real = reproduce.execute
+
+    def stop_at_two(source, *arguments):
+        if source.number == "02":
+            raise KeyboardInterrupt
+        real(source, *arguments)
+
+    monkeypatch.setattr(reproduce, "execute", stop_at_two)
+    assert make(tmp_path) == 130
+    assert set(contents(tmp_path / "results")) == {"notebooks/01_why.ipynb"}
+    assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "same"),
+    [
+        ("x = 1  # why", "x  =  1", True),
+        ('def f():\n    """a"""\n    return 1', 'def f():\n    """b"""\n    return 1', True),
+        ("x = 1", "x = 2", False),
+        ('x = """a"""', 'x = """b"""', False),
+        ("def f():\n    return 1", "def f():\n    return 2", False),
+    ],
+)
+def test_only_code_that_runs_counts_as_a_change(one, two, same):
+    from decorlib.study import inputs
+
+    assert (inputs.code_of(one) == inputs.code_of(two)) == same
