@@ -1,0 +1,246 @@
+"""Arms of a comparison: grids of specifications, rates chosen with an equal budget, tables paired by seed.
+
+The order of a comparison: ``tune`` chooses each arm's rates on the validation split, ``compare`` runs the chosen arms
+on the test set with the seeds of the comparison, ``by_seed`` lines the arms up so that differences stay within a seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from itertools import product
+from typing import Any
+
+import pandas as pd
+
+from decorlib.study.experiments import Experiment, run
+from decorlib.study.runs import sweep
+
+OPTIONS = ("rule_options", "layer_options")
+_FIELDS = tuple(f.name for f in fields(Experiment))
+
+
+def grid(base: Experiment, **lists: Iterable) -> list[Experiment]:
+    """Every combination of the listed values of fields, the last field changing fastest.
+
+    Args:
+        base: what all of them share.
+        lists: field of :class:`Experiment` = its values.
+
+    Example::
+
+        >>> specs = grid(Experiment(model="decorrelation"), decor_lr=[1e-5, 1e-4], seed=range(5))
+    """
+    _check_fields(lists)
+    values = {name: list(these) for name, these in lists.items()}
+    empty = [name for name, these in values.items() if not these]
+    if empty:
+        raise ValueError(f"no value is given for {', '.join(empty)}: the grid would be empty")
+    return [base.but(**dict(zip(values, chosen, strict=True))) for chosen in product(*values.values())]
+
+
+def frame(specs: Sequence[Experiment], records: Sequence[dict], arm: Sequence[str] | None = None) -> pd.DataFrame:
+    """One row per run: what differs between the specifications, the status, and the final measurements.
+
+    Options of rule and layer get a column each (``eta``, ``center``, ...); where one is None or not given the column
+    says "none", since ``groupby`` would drop rows with a missing key. A run that diverged has the epoch in
+    ``diverged_at`` and missing measurements: it can be left out only on purpose.
+
+    Args:
+        specs: as given to ``sweep``.
+        records: as ``sweep(specs, experiments.run)`` returned them.
+        arm: name of each specification's arm, for a column ``arm``. Default: None, no such column.
+    """
+    described = _describe(specs, arm)
+    finals = list(dict.fromkeys(k for r in records for k in r["final"] if k not in ("batches", "epoch")))
+    rows = [
+        first
+        | {"status": record["status"], "diverged_at": record["diverged_at"]}
+        | {name: record["final"].get(name) for name in finals}
+        for first, record in zip(described, records, strict=True)
+    ]
+    return _numeric(pd.DataFrame(rows), (*finals, "diverged_at"))
+
+
+def curves(specs: Sequence[Experiment], records: Sequence[dict], arm: Sequence[str] | None = None) -> pd.DataFrame:
+    """One row per run and epoch, with the columns of :func:`frame` that describe the run; for ``curves_by_seed``."""
+    described = _describe(specs, arm)
+    rows = [first | row for first, record in zip(described, records, strict=True) for row in record["epochs"]]
+    return pd.DataFrame(rows)
+
+
+def compare(
+    arms: Mapping[str, Experiment], seeds: Iterable[int], *, desc: str = "", **engine: Any
+) -> tuple[pd.DataFrame, list[dict]]:
+    """Run every arm with every seed; return the :func:`frame` with columns ``arm`` and ``seed``, and the records.
+
+    Args:
+        arms: name -> specification; its own seed is replaced.
+        seeds: the same for all arms, which are therefore paired by seed.
+        desc: text before the progress bar. Default: "".
+        engine: ``jobs``, ``engine``, ``cache`` of :func:`decorlib.study.sweep`.
+    """
+    pairs = [(name, arm.but(seed=seed)) for name, arm in arms.items() for seed in _listed(seeds)]
+    names, specs = [name for name, _ in pairs], [spec for _, spec in pairs]
+    records = sweep(specs, run, desc=desc, **engine)
+    table = frame(specs, records, names)
+    if "seed" not in table:  # a single seed does not differ
+        table.insert(1, "seed", [spec.seed for spec in specs])
+    return table, records
+
+
+def by_seed(table: pd.DataFrame, value: str) -> pd.DataFrame:
+    """One row per seed and one column per arm, in the order of the arms; NaN where the run diverged.
+
+    ``paired(wide[arm], wide[baseline])`` then compares within seeds.
+    """
+    missing = [name for name in ("arm", "seed", value) if name not in table]
+    if missing:
+        raise ValueError(f"the table has no column {', '.join(missing)}; it has {', '.join(table.columns)}")
+    return table.pivot(index="seed", columns="arm", values=value)[list(dict.fromkeys(table["arm"]))]
+
+
+def tune(
+    arms: Mapping[str, Experiment],
+    rates: Mapping[str, Any],
+    seeds: Iterable[int],
+    metric: str = "test_loss",
+    *,
+    quiet: bool = False,
+    desc: str = "tuning",
+    **engine: Any,
+) -> tuple[dict[str, Experiment], pd.DataFrame]:
+    """Choose each arm's rates on the validation split, with the same number of tries for every arm.
+
+    A try is one combination of rates, run with every seed. The best has the fewest diverged seeds, then the best mean
+    of the metric; ties go to the smaller rates. A best rate on the edge of its grid is printed: a wider grid might
+    have served that arm better.
+
+    Args:
+        arms: name -> specification, with any split and seed.
+        rates: field -> values for all arms (``{"lr": [3e-4, 1e-3], "decor_lr": [1e-5, 1e-4]}``); or arm -> such a
+            mapping, where an arm has no use for a rate (give it as many tries of another).
+        seeds: seeds of the tries; use others for the comparison, or the same for all arms.
+        metric: measurement to choose by, on the validation split; higher is better where it ends in "accuracy", else
+            lower. Default: "test_loss".
+        quiet: do not print edges. Default: False.
+        desc: text before the progress bar. Default: "tuning".
+        engine: ``jobs``, ``engine``, ``cache`` of :func:`decorlib.study.sweep`.
+
+    Returns:
+        The arms with their best rates and ``split="test"``, and a table of all tries: arm, rates, mean, lowest and
+        highest over seeds (missing where any diverged), diverged seeds, chosen, edge.
+
+    Raises:
+        ValueError: arms with unequal numbers of tries, an unknown field, nothing to choose from.
+    """
+    seeds = _listed(seeds)
+    if not arms or not seeds:
+        raise ValueError("nothing to tune: give at least one arm and one seed")
+    per_arm = _rates_per_arm(arms, rates)
+    tries = {
+        name: [(spec, grid(spec, seed=seeds)) for spec in grid(arm.but(split="validation"), **per_arm[name])]
+        for name, arm in arms.items()
+    }
+    counts = {name: len(these) for name, these in tries.items()}
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"arms get unequal numbers of tries, {counts}: give each as many, or it is not a fair choice")
+    records = iter(
+        sweep([s for these in tries.values() for _, group in these for s in group], run, desc=desc, **engine)
+    )
+    best, rows = {}, []
+    for name, these in tries.items():
+        grids = {field: list(values) for field, values in per_arm[name].items()}
+        results = [_try(name, spec, grids, [next(records) for _ in group], metric) for spec, group in these]
+        order = [_rank(row, grids, metric) for row in results]
+        winner = min(range(len(order)), key=order.__getitem__)
+        results[winner] |= {"chosen": True, "edge": _edges(results[winner], grids)}
+        best[name] = these[winner][0].but(split="test", seed=arms[name].seed)
+        rows += results
+        if not quiet and results[winner]["edge"]:
+            print(f"{name}: the best try is on the edge of the grid: {results[winner]['edge']}")
+    return best, _numeric(pd.DataFrame(rows), (metric, "lowest", "highest"))
+
+
+# ---------------------------------------------------------------------------------------------------------- internals
+
+
+def _listed(seeds: Iterable[int]) -> list[int]:
+    return [int(seed) for seed in seeds]
+
+
+def _check_fields(names: Iterable[str]) -> None:
+    unknown = [name for name in names if name not in _FIELDS]
+    if unknown:
+        raise ValueError(f"{', '.join(unknown)}: no such field of Experiment; it has {', '.join(_FIELDS)}")
+
+
+def _describe(specs: Sequence[Experiment], arm: Sequence[str] | None) -> list[dict]:
+    """What differs between the specifications, one dict each."""
+    if arm is not None and len(arm) != len(specs):
+        raise ValueError(f"{len(arm)} names of arms for {len(specs)} specifications; give one each")
+    plain = [name for name in _FIELDS if name not in OPTIONS]
+    flat = [
+        {name: getattr(spec, name) for name in plain}
+        | {_column(field, option): value for field in OPTIONS for option, value in getattr(spec, field)}
+        for spec in specs
+    ]
+    names = list(dict.fromkeys(name for row in flat for name in row))
+    differing = [name for name in names if len({repr(row.get(name)) for row in flat}) > 1]
+    return [
+        ({} if arm is None else {"arm": arm[i]})
+        | {name: "none" if row.get(name) is None else row[name] for name in differing}
+        for i, row in enumerate(flat)
+    ]
+
+
+def _column(field: str, option: str) -> str:
+    # A layer's option and a field of the experiment may have one name: then the layer's says whose it is.
+    return f"{field.removesuffix('_options')}.{option}" if option in _FIELDS else option
+
+
+def _numeric(table: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
+    """None in columns of numbers becomes NaN, so that they can be computed with."""
+    return table.assign(**{name: pd.to_numeric(table[name]) for name in columns if name in table})
+
+
+def _rates_per_arm(arms: Mapping[str, Experiment], rates: Mapping[str, Any]) -> dict[str, dict[str, list]]:
+    by_arm = bool(rates) and all(isinstance(value, Mapping) for value in rates.values())
+    if by_arm and set(rates) != set(arms):
+        raise ValueError(f"rates are given for {', '.join(rates)}, but the arms are {', '.join(arms)}")
+    per_arm = {name: {k: list(v) for k, v in (rates[name] if by_arm else rates).items()} for name in arms}
+    for these in per_arm.values():
+        _check_fields(these)
+    return per_arm
+
+
+def _try(name: str, spec: Experiment, grids: Mapping[str, list], records: list[dict], metric: str) -> dict:
+    values = [record["final"].get(metric) for record in records]
+    diverged = sum(record["status"] == "diverged" for record in records)
+    if not diverged and None in values:
+        raise ValueError(f"the runs do not measure {metric!r}; they measure {', '.join(records[0]['final'])}")
+    found = {"arm": name} | {field: getattr(spec, field) for field in grids}
+    numbers = (None, None, None) if diverged else (sum(values) / len(values), min(values), max(values))
+    measured = dict(zip((metric, "lowest", "highest"), numbers, strict=True))
+    return found | measured | {"diverged": diverged, "chosen": False, "edge": ""}
+
+
+def _rank(row: Mapping, grids: Mapping[str, list], metric: str) -> tuple:
+    sign = -1 if metric.endswith("accuracy") else 1
+    value = float("inf") if row[metric] is None else sign * row[metric]
+    return row["diverged"], value, tuple(_size(row[field], values) for field, values in grids.items())
+
+
+def _size(value: Any, values: list) -> float:
+    """Numbers by size, names by their place in the list."""
+    return value if isinstance(value, int | float) else values.index(value)
+
+
+def _edges(row: Mapping, grids: Mapping[str, list]) -> str:
+    found = []
+    for field, values in grids.items():
+        numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+        if len(set(numbers)) > 1 and row[field] in (min(numbers), max(numbers)):
+            which = "smallest" if row[field] == min(numbers) else "largest"
+            found.append(f"{field} = {row[field]:g} is the {which} of {len(numbers)}")
+    return "; ".join(found)
