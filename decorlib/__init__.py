@@ -14,6 +14,7 @@ from decorlib.layers import (
     bp_parameters,
     decor_modules,
     decor_parameters,
+    decor_step,
     decor_update,
     padding,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "bp_parameters",
     "decor_modules",
     "decor_parameters",
+    "decor_step",
     "decor_train",
     "decor_update",
     "make_rule",

@@ -29,6 +29,10 @@ class _DecorConv:
         """See :meth:`decorlib.layers.Decorrelation.update`."""
         return self.decorrelation.update(lr, max_step)
 
+    def step(self, lr: float, max_step: float | None = None) -> Tensor | None:
+        """See :meth:`~decorlib.layers.Decorrelation.step`."""
+        return self.decorrelation.step(lr, max_step)
+
     def reset_parameters(self) -> None:
         super().reset_parameters()
         if hasattr(self, "decorrelation"):  # torch's constructor calls this before R exists

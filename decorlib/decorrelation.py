@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from decorlib.rules import Rule, SeedRule
+from decorlib.rules import Rule, SeedRule, as_rows
 from decorlib.statistics import LOW_PRECISION, Moments
 
 
@@ -262,7 +262,6 @@ class Decorrelation(nn.Module):
         chosen = torch.randperm(count, generator=self.generator, device=where)[:size].to(device)
         return chosen if candidates is None else candidates[chosen]
 
-    @torch.no_grad()
     def update(self, lr: float | None = None, max_step: float | None = None) -> Tensor | None:
         """Set ``.grad`` of R (and b) from the remembered batch and return the loss, a scalar on the layer's device.
 
@@ -273,51 +272,68 @@ class Decorrelation(nn.Module):
 
         Returns:
             The loss, or None where ``update_every`` says that this step does not learn.
+
+        Raises:
+            RuntimeError: there is no batch to learn from; the message says why.
         """
+        return self._learn(lr, max_step, in_place=False)
+
+    def step(self, lr: float, max_step: float | None = None) -> Tensor | None:
+        """``update()`` and a plain SGD step of rate ``lr`` in one, in place: the same R but for rounding, sooner.
+
+        Nothing is written to ``.grad``, so no D x D gradient is ever made. Call it after ``backward()``.
+        """
+        return self._learn(lr, max_step, in_place=True)
+
+    @torch.no_grad()
+    def _learn(self, lr: float | None, max_step: float | None, in_place: bool) -> Tensor | None:
         due = self._calls % self.update_every == 0
         if due and not self._states:
             raise RuntimeError(self._nothing_remembered())
-        self.weight.grad = None
-        if self.bias is not None:
-            self.bias.grad = None
-        loss = None
+        if max_step is not None and lr is None:
+            raise ValueError(f"max_step={max_step} bounds lr times an eigenvalue: call update(lr=..., max_step=...)")
+        R, b, loss = self.weight, self.bias, None
+        R.grad = None
+        if b is not None:
+            b.grad = None
         if due:
-            with torch.autocast(self.weight.device.type, enabled=False):
-                loss = self._learn(lr, max_step)
+            with torch.autocast(R.device.type, enabled=False):
+                moments, toward_zero = self._moments()
+                loss = self.rule.loss(moments).mean()
+                scale = 1.0 if max_step is None else (max_step / (lr * self.rule.sharpness(moments))).clamp(max=1)
+                if in_place:
+                    self.rule.step_(moments, R.data, lr, scale)
+                else:
+                    grad = self.rule.direction(moments, R.data, lr)
+                    R.grad = grad if max_step is None else as_rows(scale, grad) * grad
+                if b is not None and in_place:
+                    b.sub_(lr * toward_zero)
+                elif b is not None:
+                    b.grad = toward_zero
+            self._states.clear()
         self._calls += 1
         self.num_updates += 1
         return loss
 
-    def _learn(self, lr: float | None, max_step: float | None) -> Tensor:
-        (y, x) = self._states[0] if len(self._states) == 1 else _concatenated(self._states)
-        self._states.clear()
-        R = self.weight.detach()
-        y = y.to(R.dtype)
+    def _moments(self) -> tuple[Moments, Tensor | None]:
+        """Moments of what is remembered, over all processes; and the direction of b, where there is one."""
+        y, x = self._states[0] if len(self._states) == 1 else _concatenated(self._states)
+        y = y.to(self.weight.dtype)
+        needs_samples = self.rule.needs_rate and self.rule.reads is not None
         moments = Moments.of(
             self._by_group(y),
-            None if x is None else self._by_group(x.to(R.dtype)),
-            dense=False if self.rule.needs_rate and self.rule.reads else None,
+            None if x is None else self._by_group(x.to(self.weight.dtype)),
+            dense=False if needs_samples else None,
         )
         if distributed():
-            moments = moments.reduced(self.process_group, gain=self.rule.needs_rate and self.rule.reads is not None)
+            moments = moments.reduced(self.process_group, gain=needs_samples)
         if self.input_moment is not None:
             weight = self.rule.momentum if self._calls else 1.0
             moments = moments.with_input_moment(self.input_moment.lerp_(moments.input_second_moment(), weight))
-        grad = self.rule.direction(moments, R, lr)
-        if max_step is not None:
-            if lr is None:
-                raise ValueError(
-                    f"max_step={max_step} bounds lr times an eigenvalue: call update(lr=..., max_step=...)"
-                )
-            scale = (max_step / (lr * self.rule.sharpness(moments))).clamp(max=1)
-            grad = grad * scale.reshape(*scale.shape, *[1] * (grad.dim() - scale.dim()))
-        self.weight.grad = grad
-        if self.bias is not None:
-            self.bias.grad = y.sum(0) if self.bias_reduction == "sum" else y.mean(0)
-            if distributed():
-                pooled = _pooled_mean(y.mean(0), y.shape[0], self.process_group)
-                self.bias.grad = pooled * moments.count if self.bias_reduction == "sum" else pooled
-        return self.rule.loss(moments).mean()
+        if self.bias is None:
+            return moments, None
+        mean = _pooled_mean(y.mean(0), y.shape[0], self.process_group) if distributed() else y.mean(0)
+        return moments, mean * moments.count if self.bias_reduction == "sum" else mean
 
     def _by_group(self, y: Tensor) -> Tensor:
         return y if self.groups == 1 else y.unflatten(-1, (self.groups, -1)).transpose(0, 1)

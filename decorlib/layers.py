@@ -12,7 +12,7 @@ What is true of every layer here
 from decorlib.conv import DecorConv2d, DecorConvTranspose2d
 from decorlib.decorrelation import Decorrelation, NonFiniteInput
 from decorlib.linear import DecorLinear
-from decorlib.models import bp_parameters, decor_modules, decor_parameters, decor_update, padding
+from decorlib.models import bp_parameters, decor_modules, decor_parameters, decor_step, decor_update, padding
 
 __all__ = [
     "DecorConv2d",
@@ -23,6 +23,7 @@ __all__ = [
     "bp_parameters",
     "decor_modules",
     "decor_parameters",
+    "decor_step",
     "decor_update",
     "padding",
 ]

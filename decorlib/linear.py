@@ -87,6 +87,10 @@ class DecorLinear(nn.Linear):
         """See :meth:`Decorrelation.update`."""
         return self.decorrelation.update(lr, max_step)
 
+    def step(self, lr: float, max_step: float | None = None) -> Tensor | None:
+        """See :meth:`Decorrelation.step`."""
+        return self.decorrelation.step(lr, max_step)
+
     def reset_parameters(self) -> None:
         super().reset_parameters()
         if hasattr(self, "decorrelation"):  # torch's constructor calls this before R exists

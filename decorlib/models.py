@@ -31,13 +31,19 @@ def bp_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
 
 def decor_update(model: nn.Module, lr: float | None = None, max_step: float | None = None) -> dict[str, Tensor | None]:
     """``update()`` every decorrelation layer; losses by layer name. An error names the layer that raised it."""
-    losses = {}
-    for name, layer in decor_modules(model):
-        try:
-            losses[name] = layer.update(lr, max_step)
-        except RuntimeError as error:
-            raise RuntimeError(f"layer '{name}': {error}") from error
-    return losses
+    return {name: _named(name, layer.update, lr, max_step) for name, layer in decor_modules(model)}
+
+
+def decor_step(model: nn.Module, lr: float, max_step: float | None = None) -> dict[str, Tensor | None]:
+    """``step()`` every decorrelation layer, in place: :func:`decor_update` and plain SGD of rate ``lr`` in one."""
+    return {name: _named(name, layer.step, lr, max_step) for name, layer in decor_modules(model)}
+
+
+def _named(name: str, call, lr: float | None, max_step: float | None) -> Tensor | None:
+    try:
+        return call(lr, max_step)
+    except RuntimeError as error:
+        raise RuntimeError(f"layer '{name}': {error}") from error
 
 
 @contextmanager

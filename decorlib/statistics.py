@@ -86,6 +86,25 @@ class Moments:
             return self.matrix @ R
         return self.samples.mT @ (self.samples @ R).div_(self.count)
 
+    def add_product_(self, R: Float[Tensor, "*groups features columns"], decay, weight) -> None:
+        """R <- diag(decay) R + diag(weight) X R in place; ``decay`` and ``weight`` are numbers, or one per feature."""
+        decay = decay.unsqueeze(-1) if isinstance(decay, Tensor) and decay.dim() else decay
+        if self.matrix is not None:
+            product = self.matrix @ R
+            weight = weight.unsqueeze(-1) if isinstance(weight, Tensor) and weight.dim() else weight
+            R.mul_(decay).add_(product.mul_(weight))
+            return
+        right = self.samples @ R  # before R changes
+        left = (
+            self.samples
+            * ((weight.unsqueeze(-2) if isinstance(weight, Tensor) and weight.dim() else weight) / self.count)
+        ).mT
+        R.mul_(decay)
+        if R.dim() == 2:
+            R.addmm_(left, right)
+        else:
+            R.view(-1, *R.shape[-2:]).baddbmm_(left.flatten(0, -3), right.flatten(0, -3))
+
     def squared_norm(self) -> Float[Tensor, "*groups"]:
         """||X||_F^2, the sum of all squared entries of X."""
         if self.matrix is not None:

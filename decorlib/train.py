@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from decorlib.decorrelation import NonFiniteInput
 from decorlib.history import Epoch, History
-from decorlib.models import bp_parameters, decor_modules, decor_parameters, decor_update
+from decorlib.models import bp_parameters, decor_modules, decor_parameters, decor_step, decor_update
 
 
 class SilentNoOp(RuntimeError):
@@ -32,6 +32,7 @@ def train(
     decor_scheduler=None,
     max_step: float | None = None,
     allow_no_op: bool = False,
+    in_place: bool | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> History:
     r"""Train weights by backpropagation and R by its rule, side by side.
@@ -57,6 +58,8 @@ def train(
         decor_scheduler: of ``decor_optimizer``, likewise.
         max_step: bound on rate times curvature of each decorrelation step; see :meth:`Decorrelation.update`.
         allow_no_op: accept decorrelation steps that change nothing. Default: False, they raise.
+        in_place: take the steps of R without a gradient in between (:func:`decor_step`), the same but for rounding. Only
+            plain SGD can. Default: None, where it can.
         on_epoch: called with each finished epoch (printing, progress).
 
     Returns:
@@ -76,6 +79,12 @@ def train(
     if epochs < 0:
         raise ValueError(f"epochs is {epochs}; it must be at least 0")
     _check_ownership(model, optimizer, decor_optimizer)
+    plain = decor_optimizer is not None and _is_plain_sgd(decor_optimizer)
+    if in_place and not plain:
+        raise ValueError(
+            f"in_place=True takes plain SGD steps; decor_optimizer is {decor_optimizer}: use in_place=False"
+        )
+    in_place = plain if in_place is None else in_place
     device = device or next((p.device for p in model.parameters()), torch.device("cpu"))
     watch = None if decor_optimizer is None or allow_no_op else _NoOpWatch(model, decor_optimizer)
     history = History()
@@ -97,11 +106,14 @@ def train(
                 loss.backward()
                 optimizer.step()
             if decor_optimizer is not None:
-                decor_losses.append(decor_update(model, _rate(decor_optimizer), max_step))
-                if stepping:
-                    decor_optimizer.step()
-                    if watch is not None and epoch == 1 and batch == 0:
-                        watch.check("the first step")
+                if stepping and in_place:
+                    decor_losses.append(decor_step(model, _rate(decor_optimizer), max_step))
+                else:
+                    decor_losses.append(decor_update(model, _rate(decor_optimizer), max_step))
+                    if stepping:
+                        decor_optimizer.step()
+                if watch is not None and epoch == 1 and batch == 0:
+                    watch.check("the first step")
             losses.append(loss.detach())
         if not losses:
             raise ValueError("train_loader gave no batch: fewer samples than batch_size with drop_last=True?")
@@ -162,6 +174,7 @@ def decor_train(
         device=device,
         measure_first=True,
         allow_no_op=allow_no_op,
+        in_place=False,  # update, then step, as the seed does it
         on_epoch=show,
     )
 
@@ -226,6 +239,15 @@ def _checked_rate(name: str, value, args) -> float:
     if not (isinstance(value, int | float) and 0 <= value < float("inf")):
         raise ValueError(f"args.{name} is {value!r}; it must be a finite number, at least 0")
     return value
+
+
+def _is_plain_sgd(optimizer: torch.optim.Optimizer) -> bool:
+    extras = ("momentum", "dampening", "weight_decay", "nesterov", "maximize")
+    return (
+        type(optimizer) is torch.optim.SGD
+        and len(optimizer.param_groups) == 1
+        and not any(optimizer.param_groups[0][name] for name in extras)
+    )
 
 
 def _rate(optimizer: torch.optim.Optimizer) -> float:

@@ -11,15 +11,13 @@ from decorlib.decorrelation import Decorrelation
 
 
 def decorrelation_step(features: int, batch: int, lr: float = 1e-6, **options) -> Callable[[], object]:
-    """Forward, update and SGD step of one Decorrelation layer, as the trainer takes it, loss included."""
+    """Forward, update and plain SGD step of one Decorrelation layer, as the trainer takes it, loss included."""
     layer = Decorrelation(features, **({"variance": 1.0} | options))
-    optimizer = torch.optim.SGD([layer.weight], lr=lr)
     x = _inputs(features, batch)
 
     def step() -> None:
         layer(x)
-        layer.update(lr)
-        optimizer.step()
+        layer.step(lr)
 
     return step
 
@@ -37,7 +35,7 @@ def dense_step(features: int, batch: int, lr: float = 1e-6) -> Callable[[], obje
         v = C.diagonal()
         n = torch.where(v < 1e-8, torch.ones_like(v), 1 / v)
         loss = (C - eye).square().mean()
-        R = R - lr * (R - torch.diag(n) @ ((eye - C) @ R))
+        R = R - lr * (R - n[:, None] * ((eye - C) @ R))
         return loss
 
     return step
