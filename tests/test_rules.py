@@ -1,0 +1,431 @@
+"""Every learning rule, held to its published equation. A new rule is one row of CASES."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import jaxtyping
+import pytest
+import reference
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import D, covariance, distance, moments, normal, run, samples_of, step, stream
+
+from decorlib import maps, rules, whitening
+from decorlib.catalogue import RULES, make_rule
+from decorlib.decorrelation import Decorrelation
+from decorlib.rules import Rule
+from decorlib.statistics import Moments
+
+TARGETS = torch.linspace(0.5, 2.0, D, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: a rule, its literal step (R, x, lr) -> R_new, its loss (y, x), and what it claims.
+
+    Args:
+        equivariant: what happens to y does not depend on how x is mixed (T5).
+        permutable: permuting the features permutes R (T33).
+        scales: x -> a x from R0 = I / a gives the same states (T32).
+        whitens: the only fixed point is X = level * I (T7).
+        batches: below and above D; one entry where the rule is not defined below.
+    """
+
+    name: str
+    rule: Rule
+    step: Callable
+    loss: Callable
+    lr: float = 0.05
+    equivariant: bool = True
+    permutable: bool = True
+    scales: bool = True
+    whitens: float | None = None
+    batches: tuple[int, ...] = (4, 16)
+
+
+def seed_case(name, equivariant=True, permutable=True, **options):
+    given = {"t": options.get("variance"), "eta": options.get("eta", 1.0)}
+    return Case(
+        name,
+        rules.SeedRule(**options),
+        partial(reference.seed_step, **given),
+        partial(reference.seed_loss, t=given["t"]),
+        equivariant=equivariant,
+        permutable=permutable,
+        scales=equivariant,
+    )
+
+
+def kappa_case(name, kind, literal, k, t=1.0, constants="standard", pairs=1.0, **claims):
+    rule = kind(kappa=k, variance=t, constants=constants)
+    step = partial(literal, k=k, t=t, constants=constants)
+    loss = partial(reference.kappa_loss, k=k, t=t, constants=constants, pairs=pairs)
+    return Case(name, rule, step, loss, **claims)
+
+
+def exact_case(kind, **claims):
+    return Case(
+        f"exact {kind}",
+        whitening.ExactWhitening(kind=kind, shrinkage=0.1),
+        partial(reference.exact_step, kind=kind, shrinkage=0.1),
+        reference.whitening_loss,
+        lr=0.5,
+        equivariant=False,
+        **claims,
+    )
+
+
+columns = {"equivariant": False, "whitens": 1.0}
+CASES = [
+    seed_case("seed"),
+    seed_case("seed, variance 1", variance=1.0),
+    seed_case("seed, variance 2, eta 0.5", variance=2.0, eta=0.5),
+    seed_case("seed, per feature", variance=TARGETS, permutable=False),
+    seed_case("seed, input", variance="input", equivariant=False),
+    Case("plain", rules.PlainDecorrelation(), reference.copi_step, reference.covariance_loss),
+    kappa_case("kappa 0.3", rules.KappaRule, reference.kappa_step, 0.3, whitens=1.0),
+    kappa_case("kappa 0.5, variance 2", rules.KappaRule, reference.kappa_step, 0.5, 2.0, whitens=2.0),
+    kappa_case("kappa 0", rules.KappaRule, reference.kappa_step, 0.0),
+    kappa_case("kappa normalized", rules.KappaRule, reference.kappa_step, 0.3, 1.0, "normalized", whitens=1.0),
+    kappa_case("columns", rules.ColumnScaledKappaRule, reference.column_kappa_step, 0.3, **columns),
+    kappa_case(
+        "columns normalized",
+        rules.ColumnScaledKappaRule,
+        reference.column_kappa_step,
+        0.1,
+        1.0,
+        "normalized",
+        **columns,
+    ),
+    kappa_case(
+        "triangular",
+        rules.TriangularRule,
+        reference.triangular_step,
+        0.4,
+        pairs=0.5,
+        permutable=False,
+        whitens=1.0,
+    ),
+    kappa_case(
+        "triangular normalized",
+        rules.TriangularRule,
+        reference.triangular_step,
+        0.3,
+        1.0,
+        "normalized",
+        0.5,
+        permutable=False,
+        whitens=1.0,
+    ),
+    Case("whitening", rules.WhiteningRule(), reference.whitening_step, reference.whitening_loss, whitens=1.0),
+    Case(
+        "whitening, variance 2",
+        rules.WhiteningRule(variance=2.0),
+        partial(reference.whitening_step, t=2.0),
+        partial(reference.whitening_loss, t=2.0),
+        whitens=2.0,
+    ),
+    Case(
+        "adaptive gain",
+        maps.AdaptiveGainRule(),
+        reference.adaptive_gain_step,
+        reference.covariance_loss,
+        equivariant=False,
+        scales=False,
+    ),
+    Case(
+        "foldiak",
+        maps.FoldiakRule(),
+        reference.foldiak_step,
+        reference.covariance_loss,
+        equivariant=False,
+        scales=False,
+    ),
+    exact_case("zca"),
+    exact_case("pca", permutable=False, batches=(16,)),  # below D its null directions have no order
+    exact_case("cholesky", permutable=False),
+]
+
+
+def name_of(case):
+    return case.name
+
+
+each_case = pytest.mark.parametrize("case", CASES, ids=name_of)
+
+
+def start(features=D):
+    """An R that is neither diagonal nor symmetric: from R = I several published bugs cannot be seen."""
+    return torch.eye(features, dtype=torch.float64) + 0.1 * normal(features, features, seed=5)
+
+
+def measured(case, R, x, dense=None):
+    """Moments in either form; where a rule needs the samples, dense ones get the gain as if it had been pooled."""
+    if not (case.rule.needs_rate and case.rule.reads):
+        return moments(R, x, dense)
+    factored = moments(R, x, dense=False)
+    return replace(moments(R, x, dense=True), gain_mean=factored.gain()) if dense else factored
+
+
+# ---------------------------------------------------------------------------- checks, also of test_planted_bugs.py
+
+
+def check_literal_equation(case, batch, steps=50):
+    """Our rule, stepped beside the literal equation on the same batches."""
+    ours = literal = start()
+    for x in stream(batch, steps):
+        ours = ours - case.lr * case.rule.direction(measured(case, ours, x), ours, case.lr)
+        literal = case.step(literal, x, case.lr)
+        assert distance(ours, literal) <= 1e-12 * max(1.0, float(literal.abs().max()))
+    assert distance(ours, start()) > 0.05, "R hardly moved: the comparison would show nothing"
+
+
+def check_step_in_place(case, batch, scale=0.7):
+    """``step_`` is the step that plain SGD would take with the direction as gradient, times ``scale``."""
+    R, x = start(), stream(batch, 1)[0]
+    m = measured(case, R, x)
+    expected = R - case.lr * scale * case.rule.direction(m, R, case.lr)
+    stepped = R.clone()
+    case.rule.step_(m, stepped, case.lr, scale)
+    assert distance(stepped, expected) < 1e-13
+    assert distance(stepped, R) > 1e-4
+
+
+def check_loss(case, batch):
+    R = start()
+    for x in stream(batch, 3):
+        value, expected = case.rule.loss(measured(case, R, x)), case.loss(x @ R.T, x)
+        assert float(value) == pytest.approx(float(expected), rel=1e-12)
+        assert float(expected) > 1e-3
+
+
+# ------------------------------------------------------------------------------------------------------- each rule
+
+
+@each_case
+def test_fifty_steps_beside_the_literal_equation(case):
+    for batch in case.batches:
+        check_literal_equation(case, batch)
+
+
+@each_case
+def test_a_step_in_place_is_the_step_of_sgd(case):
+    for batch in case.batches:
+        check_step_in_place(case, batch)
+
+
+@each_case
+def test_a_step_in_place_by_group(case):
+    for batch in case.batches:
+        x = torch.stack(stream(batch, 6)).reshape(2, 3, batch, D)
+        R = torch.stack([start() * s for s in (1, 0.9, 0.8, 1.1, 1.2, 0.7)]).reshape(2, 3, D, D)
+        m, scale = measured(case, R, x), torch.rand(2, 3, generator=torch.Generator().manual_seed(0)).double()
+        expected = R - case.lr * scale[..., None, None] * case.rule.direction(m, R, case.lr)
+        case.rule.step_(m, R, case.lr, scale)
+        assert distance(R, expected) < 1e-13
+
+
+@each_case
+def test_loss_is_its_definition(case):
+    for batch in case.batches:
+        check_loss(case, batch)
+
+
+@each_case
+def test_factored_and_dense_moments_give_the_same(case):
+    """T25."""
+    for batch in (*case.batches, D) if len(case.batches) > 1 else case.batches:
+        x, R = stream(batch, 1)[0], start()
+        factored, dense = measured(case, R, x, dense=False), measured(case, R, x, dense=True)
+        assert distance(case.rule.direction(factored, R, case.lr), case.rule.direction(dense, R, case.lr)) < 1e-13
+        assert float(case.rule.loss(factored)) == pytest.approx(float(case.rule.loss(dense)), rel=1e-12)
+        assert float(case.rule.sharpness(factored)) == pytest.approx(float(case.rule.sharpness(dense)), rel=1e-10)
+
+
+@each_case
+def test_direction_and_loss_change_nothing_they_are_given(case):
+    for dense in (False, True):
+        R, x = start(), stream(16, 1)[0]
+        m = measured(case, R, x, dense)
+        tensors = {k: v for k, v in vars(m).items() if isinstance(v, torch.Tensor)} | {"R": R}
+        before = {k: v.clone() for k, v in tensors.items()}
+        first = case.rule.direction(m, R, case.lr)
+        case.rule.loss(m), case.rule.sharpness(m)
+        for k, v in tensors.items():
+            assert torch.equal(v, before[k]), k
+        assert torch.equal(case.rule.direction(m, R, case.lr), first)
+        assert first.data_ptr() not in {v.data_ptr() for v in tensors.values()}
+
+
+@each_case
+def test_leading_group_dimensions_equal_a_loop(case):
+    batch = case.batches[-1]
+    x = torch.stack(stream(batch, 6)).reshape(2, 3, batch, D)
+    R = torch.stack([start() * s for s in (1, 0.9, 0.8, 1.1, 1.2, 0.7)]).reshape(2, 3, D, D)
+    m = measured(case, R, x)
+    direction, loss, sharpness = case.rule.direction(m, R, case.lr), case.rule.loss(m), case.rule.sharpness(m)
+    assert direction.shape == R.shape
+    assert loss.shape == sharpness.shape == (2, 3)
+    for i in range(2):
+        for j in range(3):
+            one = measured(case, R[i, j], x[i, j])
+            assert distance(direction[i, j], case.rule.direction(one, R[i, j], case.lr)) < 1e-12
+            assert float(loss[i, j]) == pytest.approx(float(case.rule.loss(one)), rel=1e-12)
+            assert float(sharpness[i, j]) == pytest.approx(float(case.rule.sharpness(one)), rel=1e-9)
+
+
+@each_case
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dtype_of_R_is_kept(case, dtype):
+    R, x = start().to(dtype), stream(16, 1)[0].to(dtype)
+    m = measured(case, R, x)
+    assert case.rule.direction(m, R, case.lr).dtype == case.rule.loss(m).dtype == dtype
+
+
+@each_case
+def test_a_layer_steps_by_the_rule(case):
+    """The direction reaches ``.grad`` through Decorrelation.update, which chooses the form of the moments itself."""
+    layer = Decorrelation(D, rule=case.rule, dtype=torch.float64)
+    layer.weight.data.copy_(start())
+    x = stream(16, 1)[0]
+    layer(x)
+    loss = layer.update(lr=case.lr)
+    assert distance(layer.weight.data - case.lr * layer.weight.grad, case.step(start(), x, case.lr)) < 1e-12
+    assert float(loss) == pytest.approx(float(case.loss(x @ start().T, x)), rel=1e-12)
+
+
+@each_case
+def test_permuting_features_permutes_R(case):
+    """T33; the triangular rules, PCA's order and one target per feature are about the order of the features."""
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    x, R = stream(16, 1)[0], start()
+    straight = step(case.rule, R, x, case.lr)
+    permuted = step(case.rule, R[order][:, order], x[:, order], case.lr)
+    apart = distance(permuted, straight[order][:, order])
+    assert (apart < 1e-12) if case.permutable else (apart > 1e-3)
+
+
+@each_case
+def test_equivariance(case):
+    """T5, the best single discriminator: X does not see how x was mixed if H reads y alone and stands on the left."""
+    S, P, lr = covariance(), normal(D, D, seed=11), 0.02
+    x, R = samples_of(S), torch.eye(D, dtype=torch.float64)
+    mixed, Q = x @ P.T, torch.linalg.inv(P)
+    apart = 0.0
+    for _ in range(300):
+        apart = max(apart, distance(R @ S @ R.T, Q @ P @ S @ P.T @ Q.T))
+        if not math.isfinite(apart) or apart > 1e3:  # without equivariance the mixed problem may blow up
+            break
+        R, Q = step(case.rule, R, x, lr), step(case.rule, Q, mixed, lr)
+    assert (apart < 1e-12) if case.equivariant else not (apart < 1e-3)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.whitens], ids=name_of)
+def test_fixed_point_is_white(case):
+    """T7 and T13: every variance, not their mean."""
+    S = covariance()
+    R = run(case.rule, samples_of(S), 0.15, 1_500 if isinstance(case.rule, rules.TriangularRule) else 800)
+    X = R @ S @ R.T
+    assert distance(X, case.whitens * torch.eye(D, dtype=torch.float64)) < 1e-10
+    assert float(case.rule.loss(moments(R, samples_of(S)))) < 1e-14
+
+
+def test_every_rule_of_the_catalogue_has_a_case():
+    assert {type(case.rule) for case in CASES} == set(RULES.values())
+    for name in RULES:
+        assert isinstance(make_rule(name), RULES[name])
+    assert make_rule("kappa", kappa=0.25).kappa == 0.25
+    with pytest.raises(ValueError, match="no rule is called 'capa'; there are: seed, plain"):
+        make_rule("capa")
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from([c for c in CASES if c.scales]), st.floats(0.05, 20.0))
+def test_scale_equivariance(case, a):
+    """T32: x -> a x with R0 = I / a gives the same states at every step."""
+    assert scaled_apart(case, a) < 1e-12
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if not c.scales], ids=name_of)
+def test_rules_that_read_inputs_or_lengths_do_see_the_scale(case):
+    assert scaled_apart(case, 2.0) > 1e-3
+
+
+def scaled_apart(case, a, steps=5):
+    x, R = samples_of(covariance()), torch.eye(D, dtype=torch.float64)
+    scaled = R / a
+    for _ in range(steps):
+        R, scaled = step(case.rule, R, x, 0.05), step(case.rule, scaled, a * x, 0.05)
+    return distance(x @ R.T, a * x @ scaled.T)
+
+
+# ------------------------------------------------------------------------------------------------- bad hyperparameters
+
+NAN = float("nan")
+BAD = [
+    (lambda: rules.SeedRule(variance=-1.0), r"variance is -1\.0; allowed: None .*positive number"),
+    (lambda: rules.SeedRule(variance=0.0), r"variance is 0\.0"),
+    (lambda: rules.SeedRule(variance=NAN), "variance is nan"),
+    (lambda: rules.SeedRule(variance=float("inf")), "variance is inf"),
+    (lambda: rules.SeedRule(variance=True), "variance is True"),
+    (lambda: rules.SeedRule(variance="imput"), "variance is 'imput'; allowed: .*'input'"),
+    (lambda: rules.SeedRule(variance=torch.tensor([1.0, -1.0])), "positive number"),
+    (lambda: rules.SeedRule(variance=torch.tensor([1, 2])), "positive number"),
+    (lambda: rules.SeedRule(variance=torch.tensor([1.0, NAN])), "positive number"),
+    (lambda: rules.SeedRule(variance=torch.tensor([1.0, float("inf")])), "positive number"),
+    (lambda: rules.SeedRule(variance=torch.ones(2, 2)), "one dimension"),
+    (lambda: rules.SeedRule(eta=-0.5), r"eta is -0\.5; it must lie in \[0, inf"),
+    (lambda: rules.SeedRule(eta=NAN), "eta is nan"),
+    (lambda: rules.SeedRule(eta=float("inf")), "eta is inf"),
+    (lambda: rules.SeedRule(dead_variance=-1e-8), "dead_variance is -1e-08"),
+    (lambda: rules.KappaRule(kappa=1.5), r"kappa is 1\.5; it must lie in \[0, 1\]"),
+    (lambda: rules.KappaRule(kappa=-0.1), r"kappa is -0\.1"),
+    (lambda: rules.KappaRule(kappa=NAN), "kappa is nan"),
+    (lambda: rules.KappaRule(variance=-1.0), r"variance is -1\.0"),
+    (lambda: rules.KappaRule(variance=None), "variance is None; this rule takes one positive number"),
+    (lambda: rules.KappaRule(variance="input"), "variance is 'input'; this rule takes one positive number"),
+    (lambda: rules.KappaRule(constants="standart"), "constants is 'standart'; allowed: 'standard', 'normal"),
+    (lambda: rules.TriangularRule(kappa=2.0), r"kappa is 2\.0"),
+    (lambda: rules.ColumnScaledKappaRule(dead_variance=-1.0), r"dead_variance is -1\.0"),
+    (lambda: rules.WhiteningRule(variance=0.0), r"variance is 0\.0"),
+    (lambda: maps.AdaptiveGainRule(norm="mean"), "norm is 'mean'; allowed: 'demeaned', 'raw'"),
+    (lambda: whitening.ExactWhitening(kind="svd"), "kind is 'svd'; allowed: 'zca', 'pca', 'cholesky'"),
+    (lambda: whitening.ExactWhitening(solver="qr"), "solver is 'qr'; allowed: 'eigh'"),
+    (lambda: whitening.ExactWhitening(kind="pca", solver="newton_schulz"), "'newton_schulz' for kind='zca'"),
+    (lambda: whitening.ExactWhitening(shrinkage=1.1), r"shrinkage is 1\.1; it must lie in \[0, 1\]"),
+    (lambda: whitening.ExactWhitening(momentum=0.0), r"momentum is 0\.0; it must lie in \(0, 1\]"),
+    (lambda: whitening.ExactWhitening(momentum=NAN), "momentum is nan"),
+]
+
+
+@pytest.fixture
+def untyped():
+    """As in use: types are not checked at run time, and the library's own messages are what a reader sees."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize(("make", "message"), BAD)
+def test_bad_hyperparameters_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("rule", [maps.AdaptiveGainRule(), maps.FoldiakRule()])
+@pytest.mark.parametrize("lr", [None, 0.0, -0.1, NAN])
+def test_rules_that_need_their_rate_say_so(rule, lr):
+    y = normal(9, D)
+    with pytest.raises(ValueError, match=r"update\(lr=\.\.\.\)"):
+        rule.direction(Moments.of(y, y, dense=False), start(), lr)
+
+
+def test_a_target_of_the_wrong_length_names_both_lengths():
+    y = normal(9, D)
+    rule = rules.SeedRule(variance=torch.ones(D + 1, dtype=torch.float64))
+    with pytest.raises(ValueError, match=rf"variance has {D + 1} .*{D} features"):
+        rule.direction(Moments.of(y), start())
