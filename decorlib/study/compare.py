@@ -42,7 +42,7 @@ class Comparison:
 
 
 def relative_change(old: float | int | None, new: float | int | None) -> float | None:
-    """(new - old) / |old|; from an old value of zero, the absolute change; None where one is missing."""
+    """(new - old) / abs(old); from an old value of zero, the absolute change; None where one is missing."""
     if old is None or new is None:
         return None
     return (new - old) / abs(old) if old != 0 else float(new)

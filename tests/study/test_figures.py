@@ -128,5 +128,5 @@ def test_paired_dots_draw_each_seed_and_the_t_interval():
 def test_paired_dots_refuse_nothing_and_odd_levels():
     with pytest.raises(ValueError, match="no comparison"):
         figures.paired_dots({})
-    with pytest.raises(ValueError, match="between 0 and 1, got 95.0"):
+    with pytest.raises(ValueError, match=r"between 0 and 1, got 95\.0"):
         figures.paired_dots({"a": [1, 2]}, level=95.0)

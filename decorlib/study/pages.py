@@ -1,0 +1,312 @@
+"""Pages of the report: executed notebooks made ready for Sphinx, and the parts that are generated from records.
+
+Everything here turns something that exists into text. Numbers come from records; what does not exist yet is left
+out, so the report can be built from the first notebook on.
+"""
+
+import ast
+import copy
+import io
+import os
+import re
+from base64 import b64decode
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode, v4
+from PIL import Image
+
+from decorlib.study.inputs import PACKAGE, digests
+from decorlib.study.records import Record
+
+THUMBNAIL = 320  # pixels wide
+FOOT = "## Where this comes from"
+
+
+class ReportError(RuntimeError):
+    """Something that must not be in a report; the message says where it is and what to do."""
+
+
+def check_set(results: Path, path: Path, notebook: NotebookNode) -> None:
+    """Refuse an executed notebook whose record or figures are not those that it made."""
+    made = notebook.metadata.get("decorlib", {}).get("outputs", {})
+    number = path.name[:2]
+    for name, digest in made.items():
+        found = results / name
+        if not found.exists() or digests(found.parent).get(found.name) != digest:
+            raise ReportError(f"{path.name} and {name} are not from the same run; run `make reproduce ONLY={number}`")
+
+
+def split_figures(cell: NotebookNode) -> list[NotebookNode]:
+    """One figure a cell: myst-nb has one alternative text per cell, so each further figure gets its own."""
+    parts, figures = [copy.deepcopy(cell)], 0
+    parts[0].outputs = []
+    for output in cell.outputs:
+        if "image/png" in output.get("data", {}):
+            figures += 1
+            if figures > 1:
+                extra = v4.new_code_cell(id=f"{cell['id']}-{figures}", metadata={"tags": ["remove-input"]})
+                parts.append(extra)
+        parts[-1].outputs.append(copy.deepcopy(output))
+    return parts
+
+
+def prepare(notebook: NotebookNode, name: str) -> NotebookNode:
+    """An executed notebook for myst-nb: code folded, every figure with its alternative text.
+
+    Raises:
+        ReportError: a figure has no alternative text, or a cell failed.
+    """
+    cells = []
+    for index, cell in enumerate(notebook.cells, 1):
+        if cell.cell_type != "code":
+            cells.append(copy.deepcopy(cell))
+            continue
+        for part in split_figures(cell):
+            tags = part.metadata.setdefault("tags", [])
+            if "remove-input" not in tags and "hide-input" not in tags:
+                tags.append("hide-input")
+            for output in part.outputs:
+                if output.output_type == "error":
+                    raise ReportError(f"{name}, cell {index} holds an error; run it again")
+                if any(kind.startswith("image/") for kind in output.get("data", {})):
+                    described = output.get("metadata", {}).get("image/png", {})
+                    if not described.get("alt"):
+                        raise ReportError(
+                            f"{name}, cell {index} shows a figure without alternative text; "
+                            "use show(fig, alt=...), and close figures that are not shown"
+                        )
+                    image = {"alt": described["alt"]}
+                    if "width" in described:
+                        image["width"] = f"{described['width']}px"  # CSS shrinks it to the column
+                    part.metadata["mystnb"] = {"image": image}
+            cells.append(part)
+    made = v4.new_notebook(cells=cells, metadata=notebook.metadata)
+    made.metadata.pop("decorlib", None)
+    return made
+
+
+def mend_links(text: str, known: set[str], to_root: str) -> str:
+    """Relative links of a notebook, for a page that lies elsewhere.
+
+    Notebooks that are not there yet become plain text; modules point to their page; other files of the
+    repository are reached through `to_root`, the way from the page to the clone.
+    """
+
+    def replace(match: re.Match) -> str:
+        label, target = match.group(1), match.group(2)
+        if re.match(r"[a-z]+:|#|/", target):
+            return match.group(0)
+        path, _, anchor = target.partition("#")
+        if path.endswith(".ipynb") and "/" not in path:
+            return match.group(0) if path in known else label
+        path = path.removeprefix("../")
+        if path.endswith(".py") and module_name(path) in modules():
+            return f"[{label}](../api/{module_name(path)}.md)"
+        return f'<a href="{to_root}/{path}{"#" + anchor if anchor else ""}">{label}</a>'
+
+    return re.sub(r"(?<!!)\[([^\]\n]*)\]\(([^)\s]+)\)", replace, text)
+
+
+def module_name(path: str) -> str:
+    """Dotted name of a module from its path in the repository."""
+    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+# Of the study, what notebooks and a command line use; its other modules are how that is done.
+STUDY = ("provenance", "figures", "records", "runs", "stats", "verdicts", "progress", "compare", "reproduce", "report")
+
+
+def modules() -> list[str]:
+    """Dotted names of the modules that get an API page: the core, then the study's public ones."""
+    core = [path.stem for path in sorted(PACKAGE.glob("[a-z]*.py"))]
+    study = [name for name in STUDY if (PACKAGE / "study" / f"{name}.py").exists()]
+    return [f"decorlib.{name}" for name in core] + [f"decorlib.study.{name}" for name in study]
+
+
+def number(value: float | int | None, digits: int = 3) -> str:
+    """A number for a table; a dash where there is none."""
+    return "–" if value is None else f"{value:.{digits}g}"
+
+
+def cell_text(text: str) -> str:
+    """Text that may stand in a cell of a Markdown table."""
+    return " ".join(str(text).split()).replace("|", "\\|")
+
+
+def provenance_lines(record: Record | None, path: Path, to_root: str, results: str) -> str:
+    """The foot of a notebook's page: what made it, and the files behind it."""
+    source = f'<a href="{to_root}/notebooks/{path.name}">notebook</a>'
+    executed = f'<a href="{results}/notebooks/{path.name}">executed notebook</a>'
+    if record is None:
+        return f"{FOOT}\n\nThis notebook wrote no record. Files: {source} · {executed}.\n"
+    made = record.made_by
+    versions = " · ".join(f"{name} {value}" for name, value in sorted(made["versions"].items()))
+    code = f"commit `{made['commit'][:12]}`" if made["commit"] else "not under git"
+    code += " with local changes" if made["modified"] else ""
+    sums = ", ".join(f"{name} `{value[:12]}`" for name, value in sorted(made["data"].items()))
+    machine = made["machine"]
+    parameters = ", ".join(f"{key} = {value}" for key, value in sorted(record.parameters.items()))
+    rows = [
+        ("Code", code),
+        ("Versions", versions),
+        ("Data (sha256)", sums),
+        ("Machine", f"{machine['device']}, {machine['cpu']}, {machine['cores']} cores, {machine['platform']}"),
+        ("Run", f"{made['started']}, {made['seconds']:g} s until the record was written"),
+        ("Parameters", cell_text(parameters) or "–"),
+        ("Files", f'{source} · {executed} · <a href="{results}/records/{record.notebook}.json">record</a>'),
+    ]
+    table = "\n".join(f"| {name} | {cell_text(value)} |" for name, value in rows)
+    return f"{FOOT}\n\n:::{{container}} provenance\n| | |\n|---|---|\n{table}\n:::\n"
+
+
+OUTCOME = {"supported": "✔ supported", "refuted": "✘ refuted", "inconclusive": "○ inconclusive"}
+
+
+def answers(records: dict[str, Record], pages: dict[str, Path], results: str) -> str:
+    """The answer table of the landing page: one row per verdict, each with its page and its record."""
+    if not any(record.verdicts for record in records.values()):
+        return "No notebook has written a verdict yet. `make reproduce` does.\n"
+    lines = [
+        "| Claim | Outcome | Estimate [95% interval] | Explains the failed run? | Evidence |",
+        "|---|---|---|---|---|",
+    ]
+    for notebook, record in sorted(records.items()):
+        for verdict in record.verdicts:
+            low, high = verdict.get("low"), verdict.get("high")
+            interval = f" [{number(low)}, {number(high)}]" if low is not None and low != high else ""
+            unit = f" {verdict['unit']}" if verdict.get("unit") else ""
+            estimate = f"{number(verdict.get('estimate'))}{interval}{unit}, n = {verdict.get('n')}"
+            page = pages.get(notebook)
+            where = f"[{notebook}](notebooks/{page.name})" if page else notebook
+            evidence = f'{where} · <a href="{results}/records/{notebook}.json">record</a>'
+            row = (
+                verdict.get("claim", verdict["hypothesis"]),
+                OUTCOME.get(verdict["outcome"], verdict["outcome"]),
+                estimate,
+                verdict.get("explains_failed_run") or "–",
+                evidence,
+            )
+            lines.append("| " + " | ".join(map(cell_text, row)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def first_figure(notebook: NotebookNode) -> tuple[bytes, str] | None:
+    """PNG and alternative text of the first figure of a notebook."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                return b64decode(output.data["image/png"]), output.metadata["image/png"]["alt"]
+    return None
+
+
+def thumbnail(png: bytes) -> bytes:
+    """A small version of a figure."""
+    image = Image.open(io.BytesIO(png)).convert("RGB")
+    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    image.quantize(64, dither=0).save(out, format="png", optimize=True)
+    return out.getvalue()
+
+
+def title_of(notebook: NotebookNode) -> str:
+    """First heading of a notebook without its `#`."""
+    match = re.search(r"^# (.+)$", notebook.cells[0].source if notebook.cells else "", re.M)
+    return match.group(1).strip() if match else "untitled"
+
+
+def gallery(
+    notebooks: dict[str, NotebookNode], pages: dict[str, Path], records: dict[str, Record], folder: Path
+) -> str:
+    """One line with a thumbnail per notebook; thumbnails are written into `folder`."""
+    lines = []
+    for name, notebook in sorted(notebooks.items()):
+        figure = first_figure(notebook)
+        image = ""
+        if figure:
+            target = folder / "thumbnails" / f"{name}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(thumbnail(figure[0]))
+            alt = figure[1].replace('"', "'").replace("{", "(").replace("}", ")")
+            image = f":::{{image}} thumbnails/{name}.png\n:alt: {alt}\n:width: 160px\n:class: thumbnail\n:::\n"
+        outcomes = [f"{v['hypothesis']}: {v['outcome']}" for v in records[name].verdicts] if name in records else []
+        text = f"[{title_of(notebook)}](notebooks/{pages[name].name})"
+        text += f"<br><small>{cell_text('; '.join(outcomes))}</small>" if outcomes else ""
+        lines.append(f"::::{{container}} gallery-line\n{image}\n{text}\n::::\n")
+    return "\n".join(lines) or "No notebook has been run yet.\n"
+
+
+def headline(notebooks: dict[str, NotebookNode], folder: Path) -> str:
+    """The figure of notebook 07, the comparison that matters most, else that of the newest notebook with one."""
+    for name in ["07", *sorted(notebooks, reverse=True)]:
+        figure = first_figure(notebooks[name]) if name in notebooks else None
+        if figure:
+            (folder / "headline.png").write_bytes(figure[0])
+            return f":::{{image}} headline.png\n:alt: {figure[1]}\n:class: headline\n:::\n"
+    return ""
+
+
+def way(start: Path, end: Path) -> str:
+    """Relative way from a folder to another, as in a link."""
+    return Path(os.path.relpath(end, start)).as_posix()
+
+
+def read(results: Path) -> dict[str, Path]:
+    """Executed notebooks of a results folder by number."""
+    return {path.name[:2]: path for path in sorted((results / "notebooks").glob("[0-9][0-9]_*.ipynb"))}
+
+
+def write_sources(root: Path, results: Path, target: Path) -> int:
+    """Write all generated pages into `target`, a copy of docs/; return the number of notebooks."""
+    site = results / "report"
+    executed = read(results)
+    notebooks = {name: nbformat.read(path, as_version=4) for name, path in executed.items()}
+    records = {path.stem: Record.load(path) for path in sorted((results / "records").glob("[0-9][0-9].json"))}
+    folder = target / "notebooks"
+    folder.mkdir(parents=True, exist_ok=True)
+    known = {path.name for path in executed.values()}
+    to_root, to_results = way(site / "notebooks", root), way(site / "notebooks", results)
+    for name, path in executed.items():
+        check_set(results, path, notebooks[name])
+        page = prepare(notebooks[name], path.name)
+        for cell in page.cells:
+            if cell.cell_type == "markdown":
+                cell.source = mend_links(cell.source, known, to_root)
+        foot = provenance_lines(records.get(name), path, to_root, to_results)
+        page.cells.append(v4.new_markdown_cell(foot, id="provenance"))
+        (folder / path.name).write_text(nbformat.writes(page) + "\n", encoding="utf-8")
+    generated = {
+        "answers.md": answers(records, executed, way(site, results)),
+        "gallery.md": gallery(notebooks, executed, records, target),
+        "headline.md": headline(notebooks, target),
+        "contents.md": toctree([f"notebooks/{path.stem}" for path in executed.values()], "Notebooks"),
+    }
+    for name, text in generated.items():
+        (target / "_generated").mkdir(exist_ok=True)
+        (target / "_generated" / name).write_text(text, encoding="utf-8")
+    api = target / "api"
+    api.mkdir(exist_ok=True)
+    for module in modules():
+        text = f"# {module}\n\n```{{eval-rst}}\n.. automodule:: {module}\n   :members:\n```\n"
+        (api / f"{module}.md").write_text(text, encoding="utf-8")
+    (target / "_generated" / "api.md").write_text(api_listing(modules()), encoding="utf-8")
+    return len(executed)
+
+
+def api_listing(names: list[str]) -> str:
+    """The modules with the first line of their docstrings, and the toctree that makes them pages."""
+    lines = []
+    for name in names:
+        path = PACKAGE.parent / name.replace(".", "/")
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        lines.append(f"* [{name}](api/{name}.md): {text.partition(chr(10))[0]}")
+    return "\n".join(lines) + "\n\n" + toctree([f"/api/{name}" for name in names], "")
+
+
+def toctree(entries: list[str], caption: str) -> str:
+    """A Sphinx toctree; nothing where there are no entries."""
+    if not entries:
+        return ""
+    head = "```{toctree}\n:hidden:\n:maxdepth: 1\n" + (f":caption: {caption}\n" if caption else "")
+    return head + "\n" + "\n".join(entries) + "\n```\n"

@@ -1,0 +1,157 @@
+"""Build the report from results that exist: ``python -m decorlib.study.report``, or ``make report``.
+
+docs/ is copied to build/, the executed notebooks and what is generated from records are put beside it, and Sphinx
+turns all of it into pages that open from the file system without a network. Warnings are errors: a broken link, a
+formula that cannot be shown or a figure without alternative text stops the build, and the old report stays.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from decorlib.study import inputs, pages
+from decorlib.study.pages import ReportError
+from decorlib.study.provenance import ROOT
+from decorlib.study.records import RecordDamaged, dumps, write_atomic
+
+PAGE_LIMIT, SITE_LIMIT = 2_000_000, 15_000_000  # bytes: of a page with its images, and of all results
+_REMOTE = re.compile(r"""<(?:script|link|img|iframe|source|video)\b[^>]*?\b(?:src|href)=["'](?:https?:)?//[^"']+""")
+
+
+def state(root: Path, results: Path) -> dict[str, str]:
+    """Hashes of everything the report is made of."""
+    found = {f"docs/{name}": value for name, value in inputs.digests(root / "docs").items()}
+    for part in ("notebooks", "records"):
+        found.update({f"{part}/{name}": value for name, value in inputs.digests(results / part).items()})
+    # Docstrings are pages too, so here the whole text of the sources counts.
+    sources = inputs.digests(inputs.PACKAGE).items()
+    found.update({f"decorlib/{name}": value for name, value in sources if name.endswith(".py")})
+    for package in ("sphinx", "myst-nb", "sphinx-book-theme"):
+        found[package] = version(package)
+    return found
+
+
+def build(root: Path, results: Path, build_folder: Path, force: bool = False) -> bool:
+    """Build ``results/report`` where something changed; False, with the reason printed, when it cannot be built."""
+    site, stamp = results / "report", build_folder / "report.json"
+    now = {"inputs": state(root, results), "site": inputs.digests(site)}
+    if not force and site.exists() and stamp.exists() and json.loads(stamp.read_text()) == now:
+        print("report: nothing to be done")
+        return True
+    begin = time.perf_counter()
+    sources, output = build_folder / "docs", build_folder / "html"
+    shutil.rmtree(sources, ignore_errors=True)
+    shutil.rmtree(output, ignore_errors=True)
+    try:
+        shutil.copytree(root / "docs", sources, ignore=shutil.ignore_patterns("__pycache__"))
+        count = pages.write_sources(root, results, sources)
+        run_sphinx(sources, output, build_folder / "doctrees", root, pages.way(site / "api", root))
+        prune(output)
+        check(output)
+    except (ReportError, RecordDamaged, OSError) as error:
+        print(f"report: {error}", file=sys.stderr)
+        return False
+    replace(output, site)
+    now["site"] = inputs.digests(site)
+    write_atomic(stamp, dumps(now).encode())
+    size = sum(path.stat().st_size for path in results.rglob("*") if path.is_file())
+    print(
+        f"report: {count} notebook(s), {time.perf_counter() - begin:.0f} s; all results {size / 1e6:.1f} MB; "
+        f"open {os.path.relpath(site / 'index.html')}"
+    )
+    return True
+
+
+def run_sphinx(sources: Path, output: Path, doctrees: Path, root: Path, to_root: str) -> None:
+    """Sphinx in its own process, because it imports the modules it documents and sets global state."""
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "-d", str(doctrees)]
+    # Sphinx writes the date of SOURCE_DATE_EPOCH, not of today: equal sources give equal pages.
+    env = {**os.environ, "SOURCE_DATE_EPOCH": "0", "PYTHONHASHSEED": "0"}
+    env |= {"DECORLIB_CLONE": str(root), "DECORLIB_TO_CLONE": to_root}
+    done = subprocess.run([*command, str(sources), str(output)], capture_output=True, text=True, env=env)
+    if done.returncode:
+        raise ReportError(f"Sphinx found errors, the report was not replaced:\n{done.stderr.strip()}")
+
+
+def prune(output: Path) -> None:
+    """Remove what no page needs: source maps, build information, notebook sources (results/ has them)."""
+    for pattern in ("**/*.map", ".buildinfo*", "objects.inv", "_static/locales"):
+        for path in output.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+    shutil.rmtree(output / "_sources", ignore_errors=True)
+    shutil.rmtree(output.parent / "jupyter_execute", ignore_errors=True)  # myst-nb puts it beside
+    icons = output / "_static" / "scripts" / "fontawesome.js"
+    if icons.exists():
+        text = "".join(path.read_text(encoding="utf-8") for path in output.rglob("*.html"))
+        text += "".join(p.read_text(encoding="utf-8") for p in output.rglob("*.js") if p != icons)
+        used = set(re.findall(r"\bfa-([a-z0-9-]+)", text))
+        icons.write_text(keep_icons(icons.read_text(encoding="utf-8"), used), encoding="utf-8")
+
+
+def keep_icons(script: str, used: set[str]) -> str:
+    """The theme's icon script with the icons that pages use: 0.1 MB instead of 1.6."""
+    icon = r"""(?<=[{,])"?([\w-]+)"?:\[\d+,\d+,\[[^\]]*\],"[0-9a-f]+",(?:"[^"]*"|\["[^"]*","[^"]*"\])\],?"""
+    return re.sub(icon, lambda match: match.group(0) if match.group(1) in used else "", script)
+
+
+def check(output: Path) -> None:
+    """No page loads anything from the network, has an image without text, or is larger than it may be.
+
+    Raises:
+        ReportError: with every offence.
+    """
+    wrong = []
+    for page in sorted(output.rglob("*.html")):
+        text = page.read_text(encoding="utf-8")
+        name = page.relative_to(output)
+        wrong += [f"{name} loads {found!r} from the network" for found in _REMOTE.findall(text)]
+        images = re.findall(r"<img\b[^>]*>", text)
+        wrong += [f"{name}: no alternative text in {i[:120]}" for i in images if not re.search(r'alt="[^"]', i)]
+        used = {(page.parent / src).resolve() for src in re.findall(r'<img\b[^>]*?src="([^"]+)"', text)}
+        wrong += [f"{name}: image {path.name} is not there" for path in used if not path.exists()]
+        size = len(text.encode()) + sum(path.stat().st_size for path in used if path.exists())
+        if size > PAGE_LIMIT:
+            wrong.append(f"{name} has {size / 1e6:.1f} MB with its images, more than {PAGE_LIMIT / 1e6:g} MB")
+    if wrong:
+        raise ReportError("the report was not replaced:\n" + "\n".join(wrong))
+
+
+def replace(output: Path, site: Path) -> None:
+    """Put the new site in the place of the old one; the old one goes only when the new one lies beside it."""
+    partial, old = site.with_name("report.partial"), site.with_name("report.old.partial")
+    for path in (partial, old):
+        shutil.rmtree(path, ignore_errors=True)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(output, partial)
+    if site.exists():
+        os.replace(site, old)
+    os.replace(partial, site)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point."""
+    from decorlib.study.notebooks import PROFILES
+
+    parser = argparse.ArgumentParser(prog="python -m decorlib.study.report", description=__doc__.splitlines()[0])
+    parser.add_argument("--profile", choices=PROFILES, default="full", help="whose results; default: full")
+    parser.add_argument("--root", type=Path, default=ROOT, help="folder with docs/ and results/; default: the clone")
+    parser.add_argument("--force", action="store_true", help="build even where nothing changed")
+    options = parser.parse_args(arguments)
+    root = options.root.resolve()
+    results = root / "results" if options.profile == "full" else root / "build" / options.profile
+    return 0 if build(root, results, root / "build" / "reproduce" / options.profile, options.force) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""The report's frame. `make report` copies this folder to build/ and adds what is generated."""
+
+import os
+import re
+import xml.etree.ElementTree as ET
+
+from docutils.utils.math import MathError
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.util import logging
+
+_CLONE = os.environ["DECORLIB_CLONE"]  # set by decorlib.study.report
+_TO_CLONE = os.environ["DECORLIB_TO_CLONE"]  # the way there from a page one folder deep
+
+project = "decorlib"
+author = "The decorlib authors"
+project_copyright = "The decorlib authors, MIT licence"
+language = "en"
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.linkcode"]
+exclude_patterns = ["_generated", "_build"]
+suppress_warnings = ["mystnb.unknown_mime_type"]  # text/plain beside an image is for terminals
+
+# Notebooks: executed by papermill already; nothing that needs a script from elsewhere.
+nb_execution_mode = "off"
+nb_output_stderr = "remove"
+nb_ipywidgets_js = {}
+nb_merge_streams = True
+myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+# API pages, from docstrings.
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_default_options = {"show-inheritance": True}
+python_maximum_signature_line_length = 80
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+
+html_theme = "sphinx_book_theme"
+html_title = "decorlib"
+html_static_path = ["_static"]
+html_css_files = ["decorlib.css"]
+html_copy_source = False
+html_show_sphinx = False
+html_theme_options = {
+    "navbar_persistent": [],  # the search field is in the side bar already
+    "home_page_in_toc": True,
+    "show_navbar_depth": 1,
+    "show_toc_level": 2,
+    "use_download_button": False,
+    "use_fullscreen_button": False,
+    "use_issues_button": False,
+    "use_repository_button": False,
+    "pygments_light_style": "a11y-high-contrast-light",
+    "pygments_dark_style": "a11y-high-contrast-dark",
+}
+
+# Mathematics becomes MathML while building: no script, no font to carry, and a screen reader can read it.
+_KNOWN = [
+    (r"\\(t|d)?frac\s*(\d)\s*(\d)", r"\\\1frac{\2}{\3}"),
+    (r"\\[bB]igg?[lrm]?(?![A-Za-z])", ""),  # MathML stretches fences by itself
+    (r"\\bm(?![A-Za-z])", r"\\boldsymbol"),
+    (r"\\dots(?![A-Za-z])", r"\\ldots"),
+    (r"\\(label|tag)\{[^}]*\}", ""),
+]
+
+
+def _accents(mathml: str) -> str:
+    """Put the index of an accented symbol beside it; docutils puts it below, as for a sum."""
+    if "<munderover" not in mathml:
+        return mathml
+    ET.register_namespace("", "http://www.w3.org/1998/Math/MathML")
+    root = ET.fromstring(mathml)
+    prefix = root.tag.removesuffix("math")
+    for under in root.iter(f"{prefix}munderover"):
+        base, index, accent = under
+        if accent.tag == f"{prefix}mo" and accent.get("stretchy") == "false":
+            under.tag = f"{prefix}msub"
+            over = ET.Element(f"{prefix}mover", accent="true")
+            over.extend([base, accent])
+            under[:] = [over, index]
+    return ET.tostring(root, encoding="unicode")
+
+
+def _mathml(node, block: bool) -> str:
+    tex = node.astext().strip()
+    for pattern, replacement in _KNOWN:
+        tex = re.sub(pattern, replacement, tex)
+    if block and (r"\\" in tex or "&" in tex) and r"\begin" not in tex:
+        tex = rf"\begin{{aligned}}{tex}\end{{aligned}}"
+    try:
+        return _accents(tex2mathml(tex, as_block=block))
+    except MathError as error:
+        logging.getLogger(__name__).warning("cannot show the formula %r: %s", tex, error, location=node)
+        return "<code>formula</code>"
+
+
+def _inline(translator, node):
+    from docutils.nodes import SkipNode
+
+    translator.body.append(_mathml(node, block=False))
+    raise SkipNode
+
+
+def _block(translator, node):
+    from docutils.nodes import SkipNode
+
+    translator.body.append(f'<div class="math" tabindex="0">{_mathml(node, block=True)}</div>')
+    raise SkipNode
+
+
+def _escape_stars(app, what, name, obj, options, lines):
+    """A shape such as (*, D), or **options, in a docstring is text, not emphasis that never ends."""
+    for index, line in enumerate(lines):
+        parts = re.split(r"(`+[^`]*`+)", line)  # what stands in backquotes is left as it is
+        parts[::2] = [re.sub(r"(?<=[(, ])\*(?=[*,\w])", r"\\*", part) for part in parts[::2]]
+        lines[index] = "".join(parts)
+
+
+def linkcode_resolve(domain, info):
+    """Source of an object: the file in the clone that holds the report."""
+    if domain != "py" or not info["module"]:
+        return None
+    path = info["module"].replace(".", "/")
+    name = f"{path}/__init__.py" if os.path.isdir(f"{_CLONE}/{path}") else f"{path}.py"
+    return f"{_TO_CLONE}/{name}"
+
+
+def setup(app):
+    """Register the renderer of formulas and the hook for docstrings."""
+    app.connect("autodoc-process-docstring", _escape_stars)
+    app.add_html_math_renderer("mathml", inline_renderers=(_inline, None), block_renderers=(_block, None))
+
+
+html_math_renderer = "mathml"
