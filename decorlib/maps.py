@@ -5,6 +5,7 @@ Same interface as in :mod:`decorlib.rules`; step them with plain SGD at the rate
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -12,6 +13,11 @@ import torch
 
 from decorlib.rules import Matrix, Rule, as_rows
 from decorlib.statistics import Moments
+
+
+def _check_rate(lr: float | int | None) -> None:
+    if lr is None or not 0 < lr < math.inf:
+        raise ValueError(f"this rule's step depends on its rate, which is {lr}: call update(lr=...), 0 < lr < inf")
 
 
 @dataclass(frozen=True)
@@ -41,8 +47,7 @@ class AdaptiveGainRule(Rule):
         return "raw input" if self.norm == "raw" else "input"
 
     def direction(self, moments: Moments, R: Matrix, lr: float | None = None) -> Matrix:
-        if not lr:
-            raise ValueError(f"this rule's step depends on its rate, which is {lr}: call update(lr=...), lr > 0")
+        _check_rate(lr)
         g = as_rows(moments.gain(), R)
         return g * moments.times(R) + (1 - g) / lr * R
 
@@ -65,8 +70,7 @@ class FoldiakRule(Rule):
     needs_rate: ClassVar[bool] = True
 
     def direction(self, moments: Moments, R: Matrix, lr: float | None = None) -> Matrix:
-        if not lr:
-            raise ValueError(f"this rule's step depends on its rate, which is {lr}: call update(lr=...), lr > 0")
+        _check_rate(lr)
         C = moments.dense() - torch.diag_embed(moments.variance)
         RC = R @ C
         eye = torch.eye(R.shape[-1], dtype=R.dtype, device=R.device)

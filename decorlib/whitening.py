@@ -51,16 +51,29 @@ def cholesky(S: Matrix) -> Matrix:
 
 
 def newton_schulz(S: Matrix, steps: int = 20) -> Matrix:
-    """S^(-1/2) by matrix products only: P <- (3 P - P^3 S_N) / 2 from P = I, with S_N = S / tr S.
+    """S^(-1/2) by matrix products only: P <- P (3 I - S_N P^2) / 2 from P = I, with S_N = S / tr S.
 
-    Converges for every positive definite S; the smallest eigenvalue l of S_N needs about log_1.5(l^(-1/2)) steps, and
-    with fewer the result under-whitens: even for white S, 1.5^steps >= sqrt(D) is needed (IterNorm, Huang et al. 2019).
+    The smallest eigenvalue l of S_N needs about log_1.5(l^(-1/2)) steps and a few more, and with fewer the result
+    under-whitens: even for white S, 1.5^steps >= sqrt(D) is needed. Source: IterNorm, Huang et al. (2019).
+    Their P <- (3 P - P^3 S_N) / 2 gives the same iterates in exact arithmetic, but rounding errors grow in it from
+    step to step: at a condition number of 100 it holds nothing but noise after 20 steps, in float64. Here Y = S_N P is
+    carried along (Higham 2008, "Functions of Matrices", chapter 6), which is stable, at the same three products a step.
+
+    Args:
+        S: positive definite.
+        steps: iterations. Default: 20, enough for a condition number of about 1e4 at D = 100.
+
+    Raises:
+        ValueError: for S without any variance. One that is singular otherwise is whitened as far as ``steps`` go.
     """
     trace = S.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
-    normalised = S / trace
-    P = torch.eye(S.shape[-1], dtype=S.dtype, device=S.device).expand_as(S)
+    if not (trace > 0).all():
+        raise ValueError(_SINGULAR.format(f"trace {trace.min().item():.3g}"))
+    eye = torch.eye(S.shape[-1], dtype=S.dtype, device=S.device).expand_as(S)
+    P, Y = eye, S / trace
     for _ in range(steps):
-        P = 1.5 * P - 0.5 * (P @ P @ P @ normalised)
+        T = 1.5 * eye - 0.5 * (P @ Y)
+        P, Y = T @ P, Y @ T
     return P / trace.sqrt()
 
 

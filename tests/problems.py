@@ -59,7 +59,7 @@ def moment_of(R, S):
 
 def distance(a, b):
     """Largest absolute difference."""
-    return float((a - b).abs().max())
+    return float((a - b).detach().abs().max())
 
 
 def off(X):
