@@ -3,7 +3,9 @@
 >>> from decorlib import DecorLinear, decor_parameters, bp_parameters, decor_update
 """
 
+from decorlib.candidates import ConversionReport, conversion_report
 from decorlib.catalogue import RULES, make_rule
+from decorlib.convert import decorrelate, fuse
 from decorlib.history import Epoch, History
 from decorlib.layers import (
     DecorConv2d,
@@ -37,6 +39,7 @@ __all__ = [
     "RULES",
     "AdaptiveGainRule",
     "ColumnScaledKappaRule",
+    "ConversionReport",
     "DecorConv2d",
     "DecorConvTranspose2d",
     "DecorLinear",
@@ -54,11 +57,14 @@ __all__ = [
     "TriangularRule",
     "WhiteningRule",
     "bp_parameters",
+    "conversion_report",
     "decor_modules",
     "decor_parameters",
     "decor_step",
     "decor_train",
     "decor_update",
+    "decorrelate",
+    "fuse",
     "make_rule",
     "padding",
     "train",

@@ -1,6 +1,7 @@
 """DecorConv2d and DecorConvTranspose2d: convolutions on decorrelated patches, or on decorrelated channels.
 
-A convolution multiplies patches, so R belongs on patches: D = C_in * kh * kw, the layout of :func:`torch.nn.functional.unfold`.
+A convolution multiplies patches, so R belongs on patches: D = C_in * kh * kw, laid out as by
+:func:`torch.nn.functional.unfold`.
 At C_in = 512 and a 3 x 3 kernel that is a 4608 x 4608 matrix, which costs more than the layer; R over channels alone
 (``span="channel"``, the same for every position in the kernel) is the affordable part of it.
 
@@ -37,6 +38,15 @@ class _DecorConv:
         super().reset_parameters()
         if hasattr(self, "decorrelation"):  # torch's constructor calls this before R exists
             self.decorrelation.reset_parameters()
+
+    def _check_input(self, x: Tensor, input: Tensor) -> None:
+        if not x.is_floating_point():
+            raise ValueError(f"input is {x.dtype}; a floating type is needed: scale it first, e.g. images / 255")
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f"input of shape {tuple(input.shape)} does not fit: ({self.in_channels}, H, W) is needed, with or "
+                "without a batch dimension before it"
+            )
 
     def _choose(self, together: float, separate: float) -> bool:
         return together < separate if self.fuse is None else self.fuse
@@ -102,7 +112,7 @@ class DecorConv2d(_DecorConv, nn.Conv2d):
             device,
             dtype,
         )
-        _check_span(span)
+        check_span(span)
         self.span, self.fuse = span, fuse
         features = in_channels * (math.prod(self.kernel_size) if span == "patch" else 1)
         self.decorrelation = Decorrelation(
@@ -165,15 +175,6 @@ class DecorConv2d(_DecorConv, nn.Conv2d):
     def _convolved(self, padded: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.conv2d(padded, weight, bias, self.stride, 0, self.dilation, self.groups)
 
-    def _check_input(self, x: Tensor, input: Tensor) -> None:
-        if not x.is_floating_point():
-            raise ValueError(f"input is {x.dtype}; a floating type is needed: scale it first, e.g. images / 255")
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(
-                f"input of shape {tuple(input.shape)} does not fit: ({self.in_channels}, H, W), with or without a batch "
-                "dimension before it, is needed"
-            )
-
     def _out_size(self, padded: Tensor) -> tuple[int, int]:
         return tuple(
             (size - dilation * (kernel - 1) - 1) // stride + 1
@@ -193,9 +194,10 @@ class DecorConv2d(_DecorConv, nn.Conv2d):
         if not d.training:
             return d.running_mean
         if self.span == "channel":
-            return d.track_mean(x.mean((0, 2, 3)), x.numel() // x.shape[1])
+            return d.track_mean(x.mean((0, 2, 3), dtype=d.running_mean.dtype), x.numel() // x.shape[1])
         # The mean patch is a patch of the mean image: one image to unfold, not N.
-        return d.track_mean(self._unfold(padded.mean(0, keepdim=True)).mean((0, 1)), x.shape[0])
+        patches = self._unfold(padded.mean(0, keepdim=True, dtype=d.running_mean.dtype))
+        return d.track_mean(patches.mean((0, 1)), x.shape[0] * patches.shape[1])
 
     def _fuses(self, x: Tensor, padded: Tensor) -> bool:
         d = self.decorrelation
@@ -244,13 +246,13 @@ class DecorConv2d(_DecorConv, nn.Conv2d):
 class DecorConvTranspose2d(_DecorConv, nn.ConvTranspose2d):
     r"""A transposed convolution on decorrelated channels: each input pixel x becomes R (x - mu) + b_R, then is spread.
 
-    A drop-in for :class:`torch.nn.ConvTranspose2d`. What this layer multiplies by W is the channel vector of one pixel, so
-    R is over C_in / groups features. With a mean or b_R the constant part of the output depends on how many pixels reach
-    a position, so :func:`decorlib.fuse` refuses such a layer.
+    A drop-in for :class:`torch.nn.ConvTranspose2d`. What this layer multiplies by W is the channel vector of one
+    pixel, so R is over C_in / groups features. With a mean or b_R the constant part of the output depends on how many
+    pixels reach a position, so :func:`decorlib.fuse` refuses such a layer.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation, padding_mode: as in
-            torch.
+        in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation, padding_mode:
+            as in torch.
         decor_bias, eta, variance, **options: see :class:`~decorlib.layers.Decorrelation`.
         fuse: True spreads with (R' W), False applies R and then W. Default: None, the cheaper one by shape; with a mean
             or b_R always separate.
@@ -302,8 +304,9 @@ class DecorConvTranspose2d(_DecorConv, nn.ConvTranspose2d):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         d, batched = self.decorrelation, input.dim() == 4
-        x = (input if batched else input.unsqueeze(0)).movedim(1, -1)
-        x = d.flat(x)
+        x = input if batched else input.unsqueeze(0)
+        self._check_input(x, input)
+        x = x.movedim(1, -1)
         mean = d.mean(x)
         extra = self._output_padding(input, output_size, self.stride, self.padding, self.kernel_size, 2, self.dilation)
         if self._fuses(x, mean):
@@ -343,7 +346,8 @@ class DecorConvTranspose2d(_DecorConv, nn.ConvTranspose2d):
 _PAD = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 
 
-def _check_span(span: str) -> None:
+def check_span(span: str) -> None:
+    """Raise ValueError unless ``span`` is one that there is."""
     if span not in ("patch", "channel"):
         raise ValueError(
             f"span is {span!r}; allowed: 'patch' (R over whole patches) and 'channel' (over channels only)"

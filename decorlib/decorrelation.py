@@ -13,7 +13,9 @@ from decorlib.statistics import LOW_PRECISION, Moments
 
 
 class NonFiniteInput(ValueError):
-    """A layer was given NaN or infinity."""
+    """A layer was given NaN or infinity; ``layer`` is the :class:`Decorrelation` that noticed."""
+
+    layer: Decorrelation | None = None
 
 
 class Decorrelation(nn.Module):
@@ -130,11 +132,13 @@ class Decorrelation(nn.Module):
         learned = bias or center == "bias"
         self.bias = nn.Parameter(torch.empty(in_features, **factory), requires_grad=False) if learned else None
         self.register_buffer("running_mean", torch.zeros(in_features, **factory) if self.center else None)
+        counter = torch.zeros((), dtype=torch.long, device=device)
+        self.register_buffer("num_batches_tracked", counter if self.center else None)  # as BatchNorm's
         averages = getattr(self.rule, "momentum", 1.0) < 1
         self.register_buffer("input_moment", torch.zeros(shape, **factory) if averages else None)
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.long, device=device))
-        self._calls = 0  # num_updates without asking the device
-        self._batches = 0  # forwards that have moved the running mean, for momentum=None
+        # num_updates and what follows from it, without asking the device, and as a bool that torch.compile can guard on
+        self._calls, self._due = 0, True
         self._states: list[tuple[Tensor, Tensor | None]] = []
         self.padding_mask: Tensor | None = None
         self.register_load_state_dict_post_hook(_read_counter)
@@ -145,10 +149,10 @@ class Decorrelation(nn.Module):
         with torch.no_grad():
             eye = torch.eye(self.weight.shape[-1], dtype=self.weight.dtype, device=self.weight.device)
             self.weight.copy_(eye.expand_as(self.weight))
-            for zeroed in (self.bias, self.running_mean, self.input_moment, self.num_updates):
+            for zeroed in (self.bias, *self.buffers(recurse=False)):
                 if zeroed is not None:
                     zeroed.zero_()
-        self._calls = self._batches = 0
+        self._calls, self._due = 0, True
         self._states.clear()
 
     # ------------------------------------------------------------------------------------------------- transform
@@ -156,7 +160,7 @@ class Decorrelation(nn.Module):
     @property
     def due(self) -> bool:
         """Whether the next ``update()`` will learn, so that a training forward has to remember its batch."""
-        return self.training and self._calls % self.update_every == 0
+        return self.training and self._due
 
     def forward(self, input: Tensor) -> Tensor:
         x = self.flat(input)
@@ -185,23 +189,26 @@ class Decorrelation(nn.Module):
             return None
         if not self.training:
             return self.running_mean
-        rows = x.reshape(-1, self.in_features)
-        if self.padding_mask is not None:
-            rows = rows[~self.padding_mask.reshape(-1)]
-        if self.center == "batch" and rows.shape[0] < 2 and not distributed():
-            raise ValueError(
-                f"center='batch' needs at least 2 samples in training, got {rows.shape[0]}: use center='running', "
-                "a larger batch, or drop_last=True"
-            )
-        return self.track_mean(rows.mean(0), rows.shape[0])
+        rows, real = x.reshape(-1, self.in_features), self.real_rows(x)
+        rows = rows if real is None else rows[real]
+        return self.track_mean(rows.mean(0, dtype=self.running_mean.dtype), rows.shape[0])
 
     def track_mean(self, batch_mean: Tensor, count: int) -> Tensor:
         """Pool a batch mean over processes, move the running mean, and return the mean to subtract."""
+        if count == 0:
+            raise ValueError(_EMPTY)
+        if self.center == "batch" and count < 2 and not distributed():
+            raise ValueError(
+                f"center='batch' needs at least 2 samples in training, got {count}: use center='running', "
+                "a larger batch, or drop_last=True"
+            )
+        self._check_finite(batch_mean, "a batch mean")  # before it can poison the running mean
         if distributed():
             batch_mean = _pooled_mean(batch_mean, count, self.process_group)
         with torch.no_grad():
-            self._batches += 1
-            weight = 1 / self._batches if self.momentum is None else self.momentum
+            self.num_batches_tracked += 1
+            weight = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+            weight = weight.to(self.running_mean) if self.momentum is None else weight
             self.running_mean.lerp_(batch_mean.detach().to(self.running_mean), weight)
         # A copy: the buffer will have moved on by the time backward reads it.
         return batch_mean if self.center == "batch" else self.running_mean.clone()
@@ -221,9 +228,10 @@ class Decorrelation(nn.Module):
     @torch.no_grad()
     def remember(self, x: Tensor, mean: Tensor | None, y: Tensor | None = None) -> None:
         """Keep (a sample of) a batch's states for ``update()``; y is computed for the sample where it is not given."""
+        real = self.real_rows(x)
         x = x.detach().reshape(-1, self.in_features)
         y = None if y is None else y.detach().reshape(-1, self.in_features)
-        chosen = self.sample(x.shape[0], x.device)
+        chosen = self.sample(x.shape[0], x.device, real)
         if chosen is not None:
             x, y = x[chosen], None if y is None else y[chosen]
         self.remember_samples(x, mean, y)
@@ -232,11 +240,8 @@ class Decorrelation(nn.Module):
     def remember_samples(self, x: Tensor, mean: Tensor | None, y: Tensor | None = None) -> None:
         """``remember`` for samples (n, D) that are already chosen."""
         if x.shape[0] == 0:
-            raise ValueError("an empty batch has no statistics: skip it, or use model.eval() to pass it through")
-        # One sum finds any NaN or inf. Only where reading it back costs nothing: a GPU would have to be waited for.
-        if x.device.type == "cpu" and not torch.compiler.is_compiling() and not math.isfinite(float(x.sum())):
-            if not bool(x.isfinite().all()):
-                raise NonFiniteInput(f"input of shape {tuple(x.shape)} holds NaN or infinity: check the data and rates")
+            raise ValueError(_EMPTY)
+        self._check_finite(x, f"input of shape {tuple(x.shape)}")
         if y is None:
             y = self.transform(x, mean)
         inputs = None
@@ -246,15 +251,31 @@ class Decorrelation(nn.Module):
             self._states.clear()
         self._states.append((y, inputs))
 
-    def sample(self, count: int, device) -> Tensor | None:
-        """Indices of the samples that the statistics use, or None for all."""
-        candidates = None
-        if self.padding_mask is not None:
-            mask = self.padding_mask.reshape(-1).to(device)
-            if mask.numel() != count:
-                raise ValueError(f"padding_mask has {mask.numel()} entries for {count} samples (batch x tokens)")
-            candidates = (~mask).nonzero().squeeze(1)
-            count = candidates.numel()
+    def _check_finite(self, x: Tensor, what: str) -> None:
+        # One sum finds any NaN or inf. Only where reading it back is free: a GPU would have to be waited for.
+        if x.device.type != "cpu" or torch.compiler.is_compiling() or math.isfinite(float(x.detach().sum())):
+            return
+        if not bool(x.isfinite().all()):
+            error = NonFiniteInput(f"{what} holds NaN or infinity: check the data and the rates")
+            error.layer = self
+            raise error
+
+    def real_rows(self, x: Tensor) -> Tensor | None:
+        """Which rows of x (*, D) are no padding, (rows,); None where all count."""
+        mask = self.padding_mask
+        if mask is None or (x.dim() == 2 and x.shape[0] != mask.numel() and x.shape[0] in mask.shape):
+            return None  # a row per sequence (a head on pooled tokens): none is padding
+        if x.shape[:-1] != mask.shape and x.shape[:-1] != (mask.numel(),):
+            raise ValueError(
+                f"padding_mask of shape {tuple(mask.shape)} does not fit an input of shape {tuple(x.shape)}: its "
+                f"tokens need the shape {tuple(x.shape[:-1])}; for (tokens, batch) use padding(..., batch_first=False)"
+            )
+        return ~mask.reshape(-1).to(x.device)
+
+    def sample(self, count: int, device, real: Tensor | None = None) -> Tensor | None:
+        """Indices of the samples that the statistics use, out of those that are ``real``; None for all."""
+        candidates = None if real is None else real.nonzero().squeeze(1)
+        count = count if candidates is None else candidates.numel()
         if self.fraction == 1 or count == 0:
             return candidates
         size = max(1, round(self.fraction * count))
@@ -287,36 +308,37 @@ class Decorrelation(nn.Module):
 
     @torch.no_grad()
     def _learn(self, lr: float | None, max_step: float | None, in_place: bool) -> Tensor | None:
-        due = self._calls % self.update_every == 0
-        if due and not self._states:
+        if self._due and not self._states:
             raise RuntimeError(self._nothing_remembered())
         if max_step is not None and lr is None:
             raise ValueError(f"max_step={max_step} bounds lr times an eigenvalue: call update(lr=..., max_step=...)")
-        R, b, loss = self.weight, self.bias, None
-        R.grad = None
-        if b is not None:
-            b.grad = None
-        if due:
+        R, b, loss, grads = self.weight, self.bias, None, (None, None)
+        if self._due:
             with torch.autocast(R.device.type, enabled=False):
-                moments, toward_zero = self._moments()
+                moments, input_moment, toward_zero = self._moments()
                 loss = self.rule.loss(moments).mean()
                 scale = 1.0 if max_step is None else (max_step / (lr * self.rule.sharpness(moments))).clamp(max=1)
                 if in_place:
                     self.rule.step_(moments, R.data, lr, scale)
+                    if b is not None:
+                        b.sub_(lr * toward_zero)
                 else:
                     grad = self.rule.direction(moments, R.data, lr)
-                    R.grad = grad if max_step is None else as_rows(scale, grad) * grad
-                if b is not None and in_place:
-                    b.sub_(lr * toward_zero)
-                elif b is not None:
-                    b.grad = toward_zero
+                    grads = (grad if max_step is None else as_rows(scale, grad) * grad), toward_zero
+            # Only now, past all that can raise, does anything change.
             self._states.clear()
+            if input_moment is not None:
+                self.input_moment.copy_(input_moment)
+        R.grad = grads[0]
+        if b is not None:
+            b.grad = grads[1]
         self._calls += 1
+        self._due = self._calls % self.update_every == 0
         self.num_updates += 1
         return loss
 
-    def _moments(self) -> tuple[Moments, Tensor | None]:
-        """Moments of what is remembered, over all processes; and the direction of b, where there is one."""
+    def _moments(self) -> tuple[Moments, Tensor | None, Tensor | None]:
+        """Moments of what is remembered, over all processes; the new average of <x x'>; the direction of b."""
         y, x = self._states[0] if len(self._states) == 1 else _concatenated(self._states)
         y = y.to(self.weight.dtype)
         needs_samples = self.rule.needs_rate and self.rule.reads is not None
@@ -327,13 +349,19 @@ class Decorrelation(nn.Module):
         )
         if distributed():
             moments = moments.reduced(self.process_group, gain=needs_samples)
+        input_moment, toward_zero = None, None
         if self.input_moment is not None:
             weight = self.rule.momentum if self._calls else 1.0
-            moments = moments.with_input_moment(self.input_moment.lerp_(moments.input_second_moment(), weight))
-        if self.bias is None:
-            return moments, None
-        mean = _pooled_mean(y.mean(0), y.shape[0], self.process_group) if distributed() else y.mean(0)
-        return moments, mean * moments.count if self.bias_reduction == "sum" else mean
+            input_moment = self.input_moment.lerp(moments.input_second_moment(), weight)
+            moments = moments.with_input_moment(input_moment)
+        if self.bias is not None:
+            total = y.new_tensor([y.shape[0]])
+            toward_zero = torch.cat([y.sum(0), total])
+            if distributed():
+                torch.distributed.all_reduce(toward_zero, group=self.process_group)
+            toward_zero, total = toward_zero[:-1], toward_zero[-1:]
+            toward_zero = toward_zero if self.bias_reduction == "sum" else toward_zero / total
+        return moments, input_moment, toward_zero
 
     def _by_group(self, y: Tensor) -> Tensor:
         return y if self.groups == 1 else y.unflatten(-1, (self.groups, -1)).transpose(0, 1)
@@ -364,6 +392,9 @@ class Decorrelation(nn.Module):
         return ", ".join(parts + ([] if self.bias is None else ["bias=True"]))
 
 
+_EMPTY = "an empty batch has no statistics: skip it, or use model.eval() to pass it through"
+
+
 def _check(holds: bool, name: str, value, allowed: str) -> None:
     if not holds:
         raise ValueError(f"{name} is {value!r}; it must be {allowed}")
@@ -371,6 +402,7 @@ def _check(holds: bool, name: str, value, allowed: str) -> None:
 
 def _read_counter(layer: Decorrelation, _incompatible_keys) -> None:
     layer._calls = int(layer.num_updates)
+    layer._due = layer._calls % layer.update_every == 0
 
 
 def _concatenated(states: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:

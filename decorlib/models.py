@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from decorlib.conv import DecorConv2d, DecorConvTranspose2d
 from decorlib.decorrelation import Decorrelation
 
 
@@ -42,23 +43,29 @@ def decor_step(model: nn.Module, lr: float, max_step: float | None = None) -> di
 def _named(name: str, call, lr: float | None, max_step: float | None) -> Tensor | None:
     try:
         return call(lr, max_step)
-    except RuntimeError as error:
-        raise RuntimeError(f"layer '{name}': {error}") from error
+    except (RuntimeError, ValueError) as error:
+        raise (RuntimeError if isinstance(error, RuntimeError) else ValueError)(f"layer '{name}': {error}") from error
 
 
 @contextmanager
-def padding(model: nn.Module, padding_mask: Tensor):
+def padding(model: nn.Module, padding_mask: Tensor, batch_first: bool = True):
     """Leave padding out of the statistics of the forwards inside: ``with padding(model, mask): model(tokens)``.
+
+    Layers that see one row per sequence (a head on pooled tokens) and convolutions use all of their input.
 
     Args:
         model: any model with decorrelation layers.
         padding_mask: (batch, tokens), True where a token is padding, as ``key_padding_mask`` in torch.
+        batch_first: whether the layers see (batch, tokens, D), or (tokens, batch, D), torch's default for transformers.
+            Default: True.
     """
-    layers = [layer for _, layer in decor_modules(model)]
+    convolved = {id(m.decorrelation) for m in model.modules() if isinstance(m, DecorConv2d | DecorConvTranspose2d)}
+    layers = [layer for _, layer in decor_modules(model) if id(layer) not in convolved]
+    before = [layer.padding_mask for layer in layers]
     for layer in layers:
-        layer.padding_mask = padding_mask
+        layer.padding_mask = padding_mask if batch_first else padding_mask.mT
     try:
         yield
     finally:
-        for layer in layers:
-            layer.padding_mask = None
+        for layer, mask in zip(layers, before, strict=True):
+            layer.padding_mask = mask
