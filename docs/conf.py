@@ -31,13 +31,13 @@ myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_default_options = {"show-inheritance": True}
-python_maximum_signature_line_length = 80
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 
 html_theme = "sphinx_book_theme"
 html_title = "decorlib"
+html_context = {"default_mode": "auto"}  # light or dark as the reader's system
 html_static_path = ["_static"]
 html_css_files = ["decorlib.css"]
 html_copy_source = False

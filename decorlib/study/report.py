@@ -90,6 +90,13 @@ def prune(output: Path) -> None:
                 path.unlink()
     shutil.rmtree(output / "_sources", ignore_errors=True)
     shutil.rmtree(output.parent / "jupyter_execute", ignore_errors=True)  # myst-nb puts it beside
+    for page in output.rglob("*.html"):  # the arrow that unfolds a part of the side bar has no name
+        text = page.read_text(encoding="utf-8")
+        named = text.replace(
+            '<summary><span class="toctree-toggle"', '<summary aria-label="pages below"><span class="toctree-toggle"'
+        )
+        if named != text:
+            page.write_text(named, encoding="utf-8")
     icons = output / "_static" / "scripts" / "fontawesome.js"
     if icons.exists():
         text = "".join(path.read_text(encoding="utf-8") for path in output.rglob("*.html"))
