@@ -1,0 +1,159 @@
+"""R alone, following a stream of batches at a given rate: what a rule does before any network is asked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from decorlib import inputs
+from decorlib.catalogue import make_rule
+from decorlib.decorrelation import Decorrelation, NonFiniteInput
+from decorlib.study import gaussians
+from decorlib.study.experiments import Experiment, arrays
+
+
+@dataclass(frozen=True)
+class Follow:
+    """R alone, following a stream of batches.
+
+    Args:
+        rule, rule_options, lr, update_every: as in :class:`decorlib.study.experiments.Experiment`.
+        data: ``"gaussian"``, fresh draws of a known covariance that the seed turns, float64; or ``"digits"``, 1,000
+            digits at the seed notebook's scaling, drawn by the seed (42: the seed notebook's own), float32.
+        demean_inputs: digits only: subtract their mean, once.
+        features, condition: of the Gaussian.
+        batch_size, steps, seed: as everywhere.
+        points: how often to measure, evenly in the logarithm of the step; the start and the end always. A row has the
+            yardsticks of :func:`decorlib.study.gaussians.yardsticks` and ``mean``, the RMS mean of y.
+    """
+
+    rule: str = "seed"
+    rule_options: tuple[tuple[str, object], ...] = ()
+    data: str = "gaussian"
+    demean_inputs: bool = False
+    features: int = 8
+    condition: float = 30.0
+    lr: float = 1e-3
+    update_every: int = 1
+    batch_size: int = 64
+    steps: int = 100
+    points: int = 10
+    seed: int = 42
+
+    def __post_init__(self):
+        if self.data not in ("gaussian", "digits"):
+            raise ValueError(f"data is {self.data!r}; allowed: 'gaussian', 'digits'")
+        if self.steps < 1 or self.points < 1:
+            raise ValueError(f"steps is {self.steps} and points {self.points}; both must be at least 1")
+
+
+@dataclass(frozen=True)
+class Edge:
+    """The largest stable rate of a rule on the population of a Gaussian; see :func:`edge`."""
+
+    rule: str
+    rule_options: tuple[tuple[str, object], ...] = ()
+    features: int = 8
+    condition: float = 30.0
+    steps: int = 200
+    seed: int = 0
+
+
+def edge(spec: Edge) -> dict:
+    """Predicted and measured largest stable rate."""
+    rule = make_rule(spec.rule, **dict(spec.rule_options))
+    S = gaussians.covariance(spec.features, spec.condition, spec.seed)
+    return {
+        "predicted": gaussians.predicted_edge(rule, S),
+        "measured": gaussians.largest_stable(rule, S, spec.steps),
+    }
+
+
+def follow(spec: Follow) -> dict:
+    """Step R along the stream; returns status, a row of yardsticks per measured step, and the last row."""
+    batches, second_moment, mean = _stream(spec)
+    layer = Decorrelation(
+        second_moment.shape[0],
+        rule=make_rule(spec.rule, **dict(spec.rule_options)),
+        update_every=spec.update_every,
+        dtype=second_moment.dtype,
+    )
+    optimizer = torch.optim.SGD([layer.weight], lr=spec.lr)
+    due = measured_steps(spec.steps, spec.points)
+    curve = [{"step": 0, **_look(layer.weight, second_moment, mean, last=False)}]
+    for step in range(1, spec.steps + 1):
+        try:
+            layer(next(batches))
+            layer.update(spec.lr)
+        except NonFiniteInput:  # cannot come from the data: R has blown up
+            return _diverged(curve, step)
+        optimizer.step()
+        if step in due or step % 10 == 0:
+            if not bool(layer.weight.isfinite().all()) or float(layer.weight.abs().max()) > 1e12:
+                return _diverged(curve, step)
+            if step in due:
+                last = step == spec.steps
+                curve.append({"step": step, **_look(layer.weight, second_moment, mean, last)})
+    return {"status": "finished", "diverged_at": None, "curve": curve, "final": curve[-1]}
+
+
+def measured_steps(steps: int, points: int) -> set[int]:
+    """Steps from 1 to the last, evenly in the logarithm."""
+    return {round(math.exp(math.log(steps) * (i + 1) / points)) for i in range(points)} | {steps}
+
+
+def stable(record: dict) -> bool:
+    """Finished, less correlated than at the start, and no variance above ten times what it had to be."""
+    if record["status"] != "finished":
+        return False
+    first, last = record["curve"][0], record["final"]
+    return last["cosine"] <= first["cosine"] and last["largest_variance"] <= 10 * max(1.0, first["largest_variance"])
+
+
+def useful(record: dict, factor: float = 0.5) -> bool:
+    """Stable, and the remaining cosine at most ``factor`` of the one at the start."""
+    return stable(record) and record["final"]["cosine"] <= factor * record["curve"][0]["cosine"]
+
+
+def steps_to(record: dict, target: float) -> int | None:
+    """First measured step whose cosine is at most the target; None where none is."""
+    return next((row["step"] for row in record["curve"] if row["cosine"] <= target), None)
+
+
+# ---------------------------------------------------------------------------------------------------------- internals
+
+
+def _look(R: Tensor, second_moment: Tensor, mean: Tensor, last: bool) -> dict:
+    found = gaussians.yardsticks(R @ second_moment @ R.mT, condition=last or len(R) <= 64)
+    return found | {"mean": float((R @ mean).square().mean().sqrt())}
+
+
+def _diverged(curve: list[dict], step: int) -> dict:
+    return {"status": "diverged", "diverged_at": step, "curve": curve, "final": {}}
+
+
+def _stream(spec: Follow) -> tuple[Iterator[Tensor], Tensor, Tensor]:
+    """Batches without end, and what R is judged by: second moment and mean of the Gaussian, or of all the digits."""
+    generator = torch.Generator().manual_seed(spec.seed)
+    if spec.data == "gaussian":
+        S = gaussians.covariance(spec.features, spec.condition, spec.seed)
+        return iter(lambda: gaussians.draws(S, spec.batch_size, generator), None), S, S.new_zeros(len(S))
+    x, moment, mean = _digits(spec.seed, spec.demean_inputs)
+    return _epochs(inputs.loader(x, x, spec.batch_size, generator=generator)), moment, mean
+
+
+def _epochs(batches) -> Iterator[Tensor]:
+    while True:
+        for x, _ in batches:
+            yield x
+
+
+@lru_cache(maxsize=4)
+def _digits(seed: int, demean: bool) -> tuple[Tensor, Tensor, Tensor]:
+    x = arrays(Experiment(seed=seed, demean_inputs=demean))[0]
+    return x, x.T @ x / len(x), x.mean(0)

@@ -1,0 +1,78 @@
+"""Counts against torch's own counter of products, and against cases small enough to count by hand."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from decorlib import DecorLinear, Decorrelation
+from decorlib.catalogue import make_rule
+from decorlib.models import decor_update
+from decorlib.study import flops
+from decorlib.study.rulebook import ARMS
+
+
+def counted(function):
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+# what torch's counter does not know, in D^3
+FACTORISATIONS = {"Foldiak": flops.LU + flops.SOLVES, "exact ZCA": flops.EIGEN, "exact PCA": flops.EIGEN}
+FACTORISATIONS["exact Cholesky"] = flops.CHOLESKY + flops.TRIANGULAR_SOLVES
+
+
+@pytest.mark.parametrize("batch", [4, 12, 20])  # B < D, B = D, B > D
+@pytest.mark.parametrize("name", ARMS)
+def test_counts_are_those_of_the_code(name, batch):
+    D, rule = 12, ARMS[name].build()
+    layer = Decorrelation(D, rule=rule)
+    x = torch.randn(batch, D, generator=torch.Generator().manual_seed(0))
+
+    def step():
+        layer(x)
+        layer.update(1e-3)
+
+    expected = flops.alone(rule, batch, D).total - FACTORISATIONS.get(name, 0) * D**3
+    assert counted(step) == pytest.approx(expected)
+
+
+def test_by_hand_two_samples_of_three_features():
+    work = flops.alone(make_rule("plain"), 2, 3)
+    assert work.forward == 2 * 2 * 3 * 3  # 2 x 3 times 3 x 3: 18 products of one multiplication and one addition
+    assert (work.statistics, work.update) == (36, 36)  # (2x3)(3x3) and (3x2)(2x3... x3): never a 3 x 3 x 3 product
+    assert work.loss == 2 * 2 * 2 * 3  # the 2 x 2 Gram matrix
+    assert work.total == 132
+    dense = flops.learning(make_rule("plain"), 5, 3)
+    assert (dense.statistics, dense.update, dense.loss) == (2 * 5 * 9, 2 * 27, 0)
+
+
+def test_the_exact_update_is_cheaper_than_the_dense_one_where_the_readme_says():
+    factored = flops.learning(make_rule("seed"), 64, 784)
+    assert factored.statistics + factored.update == 4 * 64 * 784**2
+    dense = 2 * 64 * 784**2 + 2 * 784**3
+    assert dense / (factored.statistics + factored.update) == pytest.approx(6.6, abs=0.1)
+
+
+def test_refresh_shares_the_work_among_the_steps():
+    rule = make_rule("exact", kind="cholesky")
+    once, shared = (flops.learning(rule, 8, 16, n) for n in (1, 10))
+    assert shared.total == pytest.approx(once.total / 10)
+    with pytest.raises(TypeError, match="newton_schulz"):
+        flops.learning(make_rule("exact", solver="newton_schulz"), 8, 16)
+
+
+@pytest.mark.parametrize("batch", [16, 100])  # the second fuses its last layer
+@pytest.mark.parametrize("rule", [None, make_rule("kappa")])
+def test_a_network_counts_as_it_runs(rule, batch):
+    widths = (24, 12, 5)
+    make = nn.Linear if rule is None else lambda D, M: DecorLinear(D, M, rule=rule)
+    model = nn.Sequential(make(24, 12), nn.ReLU(), make(12, 5))
+    x = torch.randn(batch, 24, generator=torch.Generator().manual_seed(0))
+
+    def step():
+        model(x).sum().backward()
+        decor_update(model, 1e-3)
+
+    assert counted(step) == pytest.approx(flops.mlp(rule, batch, widths).total)
