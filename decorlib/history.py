@@ -67,7 +67,7 @@ class History:
             rows.append({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()})
         return rows
 
-    def as_seed_printed(self) -> list[dict[str, float]]:
+    def as_seed_printed(self) -> list[dict[str, float | int]]:
         """The seed's accounting of the same numbers: its two quirks and nothing else.
 
         "bp loss" is the sum over n batches divided by n - 1 (the last index), "decorrelation loss" the sum over batches

@@ -1,0 +1,125 @@
+"""The seed notebook's cells, verbatim but for two import lines and the data root, print what the seed printed.
+
+``data/seed_cells.txt`` holds the document's cells as they are, ``decorlib/data/seed_tables.json`` its printed tables.
+"""
+
+import contextlib
+import io
+import json
+import re
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from decorlib.datasets import mnist_root
+from decorlib.decorrelation import Decorrelation
+from decorlib.train import SilentNoOp, decor_train
+
+PRINTED = json.loads(files("decorlib").joinpath("data/seed_tables.json").read_text())["runs"]
+CHANGED = {  # everything that differs from the document
+    "from decorrelation.decorrelation import": "from decorlib.layers import",
+    "from decorrelation.train import decor_train": "from decorlib.train import decor_train",
+    "%load_ext autoreload\n%autoreload 2\n": "",  # orders to IPython
+    "root='~/Data'": "root=DATA_ROOT",
+}
+LINE = re.compile(r"epoch (\d+) *\ttime:\d+\.\d{3} s\tbp loss: (\d+\.\d{6})\tdecorrelation loss: (\d+\.\d{6})")
+RELATIVE = 1e-5
+
+
+def cells():
+    """{number: code} of the document's cells, as changed by CHANGED."""
+    text = (Path(__file__).parent / "data" / "seed_cells.txt").read_text()
+    for old, new in CHANGED.items():
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    _, *parts = re.split(r"^In \[(\d)\]:\n", text, flags=re.MULTILINE)
+    return {int(number): code for number, code in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def execute(number, namespace):
+    """Run one cell and return the table that it printed: [(epoch, bp loss, decorrelation loss)]."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(cells()[number], f"<In [{number}]>", "exec"), namespace)
+    lines = printed.getvalue().splitlines()
+    rows = [LINE.fullmatch(line) for line in lines]
+    assert all(rows), f"a line is not in the seed's form: {lines}"
+    return [(int(row[1]), float(row[2]), float(row[3])) for row in rows]
+
+
+def same(rows, table):
+    """Every number that the document holds, to 1e-5."""
+    assert len(rows) >= len(table)
+    for (epoch, bp, decor), expected in zip(rows, table, strict=False):
+        assert epoch == expected["epoch"]
+        assert bp == pytest.approx(expected["bp_loss"], rel=RELATIVE)
+        if expected.get("decorrelation_loss") is not None:
+            assert decor == pytest.approx(expected["decorrelation_loss"], rel=RELATIVE)
+
+
+@pytest.fixture(scope="module")
+def notebook(tmp_path_factory):
+    """The kernel after cells 1 to 4: {"namespace", "tables", "random state"}; other tests' randomness is restored."""
+    numpy_state = np.random.get_state()  # noqa: NPY002 (the seed draws from it)
+    with torch.random.fork_rng():
+        namespace = {"DATA_ROOT": mnist_root(tmp_path_factory.mktemp("data"))}
+        tables = {number: execute(number, namespace) for number in (1, 2, 3, 4)}
+        yield {"namespace": namespace, "tables": tables, "random": torch.get_rng_state()}
+    np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+def test_run_1_decorrelation_only(notebook):
+    assert notebook["tables"][1] == notebook["tables"][2] == []
+    assert len(notebook["tables"][3]) == len(PRINTED["run1_decorrelation_only"]) == 11
+    same(notebook["tables"][3], PRINTED["run1_decorrelation_only"])
+
+
+def test_run_2_single_layer(notebook):
+    assert len(notebook["tables"][4]) == len(PRINTED["run2_single_layer"]) == 11
+    same(notebook["tables"][4], PRINTED["run2_single_layer"])
+
+
+def without_gradient(monkeypatch):
+    """What the edited and reloaded code did: update() reports its loss and sets no gradient."""
+    true = Decorrelation.update
+
+    def update(self, lr=None, max_step=None):
+        loss = true(self, lr, max_step)
+        self.weight.grad = None
+        return loss
+
+    monkeypatch.setattr(Decorrelation, "update", update)
+
+
+def test_run_3_is_refused_at_the_first_step(notebook, monkeypatch):
+    """Today the failed run would not get past its first step."""
+    without_gradient(monkeypatch)
+    taken, true = [], torch.optim.SGD.step
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda self: taken.append(true(self)))
+    with pytest.raises(SilentNoOp, match=r"the first step: .* update\(\) left no gradient"):
+        execute(6, dict(notebook["namespace"]))
+    assert len(taken) == 1
+
+
+@pytest.mark.slow
+def test_run_3_is_the_cells_second_execution_with_an_update_that_sets_no_gradient(notebook, monkeypatch):
+    """The prompts jump from 4 to 6: the cell ran before, and learned; then the library was edited under it."""
+    torch.set_rng_state(notebook["random"])
+    namespace = dict(notebook["namespace"])
+    first = execute(6, namespace)
+    without_gradient(monkeypatch)
+    execute_again = {**namespace, "decor_train": partial(decor_train, allow_no_op=True)}
+    code_imports_nothing = "import" not in cells()[6]
+    assert code_imports_nothing, "the cell would undo allow_no_op"
+    second = execute(6, execute_again)
+    table = PRINTED["run3_two_layer"]
+    same(second, table)
+    assert table[-1]["epoch"] == 13
+    assert int(second[13][2]) == 112, "the document is cut off after '112'"
+    assert [row[0] for row in second] == list(range(21)), "the run goes on where the document ends"
+    assert second[20][2] > 0.9 * second[0][2], "nothing was decorrelated in the second execution"
+    assert first[20][2] < 0.5 * first[0][2], "the first execution decorrelated: the rule was not at fault"
