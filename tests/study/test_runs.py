@@ -251,11 +251,13 @@ def test_a_worker_that_dies_takes_nothing_with_it(cache, tmp_path):
     assert len(entries(cache)) == 5
 
 
+@pytest.mark.slow
 def test_a_worker_that_died_by_accident_is_no_error(cache, tmp_path):
     specs = [*in_folder(tmp_path, 0, 1, 2), *in_folder(tmp_path, 3, kind="crash once")]
     assert sweep(specs, trouble, engine="local", jobs=2, cache=cache) == [{"seed": s} for s in range(4)]
 
 
+@pytest.mark.slow
 def test_workers_that_cannot_start_are_an_error_at_once(cache, tmp_path):
     """A script that calls sweep without a guard: each worker would run the script again."""
     script = tmp_path / "script.py"
@@ -524,7 +526,12 @@ def alive(pid: int) -> bool:
 
 def test_killed_and_called_again_it_gives_the_same_records(tmp_path):
     draw = random.Random(0)
-    kill_and_resume(tmp_path, [(1, draw.uniform(0, 0.2), signal.SIGKILL), (5, 0.05, signal.SIGINT)])  # and Ctrl-C
+    kill_and_resume(tmp_path, [(1, draw.uniform(0, 0.2), signal.SIGKILL)])
+
+
+@pytest.mark.slow
+def test_interrupted_by_ctrl_c_it_leaves_at_once(tmp_path):
+    kill_and_resume(tmp_path, [(2, 0.05, signal.SIGINT)])
 
 
 @pytest.mark.slow
