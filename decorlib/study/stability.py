@@ -1,0 +1,193 @@
+"""What the inputs' scale decides: the initial loss, and how large a step of R may be before it diverges.
+
+Without a target variance the seed's rule is dR = X R, so on one fixed batch every step gives (I - lr X) X (I - lr X):
+a polynomial of X, which keeps its eigenvectors and moves each eigenvalue on its own,
+
+    u <- u (1 - u)^2,    u = lr * lambda.
+
+It shrinks for 0 < u < 2, stays at u = 2 and grows for u > 2, so R diverges exactly where lr > 2 / lambda_max. Batches
+that change blur the edge. With a target t the factor in front of R is I - N + N X, N = diag(t / v): the trace of N X is
+t D whatever the scale of the inputs, so that the largest rate hardly depends on it (but see nearly dead pixels).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from decorlib.decorrelation import Decorrelation
+from decorlib.metrics import effective_rank, second_moment, spectrum
+from decorlib.rules import Rule, SeedRule
+from decorlib.statistics import Moments
+from decorlib.study.experiments import Experiment, arrays
+
+#: A run counts as diverged when its loss passes this many times its value at R = I, or stops being finite.
+BLOWN_UP = 1e3
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search for the largest stable rate of R alone under the seed's rule.
+
+    Args:
+        scaling: one of :data:`decorlib.inputs.SCALINGS`.
+        factor: multiplies the scaled inputs. Default: 1.0.
+        demean: subtract the mean of each input. Default: False.
+        variance: target t of the rule, or None. Default: None.
+        images: digits used. Default: 256.
+        batch_size: digits per step, taken in turn; 0: all of them, one fixed batch. Default: 0.
+        steps: steps that a stable run must survive. Default: 20.
+        tolerance: relative width of the bracket at which the search ends. Default: 0.01.
+        seed: which digits. Default: 0.
+    """
+
+    scaling: str = "seed"
+    factor: float = 1.0
+    demean: bool = False
+    variance: float | None = None
+    images: int = 256
+    batch_size: int = 0
+    steps: int = 20
+    tolerance: float = 0.01
+    seed: int = 0
+
+    def batches(self) -> list[Tensor]:
+        """The batches, (B, D) each; digits that fill no batch are left out."""
+        spec = Experiment(train_size=self.images, scaling=self.scaling, demean_inputs=self.demean, seed=self.seed)
+        x = arrays(spec)[0] * self.factor
+        size = self.batch_size or len(x)
+        if size > len(x):
+            raise ValueError(f"batch_size = {size} is more than images = {len(x)}")
+        return [batch for batch in x.split(size) if len(batch) == size]
+
+
+def largest_stable_rate(search: Search) -> dict:
+    """Bisect the rate of R; for :func:`decorlib.study.sweep`.
+
+    Returns:
+        ``rate``, the largest that was stable; ``unstable``, the smallest that was not; ``lambda_max`` of what
+        multiplies R in the first step (the largest over batches), X where there is no target; ``predicted``, that is
+        2 / lambda_max; ``input_lambda_max``, of <x x'> over all images; ``tries``.
+    """
+    batches, rule = search.batches(), SeedRule(variance=search.variance)
+    top = max(sharpness(batch, search.variance) for batch in batches)
+    x = torch.cat(batches)
+    tries = 0
+
+    def stable(rate: float) -> bool:
+        nonlocal tries
+        tries += 1
+        return is_stable(batches, rule, rate, search.steps)
+
+    # No eigenvalue of X exceeds its trace: this start knows nothing of lambda_max, which is what is being tested.
+    low, high = bracket(stable, start=0.1 / float(x.square().sum(1).mean()))
+    low, high = bisect(stable, low, high, search.tolerance)
+    return {
+        "rate": low,
+        "unstable": high,
+        "lambda_max": top,
+        "predicted": 2 / top,
+        "input_lambda_max": float(spectrum(x)[0]),
+        "tries": tries,
+    }
+
+
+def is_stable(batches: list[Tensor], rule: Rule, rate: float, steps: int) -> bool:
+    """Whether so many steps of R from the identity, over the batches in turn, leave the loss finite and bounded."""
+    R = torch.eye(batches[0].shape[1], dtype=batches[0].dtype)
+    limit = BLOWN_UP * max(float(rule.loss(Moments.of(x, x))) for x in batches)
+    for step in range(steps):
+        x = batches[step % len(batches)]
+        moments = Moments.of(x @ R.T, x)
+        if not float(rule.loss(moments)) <= limit:  # also true of NaN
+            return False
+        R = R - rate * rule.direction(moments, R, rate)
+    return bool(float(rule.loss(Moments.of(batches[0] @ R.T, batches[0]))) <= limit)
+
+
+def bracket(stable: Callable[[float], bool], start: float, factor: float = 4.0) -> tuple[float, float]:
+    """A stable rate and an unstable one, at most ``factor`` apart.
+
+    Raises:
+        RuntimeError: all or none of the rates within 40 factors of the start are stable.
+    """
+    rate, ok = start, stable(start)
+    for _ in range(40):
+        other = rate * factor if ok else rate / factor
+        if stable(other) != ok:
+            return (rate, other) if ok else (other, rate)
+        rate = other
+    raise RuntimeError(f"rates from {start:g} to {rate:g} are all {'stable' if ok else 'unstable'}")
+
+
+def bisect(stable: Callable[[float], bool], low: float, high: float, tolerance: float) -> tuple[float, float]:
+    """Narrow a bracket, stable below and unstable above, to high <= low (1 + tolerance); on a logarithmic scale."""
+    if not (0 < low < high and tolerance > 0):
+        raise ValueError(
+            f"low = {low}, high = {high}, tolerance = {tolerance}: 0 < low < high and tolerance > 0 needed"
+        )
+    while high > low * (1 + tolerance):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if stable(middle) else (low, middle)
+    return low, high
+
+
+def sharpness(x: Tensor, variance: float | None = None) -> float:
+    """Largest eigenvalue of what multiplies R in the seed's first step: X without a target, else I - N + N X."""
+    X = second_moment(x)
+    if variance is None:
+        return float(torch.linalg.eigvalsh(X)[-1])
+    v = X.diagonal()
+    n = torch.where(v < SeedRule.dead_variance, torch.ones_like(v), variance / v)
+    root = n.sqrt()  # N X has the eigenvalues of the symmetric root(N) X root(N), and N commutes with N
+    return float(torch.linalg.eigvalsh(torch.diag(1 - n) + root[:, None] * X * root)[-1])
+
+
+def loss_law(x: Tensor) -> dict[str, float]:
+    """The initial loss without a target, and what it is made of: loss = rms^4 / participation ratio, exactly.
+
+    The loss is sum lambda^2 / D^2, the participation ratio (sum lambda)^2 / sum lambda^2, and sum lambda = D rms^2.
+    """
+    X = second_moment(x)
+    return {
+        "rms": math.sqrt(float(X.diagonal().mean())),
+        "participation": effective_rank(x),
+        "loss": float(X.square().mean()),
+        "off-diagonal": float((X.square().sum() - X.diagonal().square().sum()) / X.numel()),
+        "with target 1": float((X - torch.eye(len(X), dtype=X.dtype)).square().mean()),
+        "lambda_max": float(torch.linalg.eigvalsh(X)[-1]),
+    }
+
+
+def slopes(scales: list[float], losses: list[float]) -> list[float]:
+    """Slopes of the loss between neighbouring scales on logarithmic axes."""
+    pairs = list(zip(scales, losses, strict=True))
+    return [math.log(b[1] / a[1]) / math.log(b[0] / a[0]) for a, b in pairwise(pairs)]
+
+
+def learned_bias(batches: list[Tensor], rate: float, reduction: str, steps: int) -> dict[str, float]:
+    """How much of the mean a learned bias leaves after so many steps, R standing still: predicted (1 - lr w)^steps.
+
+    The gradient of b is the mean of y (w = 1) or its sum over the batch (w = B), and the mean of y is that of x plus b.
+
+    Args:
+        batches: (B, D) each, taken in turn.
+        rate: of the bias, in the seed that of R.
+        reduction: ``"mean"`` or ``"sum"``.
+        steps: steps of plain SGD.
+    """
+    layer = Decorrelation(batches[0].shape[1], center="bias", bias_reduction=reduction)
+    optimizer = torch.optim.SGD([layer.bias], lr=rate)
+    for step in range(steps):
+        layer(batches[step % len(batches)])
+        layer.update()
+        optimizer.step()
+    mean = torch.cat(batches).mean(0)
+    left = float((mean + layer.bias.detach()).norm() / mean.norm())
+    weight = len(batches[0]) if reduction == "sum" else 1
+    return {"left": left, "predicted": (1 - rate * weight) ** steps, "half after steps": math.log(2) / (rate * weight)}

@@ -1,0 +1,99 @@
+"""decorlib.study.pixels: the kinds of pixels, the blocks of the loss, and the law that a nearly dead pixel follows."""
+
+import math
+
+import pandas as pd
+import pytest
+import torch
+
+from decorlib import inputs
+from decorlib.metrics import decorrelation_loss
+from decorlib.rules import SeedRule
+from decorlib.study import pixels
+from decorlib.study.experiments import Experiment
+
+
+@pytest.fixture(scope="module")
+def images():
+    return pixels.seed_images()
+
+
+def test_kinds_split_all_pixels_and_count_the_constant_ones(images):
+    masks = pixels.kinds(images)
+    assert sum(mask.int() for mask in masks.values()).eq(1).all()
+    assert int(masks["constant"].sum()) == 181
+    assert torch.equal(masks["constant"], images.flatten(1).float().std(0) == 0)
+    rare = (images.flatten(1) != 0).sum(0)[masks["nearly constant"]]
+    assert int((rare == 0).sum()) == 0
+    assert int(rare.max()) < 10
+
+
+def test_shares_are_those_of_the_loss(images):
+    x = inputs.scale(images[:200], "seed").flatten(1)
+    masks = pixels.kinds(images[:200])
+    shares = pixels.loss_shares(x, masks)
+    assert float(shares.to_numpy().sum()) == pytest.approx(1)
+    without = decorrelation_loss(x[:, ~masks["constant"]], 1.0) * int((~masks["constant"]).sum()) ** 2
+    assert 1 - pixels.involving(shares, "constant") == pytest.approx(without / (decorrelation_loss(x, 1.0) * 784**2))
+
+
+def test_spectrum_of_one_shared_mode():
+    x = torch.full((10, 4), -2.0)
+    found = pixels.spectra(x)
+    assert found["top eigenvalue"] == pytest.approx(16)
+    assert found["participation ratio"] == pytest.approx(1)
+
+
+def test_amplification_counts_ink_and_guards_dead_pixels():
+    x = torch.zeros(4, 3)
+    x[0, 1], x[:, 2] = 0.5, 2.0
+    table = pixels.amplification(x, batch_size=4)
+    assert table["images with ink"].tolist() == [0, 1, 4]
+    assert table["n"].tolist() == pytest.approx([1, 16, 0.25])
+
+
+@pytest.mark.parametrize("grey", [1, 16, 255])
+def test_one_step_writes_a_copy_of_the_image_with_gain_lr_over_a(grey):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(8, 20, generator=generator, dtype=torch.float64)
+    a, rate = grey / 255, 1e-3
+    x[:, 0] = 0
+    x[0, 0] = a
+    v = pixels.one_step(x, rate, SeedRule(variance=1.0))[0]
+    overlap = x @ x[0]  # of every image with the one that has the ink
+    own = torch.zeros(8, dtype=torch.float64)
+    own[0] = a * (1 + rate * (8 / a**2 - 1))
+    assert float(v) == pytest.approx(float((own - rate * overlap / a).square().mean()), rel=1e-9)
+
+
+def test_states_need_a_loss_below_the_start():
+    spec = Experiment(model="decorrelation", train_size=128, rule_options=(("variance", 1.0),))
+    start = pixels.initial_loss(spec)
+    assert start == pytest.approx(7.0, rel=0.05)
+    records = [
+        {"status": "finished", "diverged_at": None, "epochs": [{"decor_loss": start * f}]} for f in (0.5, 1.5)
+    ] + [{"status": "diverged", "diverged_at": 3, "epochs": []}]
+    specs = [spec.but(decor_lr=r) for r in (1e-5, 1e-4, 1e-3)]
+    table = pixels.states(["a"] * 3, specs, records)
+    assert table["state"].tolist() == ["fell", "rose", "diverged"]
+    assert table["last / initial"][:2].tolist() == pytest.approx([0.5, 1.5])
+    assert pixels.largest_falling(table)["a"] == 1e-5
+
+
+def test_largest_falling_needs_every_seed_and_may_not_exist():
+    rows = [("a", 1e-5, 0, "fell"), ("a", 1e-5, 1, "fell"), ("a", 1e-4, 0, "fell"), ("a", 1e-4, 1, "rose")]
+    rows += [("b", 1e-5, 0, "rose"), ("b", 1e-5, 1, "fell")]
+    rates = pixels.largest_falling(pd.DataFrame(rows, columns=["arm", "decor_lr", "seed", "state"]))
+    assert rates["a"] == 1e-5
+    assert math.isnan(rates["b"])
+
+
+def test_the_map_says_when_runs_diverged():
+    import matplotlib.pyplot as plt
+
+    rows = [("a", 1e-5, 0, "fell", None, 0.5), ("a", 1e-4, 0, "diverged", 2, None)]
+    columns = ["arm", "decor_lr", "seed", "state", "diverged_at", "last / initial"]
+    fig, ax = plt.subplots()
+    texts = [t.get_text() for t in pixels.draw_states(pd.DataFrame(rows, columns=columns), ax).texts]
+    plt.close(fig)
+    assert texts == ["× 0.5", "NaN in epoch 2"]

@@ -1,0 +1,116 @@
+"""decorlib.study.stability: the exact edge 2 / lambda_max, the bisection that finds it, the power law of the loss."""
+
+import math
+
+import pytest
+import torch
+
+from decorlib.rules import SeedRule
+from decorlib.study import stability
+from decorlib.study.stability import Search
+
+
+@pytest.fixture
+def x():
+    """Correlated, with unequal variances and a mean."""
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.randn(6, 6, generator=generator, dtype=torch.float64)
+    return torch.randn(40, 6, generator=generator, dtype=torch.float64) @ mix + 1.0
+
+
+@pytest.mark.parametrize(("share", "stable"), [(0.99, True), (1.01, False)])
+def test_the_edge_is_sharp_without_a_target(x, share, stable):
+    rate = share * 2 / stability.sharpness(x)
+    assert stability.is_stable([x], SeedRule(), rate, steps=20) is stable
+
+
+def test_every_mode_follows_its_own_map(x):
+    """X keeps its eigenvectors, and each eigenvalue goes to lambda (1 - lr lambda)^2."""
+    lr = 0.5 / stability.sharpness(x)
+    X = x.T @ x / len(x)
+    values, vectors = torch.linalg.eigh(X)
+    R = torch.eye(6, dtype=torch.float64)
+    for _ in range(3):
+        R = R - lr * SeedRule().direction(stability.Moments.of(x @ R.T, x), R)
+        values = values * (1 - lr * values) ** 2
+    y = x @ R.T
+    assert torch.allclose(y.T @ y / len(x), vectors @ torch.diag(values) @ vectors.T, rtol=1e-9, atol=1e-12)
+
+
+def test_bisection_ends_within_the_tolerance_around_the_edge():
+    low, high = stability.bisect(lambda rate: rate < math.pi, 1.0, 10.0, 0.001)
+    assert low < math.pi <= high
+    assert high <= low * 1.001
+
+
+@pytest.mark.parametrize("start", [1e-4, 1e3])
+def test_bracket_from_either_side(start):
+    low, high = stability.bracket(lambda rate: rate < math.pi, start)
+    assert low < math.pi <= high <= 4.001 * low
+
+
+def test_bracket_gives_up_with_its_range():
+    with pytest.raises(RuntimeError, match="all stable"):
+        stability.bracket(lambda rate: True, 1.0)
+
+
+def test_bisection_refuses_an_empty_bracket():
+    with pytest.raises(ValueError, match="0 < low < high"):
+        stability.bisect(lambda rate: True, 1.0, 1.0, 0.01)
+
+
+def test_search_on_digits_finds_the_prediction():
+    found = stability.largest_stable_rate(Search(scaling="raw", images=64, tolerance=0.02, steps=16))
+    assert found["rate"] == pytest.approx(found["predicted"], rel=0.03)
+    assert found["rate"] < found["unstable"] <= 1.02 * found["rate"]
+
+
+def test_rate_goes_with_the_inverse_square_of_the_scale():
+    a, b = (
+        stability.largest_stable_rate(Search(factor=f, images=64, tolerance=0.02, steps=16))["rate"]
+        for f in (1.0, 0.25)
+    )
+    assert b / a == pytest.approx(16, rel=0.05)
+
+
+def test_batch_must_not_be_larger_than_the_data():
+    with pytest.raises(ValueError, match="batch_size = 100 is more than images = 64"):
+        Search(images=64, batch_size=100).batches()
+
+
+def test_sharpness_with_a_target_is_that_of_the_first_step(x):
+    X = x.T @ x / len(x)
+    N = torch.diag(2.0 / X.diagonal())
+    H = torch.eye(6, dtype=torch.float64) - N + N @ X
+    assert stability.sharpness(x, 2.0) == pytest.approx(float(torch.linalg.eigvals(H).real.max()), rel=1e-9)
+
+
+def test_with_a_target_the_scale_cancels_from_what_multiplies_the_covariances(x):
+    def off_diagonal(z):
+        return (
+            SeedRule(variance=1.0).direction(stability.Moments.of(z, z), torch.eye(6, dtype=z.dtype)).fill_diagonal_(0)
+        )
+
+    assert torch.allclose(off_diagonal(x), off_diagonal(7 * x), rtol=1e-9)
+
+
+def test_loss_law_is_exact(x):
+    law = stability.loss_law(x)
+    assert law["loss"] == pytest.approx(law["rms"] ** 4 / law["participation"], rel=1e-9)
+    assert law["off-diagonal"] < law["loss"]
+
+
+def test_slope_is_four_without_a_target_and_less_with_one(x):
+    factors = [0.5, 1.0, 2.0]
+    laws = [stability.loss_law(f * x) for f in factors]
+    for part in ("loss", "off-diagonal"):
+        assert stability.slopes(factors, [law[part] for law in laws]) == pytest.approx([4, 4], abs=1e-9)
+    assert max(abs(s - 4) for s in stability.slopes(factors, [law["with target 1"] for law in laws])) > 0.1
+
+
+@pytest.mark.parametrize(("reduction", "weight"), [("mean", 1), ("sum", 32)])
+def test_a_learned_bias_removes_the_mean_at_its_predicted_speed(reduction, weight):
+    x = torch.randn(32, 5, generator=torch.Generator().manual_seed(0)) - 2.0
+    found = stability.learned_bias([x], rate=1e-3, reduction=reduction, steps=50)
+    assert found["predicted"] == pytest.approx((1 - 1e-3 * weight) ** 50)
+    assert found["left"] == pytest.approx(found["predicted"], rel=1e-4)
