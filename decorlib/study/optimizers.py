@@ -1,0 +1,231 @@
+"""Who steps R, in what order, and how far: the seed's loop with its calls in other orders, and what no rate can cure.
+
+Two things make R diverge, and they are not the same:
+
+* a step that is too long: the largest mode of X overshoots where lr * lambda_max > 2. A bound on the step cures it.
+* the seed's normaliser: n = t / v grows without bound where v falls, and what R holds in directions that carry no
+  variance grows by lr (n - 1) per step. That is the rule's own flow, not an error of its steps: it depends on
+  lr * steps, so a smaller rate, a bound or a schedule only moves it. For K copies of one feature see :func:`copies`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from decorlib import inputs
+from decorlib.decorrelation import Decorrelation, NonFiniteInput
+from decorlib.layers import DecorLinear, bp_parameters, decor_parameters, decor_update
+from decorlib.rules import SeedRule
+from decorlib.study import seed as the_seed
+from decorlib.study.experiments import Experiment, arrays, build, measure
+from decorlib.study.gaussians import step
+from decorlib.train import train
+
+ORDERS = ("as in the seed", "update before step", "gradient not cleared", "own optimizers")
+
+
+@dataclass(frozen=True)
+class Order:
+    """One run of the seed's explicit loop, with its calls in a given order.
+
+    Args:
+        order: one of :data:`ORDERS`.
+
+            * ``"as in the seed"``: Adam owns all parameters; zero_grad, backward, Adam's step, update, R's step.
+            * ``"update before step"``: the same, but update() comes before Adam's step, which then steps R too.
+            * ``"gradient not cleared"``: as in the seed, but zero_grad reaches the weights only, so that Adam finds
+              R's gradient of the batch before.
+            * ``"own optimizers"``: Adam owns the weights only; update() before its step does no harm.
+        lr: rate of Adam.
+        decor_lr: rate of R's own SGD.
+        epochs, train_size, batch_size, seed: as in :class:`Experiment`.
+    """
+
+    order: str = ORDERS[0]
+    lr: float = 1e-3
+    decor_lr: float = 1e-5
+    epochs: int = 10
+    train_size: int = 1000
+    batch_size: int = 64
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.order not in ORDERS:
+            raise ValueError(f"order is {self.order!r}; allowed: {', '.join(ORDERS)}")
+
+
+def learn_in_order(spec: Order) -> dict:
+    """Train the seed's two-layer network by an explicit loop and say who moved R how far.
+
+    Returns:
+        ``moved_by_adam`` and ``moved_by_own``: root mean square change of the first R per step, over all steps;
+        ``epochs``: mean task and decorrelation loss; ``status``; ``final``: as in :func:`experiments.run`.
+    """
+    experiment = Experiment(
+        train_size=spec.train_size, rule_options=(("variance", 1.0),), batch_size=spec.batch_size, seed=spec.seed
+    )
+    x, t, z, u = arrays(experiment)
+    model = build(experiment, x.shape[1])
+    batches = inputs.loader(x, t, spec.batch_size, generator=torch.Generator().manual_seed(spec.seed))
+    owned = bp_parameters(model) if spec.order == "own optimizers" else model.parameters()
+    adam = torch.optim.Adam(owned, lr=spec.lr)
+    sgd = torch.optim.SGD(decor_parameters(model), lr=spec.decor_lr)
+    moved: dict[str, list[Tensor]] = {"adam": [], "own": []}
+    epochs: list[dict] = []
+    for epoch in range(1, spec.epochs + 1):
+        try:
+            row = _epoch(spec.order, model, batches, adam, sgd, moved)
+        except NonFiniteInput:
+            row = {"loss": float("nan")}
+        if not all(abs(value) < float("inf") for value in row.values()):
+            return {"status": "diverged", "diverged_at": epoch, "epochs": epochs, "final": {}, **_moved(moved)}
+        epochs.append({"epoch": epoch, **row})
+    model.eval()
+    found = measure(model, x, t, z, u)
+    return {"status": "finished", "diverged_at": None, "epochs": epochs, "final": found, **_moved(moved)}
+
+
+def _epoch(order: str, model: nn.Module, batches, adam, sgd, moved: dict[str, list[Tensor]]) -> dict[str, float]:
+    """One pass of the explicit loop; the order of the calls below is the whole difference."""
+    R = next(iter(decor_parameters(model)))
+    update_first = order in ("update before step", "own optimizers")
+    losses, decor_losses = [], []
+    for images, labels in batches:
+        loss = nn.functional.cross_entropy(model(images), labels)
+        if order == "gradient not cleared":
+            for weight in bp_parameters(model):
+                weight.grad = None
+        else:
+            adam.zero_grad()
+        loss.backward()
+        if update_first:
+            decor_losses.append(sum(decor_update(model).values()))
+        moved["adam"].append(_distance(R, adam.step))
+        if not update_first:
+            decor_losses.append(sum(decor_update(model).values()))
+        moved["own"].append(_distance(R, sgd.step))
+        losses.append(loss.detach())
+    return {"loss": float(torch.stack(losses).mean()), "decor_loss": float(torch.stack(decor_losses).mean())}
+
+
+def _distance(R: Tensor, move: Callable[[], object]) -> Tensor:
+    before = R.detach().clone()
+    move()
+    return (R.detach() - before).square().mean().sqrt()
+
+
+def _moved(moved: dict[str, list[Tensor]]) -> dict[str, float]:
+    means = {f"moved_by_{who}": float(torch.stack(values).nanmean()) for who, values in moved.items()}
+    return {who: value if abs(value) < float("inf") else None for who, value in means.items()}
+
+
+# ------------------------------------------------------------------------ what grows with lr * steps, at every rate
+
+
+def copies(K: int, *, lr: float, steps: int, target: float = 1.0, eta: float = 1.0) -> dict[str, float]:
+    """K copies of one feature of variance 1 under the seed's rule: what R holds between them grows, at every rate.
+
+    The copies cannot be decorrelated; their variance settles at v = t / (1 + eta t K), where n = 1 + eta t K. The
+    differences between copies carry no variance, so nothing limits R there: it grows by 1 + lr (n - 1) per step, in
+    the end by exp(eta t K lr steps).
+
+    Returns:
+        ``variance`` reached and ``settles_at``; ``growth`` of R on differences over the second half of the steps, per
+        unit of lr * steps (its logarithm), and ``predicted`` for it: eta t K.
+    """
+    if K < 2 or steps < 2:
+        raise ValueError(f"K is {K} and steps is {steps}; two copies and two steps are the least that has a difference")
+    x = torch.ones(1, K, dtype=torch.float64)
+    R = torch.eye(K, dtype=torch.float64)
+    between = torch.zeros(K, dtype=torch.float64)
+    between[0], between[1] = 1.0, -1.0
+    rule, sizes = SeedRule(target, eta), []
+    for _ in range(steps):
+        sizes.append(float((R @ between).norm()))
+        R = step(rule, R, x, lr)
+    half = steps // 2
+    grown = torch.tensor(float((R @ between).norm()) / sizes[half]).log()
+    return {
+        "variance": float((x @ R.mT).square().mean()),
+        "settles_at": target / (1 + eta * target * K),
+        "growth": float(grown) / (lr * (steps - half)),
+        "predicted": eta * target * K,
+    }
+
+
+def turning_point(epochs: list[dict], value: str = "decor_loss") -> int:
+    """The epoch in which a loss was lowest: after it a run that decorrelated is undoing it."""
+    if not epochs:
+        raise ValueError("no epoch to look at: the run diverged in its first one")
+    return min(epochs, key=lambda row: row[value])["epoch"]
+
+
+# --------------------------------------------------------------------------------- accidents that must not be silent
+
+
+def accidents() -> dict[str, str]:
+    """Mistakes in wiring R to an optimizer, each made once on a small network, and what the trainer says to it.
+
+    Returns:
+        mistake -> "ErrorType: first sentence"; "nothing" where training went on without a word.
+    """
+    found = {}
+    for name, make in _ACCIDENTS.items():
+        torch.manual_seed(0)
+        model = nn.Sequential(DecorLinear(6, 4, variance=1.0), nn.LeakyReLU(), DecorLinear(4, 3, variance=1.0))
+        batches = [(torch.randn(8, 6), torch.randint(3, (8,))) for _ in range(3)]
+        try:
+            make(model, batches)
+            found[name] = "nothing"
+        except (RuntimeError, ValueError) as error:
+            found[name] = f"{type(error).__name__}: {str(error).split('. ')[0].split('; ')[0]}"
+    return found
+
+
+def _train(model, batches, weights=None, R=None, in_place=None):
+    adam = torch.optim.Adam(bp_parameters(model) if weights is None else weights, lr=1e-3)
+    sgd = torch.optim.SGD(decor_parameters(model) if R is None else R, lr=1e-3)
+    loss = nn.functional.cross_entropy
+    train(model, loss, batches, epochs=1, optimizer=adam, decor_optimizer=sgd, in_place=in_place)
+
+
+def _edited_update(model, batches):
+    with the_seed.hot_reloaded():
+        _train(model, batches, in_place=False)  # the form of the seed: update() sets a gradient, an optimizer steps
+
+
+def _adam_owns_all(model, batches):
+    _train(model, batches, weights=model.parameters())
+
+
+def _sgd_owns_all(model, batches):
+    _train(model, batches, R=model.parameters())
+
+
+def _old_model(model, batches):
+    other = nn.Sequential(DecorLinear(6, 4, variance=1.0), nn.LeakyReLU(), DecorLinear(4, 3, variance=1.0))
+    _train(model, batches, R=[p for _, p in other.named_parameters() if not p.requires_grad])
+
+
+def _forgotten_layer(model, batches):
+    _train(model, batches, R=[next(iter(decor_parameters(model)))])
+
+
+def _unreached_layer(model, batches):
+    model.append(nn.Identity())
+    model[-1].spare = Decorrelation(3, variance=1.0)
+    _train(model, batches)
+
+
+_ACCIDENTS = {
+    "update() edited, sets no gradient": _edited_update,
+    "Adam owns R as well": _adam_owns_all,
+    "R's optimizer owns the weights": _sgd_owns_all,
+    "R's optimizer was built for an older model": _old_model,
+    "a layer's R belongs to no optimizer": _forgotten_layer,
+    "a layer that the forward never reaches": _unreached_layer,
+}

@@ -1,0 +1,70 @@
+"""Who steps R, and what grows whatever the rate: the helpers of notebook 04."""
+
+import pytest
+
+from decorlib.study import optimizers
+from decorlib.study.optimizers import ORDERS, Order, learn_in_order
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return {order: learn_in_order(Order(order, epochs=2, train_size=320)) for order in ORDERS}
+
+
+def test_in_the_seeds_order_adam_never_moves_R(runs):
+    assert runs["as in the seed"]["moved_by_adam"] == 0
+    assert runs["own optimizers"]["moved_by_adam"] == 0
+    assert runs["as in the seed"]["moved_by_own"] > 0
+
+
+def test_in_the_other_orders_adam_moves_R_further_than_its_own_optimizer(runs):
+    for order in ("update before step", "gradient not cleared"):
+        assert runs[order]["moved_by_adam"] > 5 * runs[order]["moved_by_own"], order
+
+
+def test_with_own_optimizers_the_order_is_free(runs):
+    assert runs["own optimizers"]["epochs"] == runs["as in the seed"]["epochs"]
+    assert runs["own optimizers"]["final"] == runs["as in the seed"]["final"]
+
+
+def test_an_unknown_order_is_refused():
+    with pytest.raises(ValueError, match="as in the seed"):
+        Order("backwards")
+
+
+def test_a_run_that_blows_up_is_recorded_as_diverged():
+    found = learn_in_order(Order("as in the seed", decor_lr=1.0, epochs=1, train_size=640))
+    assert (found["status"], found["diverged_at"], found["final"]) == ("diverged", 1, {})
+
+
+@pytest.mark.parametrize("K", [2, 5])
+@pytest.mark.parametrize("lr", [1e-2, 1e-3])
+def test_copies_grow_with_rate_times_steps_at_every_rate(K, lr):
+    found = optimizers.copies(K, lr=lr, steps=round(8 / K / lr))
+    assert found["variance"] == pytest.approx(found["settles_at"], rel=1e-3)
+    assert found["growth"] == pytest.approx(found["predicted"], rel=K * lr)
+
+
+def test_copies_needs_two_of_them():
+    with pytest.raises(ValueError, match="K is 1"):
+        optimizers.copies(1, lr=0.1, steps=10)
+
+
+def test_turning_point():
+    rows = [{"epoch": e, "decor_loss": v} for e, v in ((1, 3.0), (2, 1.0), (3, 2.0))]
+    assert optimizers.turning_point(rows) == 2
+    with pytest.raises(ValueError, match="no epoch"):
+        optimizers.turning_point([])
+
+
+def test_no_accident_is_silent():
+    said = optimizers.accidents()
+    assert len(said) == 6
+    silent = [name for name, answer in said.items() if answer == "nothing"]
+    assert not silent
+    assert said["update() edited, sets no gradient"].startswith("SilentNoOp")
+
+
+def test_a_sound_wiring_says_nothing(monkeypatch):
+    monkeypatch.setattr(optimizers, "_ACCIDENTS", {"sound": optimizers._train})
+    assert optimizers.accidents() == {"sound": "nothing"}

@@ -1,0 +1,93 @@
+"""The fixed point laws of notebook 03, and what the corrected rule and the missing target do."""
+
+import math
+
+import pytest
+import torch
+
+from decorlib.rules import KappaRule, SeedRule
+from decorlib.statistics import Moments
+from decorlib.study import variance
+from decorlib.study.gaussians import covariance, states_of
+
+S = covariance(6, seed=1)
+
+
+@pytest.mark.parametrize("target", [0.25, 1.0, 4.0])
+@pytest.mark.parametrize("eta", [0.5, 1.0, 2.0])
+def test_the_seeds_rule_settles_where_the_law_says(target, eta):
+    found = variance.settle(SeedRule(target, eta), S, steps=2500)
+    torch.testing.assert_close(found, torch.full_like(found, target / (1 + eta * target)), rtol=1e-3, atol=0)
+
+
+def test_the_law_holds_per_feature():
+    targets = torch.linspace(0.25, 4, 6, dtype=torch.float64)
+    torch.testing.assert_close(variance.settle(SeedRule(targets), S), variance.settles_at(targets), rtol=1e-3, atol=0)
+    own = variance.settle(SeedRule("input"), S)
+    torch.testing.assert_close(own, variance.settles_at(S.diagonal()), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("target", [0.5, 4.0])
+def test_the_corrected_rule_and_kappa_reach_their_target(target):
+    for rule in (variance.CorrectedSeedRule(target, eta=2.0), KappaRule(variance=target)):
+        found = variance.settle(rule, S, steps=3000)
+        torch.testing.assert_close(found, torch.full_like(found, target), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("target", [None, 2.0])
+def test_the_corrected_direction_is_its_literal_equation(target):
+    x = torch.randn(9, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    R = torch.eye(6, dtype=torch.float64) + 0.1 * x[:6]
+    y = x @ R.T
+    X = y.T @ y / 9
+    C = X - torch.diag(X.diagonal())
+    N = torch.eye(6, dtype=torch.float64) if target is None else torch.diag(target / X.diagonal())
+    literal = R - N @ (torch.eye(6, dtype=torch.float64) - 0.7 * C) @ R
+    found = variance.CorrectedSeedRule(target, eta=0.7).direction(Moments.of(y), R)
+    torch.testing.assert_close(found, literal, rtol=1e-12, atol=1e-12)
+
+
+def test_the_setting_undoes_the_law():
+    for wanted in (0.1, 0.5, 0.9):
+        assert variance.settles_at(variance.setting_for(wanted)) == pytest.approx(wanted)
+    assert variance.setting_for(3.0, eta=0.0) == 3.0
+    for wanted in (1.0, 0.0, -1.0):
+        with pytest.raises(ValueError, match="smaller eta"):
+            variance.setting_for(wanted)
+
+
+def test_small_batches_settle_higher_by_the_law():
+    found = float(variance.settle_in_batches(SeedRule(1.0), S, batch=8, steps=1500).mean())
+    population, batches = variance.settles_at(1.0), variance.settles_at(1.0, batch=8)
+    assert abs(found - batches) < 0.25 * (batches - population)
+    with pytest.raises(ValueError, match="3 samples"):
+        variance.settles_at(1.0, batch=2)
+
+
+def test_without_a_target_R_shrinks_as_predicted_and_still_decorrelates():
+    rows = variance.collapse(S, lr=0.01, steps=1000, rows=5)
+    assert [row["step"] for row in rows][-1] == 1000
+    for row in rows:
+        assert row["norm"] == pytest.approx(row["predicted_norm"], rel=5e-3)
+    assert rows[-1]["norm"] < 0.5 * rows[0]["norm"]
+    assert rows[-1]["cosine"] < 0.2 * rows[0]["cosine"]
+    assert rows[-1]["variance"] == pytest.approx(rows[-1]["late_law"], rel=0.2)
+
+
+def test_untargeted_halves_its_error_with_the_rate():
+    errors = []
+    for lr in (0.02, 0.01):
+        x, R = states_of(S), torch.eye(6, dtype=torch.float64)
+        for _ in range(round(1 / lr)):
+            R = variance.step(SeedRule(None), R, x, lr)
+        errors.append(float((R - variance.untargeted(S, eta=1.0, lr=lr, step=round(1 / lr))).norm()))
+    assert errors[0] / errors[1] == pytest.approx(2, rel=0.1)
+
+
+def test_steps_to_settle_is_the_measured_time_constant():
+    # Near the fixed point the distance in log v falls to 1/e: one feature, started 1% above.
+    lr, start = 0.001, 0.5 * 1.01
+    x, R = torch.ones(1, 1, dtype=torch.float64), torch.full((1, 1), math.sqrt(start), dtype=torch.float64)
+    for _ in range(round(variance.steps_to_settle(1.0, lr))):
+        R = variance.step(SeedRule(1.0), R, x, lr)
+    assert math.log(float(R**2) / 0.5) / math.log(1.01) == pytest.approx(1 / math.e, rel=0.01)
