@@ -24,15 +24,22 @@ def _check_rate(lr: float | int | None) -> None:
 class AdaptiveGainRule(Rule):
     r"""Decay by X, then regain the length: R <- g R - lr X g R with g = <||x|| / sqrt(||y||^2 + 1e-8)>.
 
+    Source: Ahmad (2024), "Correlations are ruining your gradient descent", arXiv 2407.10780, by its published code.
+
     To first order g - 1 is what the decay took, so the fixed point is X = c I, with c following <||x||^2>: whitening up
-    to a scale that is never chosen. g is not scaled by the rate: ``direction`` needs ``lr``, and plain SGD must step it.
+    to a scale that is never chosen.
+
+    .. note:: g is not scaled by the rate: ``direction`` needs ``lr``, and plain SGD of that rate must step it. A rate
+       of 0 would still rescale R, so it is refused.
+
+    Loss: sum C^2 / D^2.
 
     Args:
         norm: which ||x|| the gain keeps: ``"demeaned"``, of the input that R multiplies, or ``"raw"``, of the input
             before centring, as the published code has it; then the scale grows with the mean. Default: demeaned.
 
-    Loss: sum C^2 / D^2.
-    Source: Ahmad (2024), "Correlations are ruining your gradient descent", arXiv 2407.10780.
+    Raises:
+        ValueError: for an unknown norm; from ``direction``, without a positive rate.
     """
 
     norm: Literal["demeaned", "raw"] = "demeaned"
@@ -59,12 +66,18 @@ class AdaptiveGainRule(Rule):
 class FoldiakRule(Rule):
     r"""Lateral inhibition: y = M^-1 x with M <- M + lr C, written for R = M^-1: R <- (I + lr R C)^-1 R.
 
+    Source: Foldiak (1990), "Forming sparse representations by local anti-Hebbian learning", without its nonlinearity.
+
     The fixed point is C = 0; M stays symmetric with unit diagonal, so variances are not controlled. As a direction it
     is (I + lr R C)^-1 R C R, which tends to R C R as lr -> 0. One linear solve per step, 2D^3/3 and more.
 
+    .. note:: R C R is not of the form H R: what happens to y depends on how x is mixed and scaled. The diagonal of X is
+       left out of M; with it, as in some published code, M_ii grows without bound, as (3 <x_i^2> lr steps)^(1/3).
+
     Loss: sum C^2 / D^2.
-    Source: Foldiak (1990), "Forming sparse representations by local anti-Hebbian learning", eq. 3 without its
-    nonlinearity; the diagonal is left out, since with it M grows without bound.
+
+    Raises:
+        ValueError: from ``direction``, without a positive rate.
     """
 
     needs_rate: ClassVar[bool] = True

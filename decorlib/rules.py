@@ -6,12 +6,12 @@ correlations. In the notation of this file
     X = <y y'>  second moment over the batch        C = X - diag(X)      the covariances to remove
     v_i = X_ii  variance about zero                 V = diag(v - t)      distance from the target variance t
 
-and a rule answers two questions about a batch: ``direction``, the matrix dR of the step R <- R - lr * dR, and ``loss``,
-the number that is reported. Neither knows about layers, optimizers or devices. None of the directions is the Euclidean
-gradient of its loss: they are local, H R with H made of what the outputs y show, and that is their point.
+and a rule answers two questions about a batch: ``direction``, the matrix dR of the step R <- R - lr * dR, and
+``loss``, the number that is reported. Neither knows about layers, optimizers or devices. None of the directions is the
+Euclidean gradient of its loss: they are local, H R with H made of what the outputs y show, and that is their point.
 
-To add a rule: subclass :class:`RowRule` (if dR = diag(a) R + diag(b) X R) or :class:`Rule`, and add one row to the table
-of cases in ``tests/test_rules.py``, which holds every rule to its literal equation and to the properties it claims.
+To add a rule: subclass :class:`RowRule` (if dR = diag(a) R + diag(b) X R) or :class:`Rule`, and add one row to the
+table of cases in ``tests/test_rules.py``, which holds every rule to its literal equation and to the properties it claims.
 """
 
 from __future__ import annotations
@@ -60,7 +60,25 @@ def check_range(name: str, value: float | int, low: float | int, high: float | i
 
 @dataclass(frozen=True)
 class Rule:
-    """What every rule answers. Subclasses hold hyperparameters only."""
+    """What every rule answers about the moments of one batch. Subclasses hold hyperparameters only.
+
+    Rules are pure: they change nothing they are given (but R in :meth:`step_`), and know no training or evaluation
+    mode. Leading dimensions are independent problems. The sign is that of a gradient: R goes *against* ``direction``.
+
+    Shape:
+        - moments: of states :math:`(*, B, D)`.
+        - R, direction: :math:`(*, D, D)`.
+        - loss, sharpness: :math:`(*)`.
+
+    Example::
+
+        >>> x = torch.randn(64, 10)
+        >>> R, rule = torch.eye(10), KappaRule(kappa=0.5)
+        >>> for step in range(100):
+        ...     R = R - 0.1 * rule.direction(Moments.of(x @ R.T), R)
+        >>> bool(rule.loss(Moments.of(x @ R.T)) < 1e-3)
+        True
+    """
 
     #: What the statistics must hold besides y: nothing, the inputs that R multiplies, or the inputs before centring.
     reads: ClassVar[Literal[None, "input", "raw input"]] = None
@@ -123,22 +141,37 @@ def as_rows(c, R: Tensor):
 
 @dataclass(frozen=True)
 class SeedRule(RowRule):
-    r"""Decay towards a target variance, each row normalised by what it has: the rule of the seed notebook (March 2024).
+    r"""Decay by X, each row then normalised to a target variance by the variance it has.
+
+    Source: the seed notebook (March 2024), by its printed numbers; no paper.
 
         dR = R - diag(n) (I - eta X) R,     n_i = t_i / v_i
 
-    Where X is diagonal its fixed point is v = t / (1 + eta t), not t: 1/2 for t = 1, eta = 1. With ``variance=None``
-    (n = 1) it is dR = eta X R, which has no fixed point but R = 0.
+    .. note:: ``variance`` is not what it reaches: where X is diagonal the fixed point is v = t / (1 + eta t), 1/2 for
+       t = 1 and eta = 1. With ``variance=None`` (n = 1) it is dR = eta X R, which has no fixed point but R = 0.
+
+    Loss: the seed's "decorrelation loss" for one batch, the mean over all D^2 entries of (X - diag(t))^2, or of X^2
+    without a target. It is not 0 at the fixed point.
 
     Args:
         variance: the target t: None, a number, one number per feature, or ``"input"`` (the input's own <x_i^2>).
             Default: None.
         eta: weight of the decorrelating term, no unit. Default: 1.0.
         dead_variance: rows with v below this take n = 1, so that a dead feature is not amplified; the seed's
-            guard. A feature that is only nearly dead still gets n = t / v. Default: 1e-8.
+            guard. A feature that is only nearly dead still gets n = t / v, however large. Default: 1e-8.
 
-    Source: the seed notebook; the loss is its "decorrelation loss" for one batch, the mean over all D^2 entries of
-    (X - diag(t))^2, or of X^2 without a target.
+    Raises:
+        ValueError: for a variance that is not positive and finite, a negative eta or dead_variance; and from
+            ``direction`` and ``loss``, where ``variance`` has not one entry per feature.
+
+    Example::
+
+        >>> x = torch.tensor([[2.0, 0.0], [0.0, 2.0]])  # v = 2 and 2, nothing to decorrelate
+        >>> R = torch.eye(2)
+        >>> for step in range(200):
+        ...     R = R - 0.1 * SeedRule(variance=1.0).direction(Moments.of(x @ R.T), R)
+        >>> [round(v, 4) for v in Moments.of(x @ R.T).variance.tolist()]
+        [0.5, 0.5]
     """
 
     variance: Variance = None
@@ -162,7 +195,7 @@ class SeedRule(RowRule):
         features = moments.variance.shape[-1]
         if self.variance.dim() == 1 and len(self.variance) not in (1, features):
             raise ValueError(
-                f"variance has {len(self.variance)} entries for {features} features: give one number, or one per feature"
+                f"variance has {len(self.variance)} entries for {features} features: give one, or one per feature"
             )
         return self.variance.to(moments.variance)
 
@@ -188,10 +221,12 @@ class SeedRule(RowRule):
 class PlainDecorrelation(RowRule):
     """Covariances only: dR = C R.
 
-    Small steps conserve det R, so it cannot whiten: the geometric mean of the variances stays det(<x x'>)^(1/D).
+    Source: COPI (Ahmad, Schrader & van Gerven 2023, arXiv 2203.13203), and the case k = 0 of :class:`KappaRule`.
+
+    .. note:: Small steps conserve det R, so it cannot whiten: where C = 0, the geometric mean of the variances is
+       det(<x x'>)^(1/D).
 
     Loss: sum C^2 / D^2.
-    Source: COPI (Ahmad, Schrader & van Gerven 2023), and the case k = 0 of :class:`KappaRule`.
     """
 
     def rows(self, moments):
@@ -205,20 +240,28 @@ class PlainDecorrelation(RowRule):
 class KappaRule(RowRule):
     r"""Decorrelation and unit variance, weighed by kappa: dR = [(1 - k) C + k V] R.
 
-    For 0 < k < 1 its only fixed point is X = t I. The flow dissipates the Gaussian Kullback-Leibler divergence
-    (tr X - D - ln det X) / 2 at rate (1 - k)||C||^2 + k||V||^2, and it is equivariant: what happens to y does not
-    depend on how x is mixed. V scales *rows*; for the published code, which scales columns, see
-    :class:`ColumnScaledKappaRule`.
+    Source: Dalm, Offergeld, Ahmad & van Gerven (2024), arXiv 2405.02385; ``constants`` as in its code's two methods.
+
+    For 0 < k < 1 its only fixed point is X = t I. With t = 1 the flow dissipates the Gaussian Kullback-Leibler
+    divergence (tr X - D - ln det X) / 2 at rate (1 - k)||C||^2 + k||V||^2, and it is equivariant: what happens to y
+    does not depend on how x is mixed. Near it, covariances decay by 1 - 2 (1 - k) lr a step and variances by
+    1 - 2 k lr: a small kappa means that variances arrive late.
+
+    .. note:: V scales *rows*; for the published code, which scales columns, see :class:`ColumnScaledKappaRule`. And
+       equal kappas mean different things under different ``constants``: "normalized" at D = 784, k = 0.01 is
+       "standard" at k = 0.94.
+
+    Loss: [(1 - k) sum C^2 + k sum (v - t)^2] / D^2; normalized: [(1 - k)/(D - 1) sum C^2 + k sum (v - t)^2] / D.
 
     Args:
-        kappa: weight of the variance term, in [0, 1]. Never compare kappas across ``constants``. Default: 0.5.
+        kappa: weight of the variance term, in [0, 1]. Default: 0.5, half the :class:`WhiteningRule`.
         variance: the target t, a positive number. Default: 1.0.
         constants: ``"standard"`` as above, or ``"normalized"``: dR = [(1 - k)/(D - 1) C + 2 k V] R. Default: standard.
         dead_variance: rows with v below this are left out of V (still decorrelated), else a dead feature's row would
             grow as (1 + lr k)^steps. 0 leaves them in. Default: 1e-8.
 
-    Loss: [(1 - k) sum C^2 + k sum (v - t)^2] / D^2; normalized: [(1 - k)/(D - 1) sum C^2 + k sum (v - t)^2] / D.
-    Source: Dalm, Offergeld, Ahmad & van Gerven (2024), arXiv 2405.02385.
+    Raises:
+        ValueError: for a hyperparameter out of its range.
     """
 
     kappa: float = 0.5  # κ
@@ -234,6 +277,9 @@ class KappaRule(RowRule):
         if self.constants not in ("standard", "normalized"):
             raise ValueError(f"constants is {self.constants!r}; allowed: 'standard', 'normalized'")
         check_range("dead_variance", self.dead_variance, 0, math.inf, "0 leaves every row to the rule")
+
+    #: How often a pair of features counts in the loss.
+    _pairs: ClassVar[float] = 1.0
 
     def weights(self, features: int) -> tuple[float, float]:
         """The weights of C and of V for D features."""
@@ -252,7 +298,10 @@ class KappaRule(RowRule):
 
     def loss(self, moments):
         D = moments.variance.shape[-1]
-        off, diagonal = moments.squared_off_diagonal(), (moments.variance - self.variance).square().sum(-1)
+        off, diagonal = (
+            self._pairs * moments.squared_off_diagonal(),
+            (moments.variance - self.variance).square().sum(-1),
+        )
         if self.constants == "normalized":
             return ((1 - self.kappa) / max(D - 1, 1) * off + self.kappa * diagonal) / D
         return ((1 - self.kappa) * off + self.kappa * diagonal) / D**2
@@ -262,8 +311,10 @@ class KappaRule(RowRule):
 class ColumnScaledKappaRule(KappaRule):
     """:class:`KappaRule` as published in code, with V on the wrong side: dR = (1 - k) C R + k R V.
 
-    Kept to reproduce published results, not for use: it is not equivariant, ends in another rotation, and can increase
-    the divergence that the correct rule decreases. From R = I the first step is the same.
+    Source: the code of arXiv 2405.02385 (not its equations), since March 2024; dead features unguarded, as there.
+
+    .. note:: Kept to reproduce published results, not for use: it is not equivariant, ends in another rotation, and can
+       increase the divergence that the correct rule decreases. From R = I the first step is the same.
     """
 
     dead_variance: float = 0.0
@@ -279,14 +330,19 @@ class ColumnScaledKappaRule(KappaRule):
 class TriangularRule(KappaRule):
     """Gram-Schmidt: each feature is decorrelated from those before it only, dR = [(1 - k) tril(X, -1) + k V] R.
 
-    From R = I, R stays lower triangular and ends at the inverse Cholesky factor of <x x'> (for t = 1). The order of
-    the features matters. X cannot stay factored here, so a step costs 2BD^2 + 2D^3 at every batch size.
+    Source: the correct form of the lower-triangular variant in arXiv 2405.02385's code, which leaves feature 0
+    correlated with all others, see `docs/deviations`.
+
+    From R = I, R stays lower triangular and ends at the inverse Cholesky factor of <x x'> (for t = 1).
+
+    .. note:: The order of the features matters. X cannot stay factored here, so a step costs 2BD^2 + 2D^3 at every
+       batch size.
 
     Loss: that of :class:`KappaRule` with each pair counted once.
-    Source: the correct form of the lower-triangular variant in arXiv 2405.02385's code, see `docs/deviations`.
     """
 
     step_ = Rule.step_  # as above
+    _pairs: ClassVar[float] = 0.5
 
     def direction(self, moments: Moments, R: Matrix, lr: float | None = None) -> Matrix:
         c, k = self.weights(R.shape[-1])
@@ -294,29 +350,24 @@ class TriangularRule(KappaRule):
         H.diagonal(dim1=-2, dim2=-1).add_(k * self._excess(moments))
         return H @ R
 
-    def loss(self, moments):
-        D = moments.variance.shape[-1]
-        off, diagonal = (
-            moments.squared_off_diagonal() / 2,
-            (moments.variance - self.variance).square().sum(-1),
-        )
-        if self.constants == "normalized":
-            return ((1 - self.kappa) / max(D - 1, 1) * off + self.kappa * diagonal) / D
-        return ((1 - self.kappa) * off + self.kappa * diagonal) / D**2
-
 
 @dataclass(frozen=True)
 class WhiteningRule(RowRule):
     """Relative gradient of the Gaussian divergence: dR = (X - t I) R.
 
-    From R = I it ends at the symmetric (ZCA) whitening matrix. Twice :class:`KappaRule` at kappa 1/2.
+    Source: Cardoso & Laheld (1996); Amari (1998); as a normalisation layer SWBN, Zhang et al. (2021), arXiv 2106.04413.
+
+    From R = I on full batches R stays symmetric and ends at the ZCA whitening matrix. Twice :class:`KappaRule` at
+    kappa 1/2.
+
+    Loss: sum (X - t I)^2 / D^2.
 
     Args:
         variance: the target t, a positive number. Default: 1.0.
         dead_variance: rows with v below this are not pushed to t; 0 leaves them in. Default: 1e-8.
 
-    Loss: sum (X - t I)^2 / D^2.
-    Source: Cardoso & Laheld (1996); Amari (1998); as a normalisation layer SWBN, Zhang et al. (2021).
+    Raises:
+        ValueError: for a hyperparameter out of its range.
     """
 
     variance: float = 1.0

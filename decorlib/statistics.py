@@ -26,7 +26,7 @@ LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision cannot hold 1 - 1e-4, and sums of squares overflow in it: moments are taken in float32 or better."""
+    """Half precision cannot hold 1 - 1e-4, and sums of squares overflow in it: moments are in float32 or better."""
     return x.float() if x.dtype in LOW_PRECISION else x
 
 
@@ -113,7 +113,10 @@ class Moments:
         return gram.square_().sum((-2, -1)).div_(self.count**2)
 
     def squared_off_diagonal(self) -> Float[Tensor, "*groups"]:
-        """Sum of the squared covariances; the clamp only catches rounding, since X_ii^2 are among the entries summed."""
+        """Sum of the squared covariances, as a difference: what rounding leaves of it is about eps ||X||_F^2.
+
+        The clamp only catches rounding, since the X_ii^2 that are taken off are among the entries summed.
+        """
         return (self.squared_norm() - self.variance.square().sum(-1)).clamp(min=0)
 
     def input_variance(self) -> Float[Tensor, "*groups features"]:
@@ -177,14 +180,15 @@ def second_moment(y: Float[Tensor, "*groups batch features"]) -> Float[Tensor, "
 
 
 def largest_eigenvalue(operator, like: Float[Tensor, "*groups features"], steps: int = 10) -> Float[Tensor, "*groups"]:
-    """Estimate of the spectral radius of a linear map by ``steps`` power iterations (an estimate from below).
+    """Estimate of the spectral radius of a linear map by ``steps`` power iterations; from below if it is symmetric.
 
     Args:
         operator: v (*groups, D, 1) -> (*groups, D, 1).
         like: a tensor that gives shape, device and dtype of v.
         steps: iterations; each costs one application.
     """
-    # A fixed start keeps runs reproducible; its unequal entries are orthogonal to no simple mode.
+    # A fixed start keeps runs reproducible. Its entries are unequal, so that no mode of a symmetric layout (1, -1), nor
+    # the mode that all features share, is orthogonal to it.
     v = torch.linspace(1, 2, like.shape[-1], dtype=like.dtype, device=like.device).expand_as(like).unsqueeze(-1)
     size = v.norm(dim=-2, keepdim=True)
     for _ in range(steps):

@@ -92,17 +92,32 @@ def _eigen(S: Matrix) -> tuple[Tensor, Tensor]:
 class ExactWhitening(Rule):
     """The whitening matrix of the inputs in closed form, put in place of R: dR = R - W with W S W' = I, S = <x x'>.
 
-    A reference, not a local rule: step it with lr = 1 (a smaller rate moves R part of the way) and refresh it every
-    few steps by the layer's ``update_every``. With plain SGD on the weights it is FOOF (Benzing 2022).
+    Source: Kessy, Lewin & Strimmer (2018); with plain SGD on the weights it is FOOF (Benzing 2022): the effective
+    weight moves by -lr dL/dA S^-1, whatever the kind. Under Adam the kinds differ.
+
+    .. note:: A reference, not a local rule: step it with lr = 1 (a smaller rate moves R part of the way), and refresh
+       it every few steps by the layer's ``update_every``.
+
+    Loss: sum (X - I)^2 / D^2, of the states that the R before made.
 
     Args:
         kind: ``"zca"``, ``"pca"`` or ``"cholesky"``; they differ by a rotation. Default: zca.
         solver: ``"eigh"``, or ``"newton_schulz"`` (zca only). Default: eigh.
         shrinkage: a in S <- (1 - a) S + a (tr S / D) I, in [0, 1]; above 0 wherever a batch may have fewer samples
             than features, or features may be dead. Default: 0.01.
-        momentum: weight of the new batch in a running average of S, in (0, 1]; 1 uses the batch alone. Default: 1.0.
+        momentum: weight of the new batch in a running average of S, in (0, 1]; 1 uses the batch alone. The average is
+            kept by the layer; the first batch counts in full. Default: 1.0.
 
-    Loss: sum (X - I)^2 / D^2.
+    Raises:
+        ValueError: for a hyperparameter out of its range; from ``direction``, where S is singular.
+
+    Example::
+
+        >>> x = torch.randn(64, 10)
+        >>> R, rule = torch.eye(10), ExactWhitening(shrinkage=0.0)
+        >>> R = R - rule.direction(Moments.of(x @ R.T, x), R)
+        >>> torch.allclose(Moments.of(x @ R.T).dense(), torch.eye(10), atol=1e-4)
+        True
     """
 
     kind: Literal["zca", "pca", "cholesky"] = "zca"

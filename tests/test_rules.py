@@ -1,5 +1,6 @@
 """Every learning rule, held to its published equation. A new rule is one row of CASES."""
 
+import doctest
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -331,6 +332,13 @@ def test_fixed_point_is_white(case):
     X = R @ S @ R.T
     assert distance(X, case.whitens * torch.eye(D, dtype=torch.float64)) < 1e-10
     assert float(case.rule.loss(moments(R, samples_of(S)))) < 1e-14
+
+
+@pytest.mark.parametrize("module", [rules, maps, whitening])
+def test_examples_of_the_docstrings(module):
+    results = doctest.testmod(module, extraglobs={"torch": torch})
+    assert results.failed == 0
+    assert results.attempted > 0 or module is maps
 
 
 def test_every_rule_of_the_catalogue_has_a_case():
