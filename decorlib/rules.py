@@ -8,10 +8,10 @@ correlations. In the notation of this file
 
 and a rule answers two questions about a batch: ``direction``, the matrix dR of the step R <- R - lr * dR, and
 ``loss``, the number that is reported. Neither knows about layers, optimizers or devices. None of the directions is the
-Euclidean gradient of its loss: they are local, H R with H made of what the outputs y show, and that is their point.
+Euclidean gradient of its loss: they are local, nearly all H R with H made of what the outputs y show.
 
 To add a rule: subclass :class:`RowRule` (if dR = diag(a) R + diag(b) X R) or :class:`Rule`, and add one row to the
-table of cases in ``tests/test_rules.py``, which holds every rule to its literal equation and to the properties it claims.
+table of cases in ``tests/test_rules.py``, which holds every rule to its literal equation and to what it claims.
 """
 
 from __future__ import annotations
@@ -149,6 +149,7 @@ class SeedRule(RowRule):
 
     .. note:: ``variance`` is not what it reaches: where X is diagonal the fixed point is v = t / (1 + eta t), 1/2 for
        t = 1 and eta = 1. With ``variance=None`` (n = 1) it is dR = eta X R, which has no fixed point but R = 0.
+       With any target but ``"input"`` what happens to y does not depend on how x is mixed.
 
     Loss: the seed's "decorrelation loss" for one batch, the mean over all D^2 entries of (X - diag(t))^2, or of X^2
     without a target. It is not 0 at the fixed point.
