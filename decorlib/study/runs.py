@@ -6,7 +6,6 @@ others are computed and stored as they end, so a sweep that is killed goes on wh
 
 import dataclasses
 import json
-import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
@@ -18,12 +17,9 @@ from decorlib.study import engines
 from decorlib.study.cache import Cache, CacheWarning, canonical, sha256
 from decorlib.study.engines import Outcome, Task
 from decorlib.study.progress import progress
-from decorlib.study.source import code_hash, code_hash_at_start, importable
+from decorlib.study.source import edited, importable
 
 PLAIN = (int, float, str, bool, type(None))
-
-if multiprocessing.parent_process() is None:  # a worker has just imported it, and is compared with its parent
-    code_hash_at_start()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,9 +127,9 @@ def sweep(
     """Compute ``function(spec)`` for every specification; return the records in the order of the specifications.
 
     A run is computed once: its record is stored under a hash of the specification, the function's name, the code of
-    decorlib (comments and docstrings aside), torch's version, the data's checksums and the kind of device. Each runs
-    with one thread, deterministic algorithms and seeded generators, so all engines give the same bits; seeds belong
-    into the specification. A run that fails does not stop the others.
+    decorlib that it may compute with (comments and docstrings aside), torch's version, the data's checksums and the
+    kind of device. Each runs with one thread, deterministic algorithms and seeded generators, so all engines give
+    the same bits; seeds belong into the specification. A run that fails does not stop the others.
 
     Args:
         specs: instances of a frozen dataclass with plain fields; equal ones are computed once.
@@ -187,7 +183,7 @@ def sweep(
         if tasks:
             remove_stale_partials(store.folder)
             if engine == "serial":
-                _refuse_stale_code()
+                _refuse_stale_code(function, type(specs[0]))
                 outcomes = engines.serial(function, tasks)
             elif engine == "local":
                 outcomes = engines.local(function, tasks, jobs)
@@ -221,12 +217,12 @@ def sweep(
     return records
 
 
-def _refuse_stale_code() -> None:
+def _refuse_stale_code(function: Callable, spec_type: type) -> None:
     # The seed's third run went wrong like this: edited code was reloaded halfway, and nothing said so.
-    if code_hash() != code_hash_at_start():
+    if names := edited(importable(function), importable(spec_type)):
         raise RuntimeError(
-            "decorlib was edited since this process imported it, so what runs here is not what is on the disk; restart "
-            'the kernel, or use engine="local", whose processes import it anew'
+            f"{', '.join(names)} was edited since this process imported it, so what runs here is not what is on the "
+            'disk; restart the kernel, or use engine="local", whose processes import it anew'
         )
 
 

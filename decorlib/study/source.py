@@ -6,21 +6,13 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
-# Modules of decorlib.study that arrange, report or describe runs; no run computes with them. Every other module
-# counts, new ones included.
-REPORTING = frozenset(
-    f"study/{name}.py"
-    for name in (
-        *("__init__", "arms", "cache", "compare", "engines", "figures", "inputs", "notebooks", "pages", "progress"),
-        *("provenance", "records", "report", "reproduce", "runs", "source", "stats", "verdicts"),
-    )
-)
+# What the files said when this module was imported: as far as anyone can tell, what the process runs.
+AT_START = {path: path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
 
 
 def code_of(text: str) -> str:
@@ -38,34 +30,75 @@ def code_of(text: str) -> str:
     return ast.dump(tree)
 
 
-def code_hash(*modules: ModuleType) -> str:
-    """sha256 of all code that a run may compute with: decorlib but for its reporting, and `modules` beside it.
+def _imports(text: str, name: str) -> set[str]:
+    """Dotted names that a module's text imports, wherever in it; `name` is its own, a package's with ``.__init__``."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            home = name.split(".")[: -node.level] if node.level else []
+            home = ".".join([*home, *([node.module] if node.module else [])])
+            found.add(home)
+            found.update(f"{home}.{alias.name}" for alias in node.names)  # a module, or a name inside of one
+    return found
 
-    It is taken from the files as they are on the disk now.
+
+def _file_of(name: str) -> Path | None:
+    """Source of a module of decorlib; None where that is no module of decorlib."""
+    top, *rest = name.split(".")
+    path = PACKAGE.joinpath(*rest)
+    candidates = [path / "__init__.py"] if path.is_dir() else [path.with_suffix(".py")]
+    return next((file for file in candidates if top == "decorlib" and file.is_file()), None)
+
+
+def files(*modules: ModuleType) -> dict[str, Path]:
+    """Name and source of the core of decorlib, of `modules`, and of all in decorlib that any of these import.
+
+    Followed are import statements, not what a function imports by a computed name.
 
     Args:
-        *modules: where the function and the specification live; only needed where that is outside decorlib.
+        *modules: where a function and its specification live, in decorlib or not.
 
     Raises:
-        OSError: a module has no source file to read, for example because it was typed into a console.
+        TypeError, OSError: a module has no source file, for example because it was typed into a console.
     """
-    paths = {path: path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")}
-    paths = {path: name for path, name in paths.items() if name not in REPORTING}
-    for module in modules:
-        path = Path(inspect.getsourcefile(module) or f"<{module.__name__}>").resolve()
-        if PACKAGE not in path.parents:
-            paths[path] = module.__name__
+    found = {module.__name__: Path(inspect.getsourcefile(module)).resolve() for module in modules}
+    found = {name: path for name, path in found.items() if _file_of(name) is None}
+    waiting = ["decorlib", *(module.__name__ for module in modules)]
+    while waiting:
+        name = waiting.pop()
+        parts = name.split(".")
+        waiting += [parent for k in range(1, len(parts)) if (parent := ".".join(parts[:k])) not in found]
+        path = found[name] if name in found and _file_of(name) is None else _file_of(name)
+        if path is None:
+            continue
+        found[name] = path
+        own = f"{name}.__init__" if path.name == "__init__.py" else name
+        for other in _imports(path.read_text(encoding="utf-8"), own):
+            if other not in found and other not in waiting and _file_of(other) is not None:
+                waiting.append(other)
+    return found
+
+
+def code_hash(*modules: ModuleType) -> str:
+    """sha256 of the code that functions of `modules` may compute with (:func:`files`), as it is on the disk now."""
     total = hashlib.sha256()
-    for path, name in sorted(paths.items(), key=lambda item: item[1]):
+    for name, path in sorted(files(*modules).items()):
         code = code_of(path.read_text(encoding="utf-8"))
         total.update(f"{name} {hashlib.sha256(code.encode()).hexdigest()}\n".encode())
     return total.hexdigest()
 
 
-@cache
-def code_hash_at_start() -> str:
-    """:func:`code_hash` when this was first called in this process: what was imported, as far as anyone can tell."""
-    return code_hash()
+def edited(*modules: ModuleType) -> list[str]:
+    """Modules of decorlib among :func:`files` whose code is no longer what this process imported."""
+    return [
+        name
+        for name, path in sorted(files(*modules).items())
+        if PACKAGE in path.parents
+        and (now := path.read_text(encoding="utf-8")) != (then := AT_START.get(path, ""))
+        and code_of(now) != code_of(then)
+    ]
 
 
 def importable(thing: Callable | type) -> ModuleType:

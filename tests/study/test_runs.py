@@ -310,22 +310,29 @@ def package(tmp_path, monkeypatch):
 
 def test_code_counts_and_comments_do_not(package):
     before = source.code_hash()
-    metrics = package / "metrics.py"
-    text = metrics.read_text()
-    metrics.write_text("# a comment\n" + text.replace('"""How correlated', '"""Just how correlated'))
+    rules = package / "rules.py"
+    text = rules.read_text()
+    rules.write_text("# a comment\n" + text.replace('"""', '"""Another explanation. ', 1))
     assert source.code_hash() == before
-    metrics.write_text(text.replace("/ len(x)", "/ (len(x) - 1)", 1))
-    assert source.code_hash() != before
-    metrics.write_text(text)
-    (package / "study" / "figures.py").write_text("x = 1\n")  # draws, computes nothing
-    assert source.code_hash() == before
-    (package / "study" / "new_experiment.py").write_text("x = 1\n")
+    rules.write_text(text + "\nx = 1\n")
     assert source.code_hash() != before
 
 
-def test_only_modules_of_the_study_are_left_out():
-    assert all(name.startswith("study/") for name in source.REPORTING)
-    assert "study/experiments.py" not in source.REPORTING
+def test_what_a_run_can_reach_counts_and_nothing_else(package, monkeypatch):
+    (package / "study" / "aside.py").write_text("def f(spec):\n    from decorlib.study import helper\n")
+    (package / "study" / "helper.py").write_text("from . import deep\n")
+    (package / "study" / "deep.py").write_text("import decorlib.study.aside, os\nx = 1\n")  # a circle
+    module = type(source)("decorlib.study.aside")
+    module.__file__ = str(package / "study" / "aside.py")
+    found = source.files(module)
+    study = {"decorlib.study.aside", "decorlib.study.helper", "decorlib.study.deep"}
+    assert {name for name in found if name.startswith("decorlib.study.")} == study
+    assert {"decorlib", "decorlib.study", "decorlib.rules", "decorlib.train", "decorlib.statistics"} <= set(found)
+    before = source.code_hash(module)
+    (package / "study" / "figures.py").write_text("x = 1\n")
+    assert source.code_hash(module) == before
+    (package / "study" / "deep.py").write_text("import decorlib.study.aside, os\nx = 2\n")
+    assert source.code_hash(module) != before
 
 
 def test_the_functions_own_module_counts(tmp_path, monkeypatch):
@@ -341,8 +348,11 @@ def test_the_functions_own_module_counts(tmp_path, monkeypatch):
 
 
 def test_edited_code_is_not_run_in_the_process_that_has_the_old(serially, monkeypatch):
-    monkeypatch.setattr(runs, "code_hash", lambda *_: "edited")
-    with pytest.raises(RuntimeError, match=r"decorlib was edited since this process imported it.*restart the kernel"):
+    path = source.PACKAGE / "rules.py"
+    monkeypatch.setitem(source.AT_START, path, "# another comment\n" + source.AT_START[path])
+    assert len(serially(FOUR[:1], train)) == 1
+    monkeypatch.setitem(source.AT_START, path, source.AT_START[path] + "\nx = 1\n")
+    with pytest.raises(RuntimeError, match=r"decorlib\.rules was edited since this process imported it.*restart"):
         serially(FOUR, train)
 
 
@@ -585,6 +595,7 @@ def test_a_cluster_gives_the_same_records(scheduler, tmp_path):
     assert [p.name for p in entries(tmp_path / "far")] == [p.name for p in entries(tmp_path / "near")]
 
 
+@pytest.mark.slow
 def test_a_cluster_collects_errors_and_survives_a_crash(scheduler, cache):
     specs = [Spec(seed=i, kind=kind) for i, kind in enumerate(["fine", "raise", "crash", "fine", "unpicklable"])]
     with pytest.raises(SweepFailed, match="3 of 5 runs failed") as failed:
