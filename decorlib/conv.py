@@ -48,7 +48,7 @@ class _DecorConv:
                 "without a batch dimension before it"
             )
 
-    def _choose(self, together: float, separate: float) -> bool:
+    def _choose(self, together: float | int, separate: float | int) -> bool:
         return together < separate if self.fuse is None else self.fuse
 
 

@@ -41,8 +41,8 @@ def decorrelate(
     Left alone, with a reason in the report: subclasses of the three, whose forward may be anything (``out_proj`` of
     :class:`torch.nn.MultiheadAttention`, whose forward reads weights without calling layers; its ``in_proj`` too),
     lazy, parametrised, pruned, weight- or spectral-normalised layers, layers that are decorrelated already, and every
-    other module that owns a matrix (embeddings, recurrent layers). What was left alone without being asked for is logged as
-    a warning of the logger "decorlib", everything else as information; :func:`conversion_report` gives the same.
+    other module that owns a matrix (embeddings, recurrent layers). What was left alone without being asked for is
+    logged as a warning of the logger "decorlib", else the report as information; :func:`conversion_report` returns it.
 
     .. note:: :class:`torch.nn.TransformerEncoderLayer` has an inference fast path that reads the weights of its linear
        layers and would skip R without a word. Here it is switched off in layers that were converted (and nested
@@ -112,9 +112,10 @@ def fuse(model: nn.Module) -> nn.Module:
     r"""A copy of the model in plain torch layers that computes in evaluation mode what the decorrelated one does.
 
     W (R (x - mu) + b_R) + b is one linear map: the weight becomes W R, the bias b + W (b_R - R mu) with the running
-    mean mu, and is created where there was none. For convolutions this holds at the borders, too, since padding is centred
-    and decorrelated like everything else. A bare :class:`Decorrelation` becomes a :class:`torch.nn.Linear` that takes
-    features in the last dimension only. The ``state_dict`` has the plain model's keys, and ``torch.export`` takes it.
+    mean mu, and is created where there was none. For convolutions this holds at the borders, too, since padding is
+    centred and decorrelated like everything else. A bare :class:`Decorrelation` becomes a :class:`torch.nn.Linear`
+    that takes features in the last dimension only. The ``state_dict`` has the plain model's keys, and ``torch.export``
+    takes it.
 
     Tied weights end untied where their layers' R differ. The model itself is not changed.
 
