@@ -148,7 +148,7 @@ def fuse(model: nn.Module) -> nn.Module:
     for layer in [m for m in model.modules() if isinstance(m, Decorrelation)]:
         replaced[layer] = _as_linear(layer)
     for parent in list(model.modules()):
-        for name, child in parent.named_children():
+        for name, child in list(parent._modules.items()):  # named_children would skip a second name of the same layer
             if child in replaced:
                 setattr(parent, name, replaced[child])
     _switch_fast_paths(model)
