@@ -86,11 +86,11 @@ def _mathml(node, block: bool) -> str:
     tex = node.astext().strip()
     for pattern, replacement in _KNOWN:
         tex = re.sub(pattern, replacement, tex)
-    if block and (r"\\" in tex or "&" in tex) and r"\begin" not in tex:
+    if (r"\\" in tex or "&" in tex) and r"\begin" not in tex:
         tex = rf"\begin{{aligned}}{tex}\end{{aligned}}"
     try:
         return _accents(tex2mathml(tex, as_block=block))
-    except MathError as error:
+    except (MathError, AttributeError, IndexError, TypeError) as error:  # the last three: unbalanced input
         logging.getLogger(__name__).warning("cannot show the formula %r: %s", tex, error, location=node)
         return "<code>formula</code>"
 

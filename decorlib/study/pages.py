@@ -16,6 +16,7 @@ import nbformat
 from nbformat import NotebookNode, v4
 from PIL import Image
 
+from decorlib.study import answers
 from decorlib.study.inputs import PACKAGE, digests
 from decorlib.study.records import Record
 
@@ -45,7 +46,8 @@ def split_figures(cell: NotebookNode) -> list[NotebookNode]:
         if "image/png" in output.get("data", {}):
             figures += 1
             if figures > 1:
-                extra = v4.new_code_cell(id=f"{cell['id']}-{figures}", metadata={"tags": ["remove-input"]})
+                name = f"{cell['id']}-{figures}"  # myst-nb drops a cell without source, so it says something
+                extra = v4.new_code_cell("# figure", id=name, metadata={"tags": ["remove-input"]})
                 parts.append(extra)
         parts[-1].outputs.append(copy.deepcopy(output))
     return parts
@@ -124,11 +126,6 @@ def modules() -> list[str]:
     return [f"decorlib.{name}" for name in core] + [f"decorlib.study.{name}" for name in study]
 
 
-def number(value: float | int | None, digits: int = 3) -> str:
-    """A number for a table; a dash where there is none."""
-    return "–" if value is None else f"{value:.{digits}g}"
-
-
 def cell_text(text: str) -> str:
     """Text that may stand in a cell of a Markdown table."""
     return " ".join(str(text).split()).replace("|", "\\|")
@@ -160,35 +157,14 @@ def provenance_lines(record: Record | None, path: Path, to_root: str, results: s
     return f"{FOOT}\n\n:::{{container}} provenance\n| | |\n|---|---|\n{table}\n:::\n"
 
 
-OUTCOME = {"supported": "✔ supported", "refuted": "✘ refuted", "inconclusive": "○ inconclusive"}
+def answer_table(records: dict[str, Record], pages: dict[str, Path], results: str) -> str:
+    """The answer sheet, each row with its notebook's page and its record."""
 
+    def link(notebook: str) -> str:
+        page = f"[{notebook}](notebooks/{pages[notebook].name})" if notebook in pages else notebook
+        return f'{page} · <a href="{results}/records/{notebook}.json">record</a>'
 
-def answers(records: dict[str, Record], pages: dict[str, Path], results: str) -> str:
-    """The answer table of the landing page: one row per verdict, each with its page and its record."""
-    if not any(record.verdicts for record in records.values()):
-        return "No notebook has written a verdict yet. `make reproduce` does.\n"
-    lines = [
-        "| Claim | Outcome | Estimate [95% interval] | Explains the failed run? | Evidence |",
-        "|---|---|---|---|---|",
-    ]
-    for notebook, record in sorted(records.items()):
-        for verdict in record.verdicts:
-            low, high = verdict.get("low"), verdict.get("high")
-            interval = f" [{number(low)}, {number(high)}]" if low is not None and low != high else ""
-            unit = f" {verdict['unit']}" if verdict.get("unit") else ""
-            estimate = f"{number(verdict.get('estimate'))}{interval}{unit}, n = {verdict.get('n')}"
-            page = pages.get(notebook)
-            where = f"[{notebook}](notebooks/{page.name})" if page else notebook
-            evidence = f'{where} · <a href="{results}/records/{notebook}.json">record</a>'
-            row = (
-                verdict.get("claim", verdict["hypothesis"]),
-                OUTCOME.get(verdict["outcome"], verdict["outcome"]),
-                estimate,
-                verdict.get("explains_failed_run") or "–",
-                evidence,
-            )
-            lines.append("| " + " | ".join(map(cell_text, row)) + " |")
-    return "\n".join(lines) + "\n"
+    return answers.markdown(records, link)
 
 
 def first_figure(notebook: NotebookNode) -> tuple[bytes, str] | None:
@@ -276,7 +252,7 @@ def write_sources(root: Path, results: Path, target: Path) -> int:
         page.cells.append(v4.new_markdown_cell(foot, id="provenance"))
         (folder / path.name).write_text(nbformat.writes(page) + "\n", encoding="utf-8")
     generated = {
-        "answers.md": answers(records, executed, way(site, results)),
+        "answers.md": answer_table(records, executed, way(site, results)),
         "gallery.md": gallery(notebooks, executed, records, target),
         "headline.md": headline(notebooks, target),
         "contents.md": toctree([f"notebooks/{path.stem}" for path in executed.values()], "Notebooks"),

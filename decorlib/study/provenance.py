@@ -27,7 +27,7 @@ class Provenance:
     """
 
     commit: str | None  # None: not a git clone, or git is not installed
-    modified: bool | None  # tracked or new files differ from the commit, results/ aside
+    modified: bool | None  # files differ from the commit, those aside that a run writes
     versions: dict[str, str]
     data: dict[str, str]  # file name -> sha256 of the file as it lies there now
     machine: dict[str, str | int]
@@ -67,7 +67,9 @@ def commit_of(root: Path = ROOT) -> tuple[str | None, bool | None]:
     if top is None or Path(top).resolve() != Path(root).resolve():
         return None, None  # an installed copy inside somebody else's repository is not that repository
     commit = _git("rev-parse", "--verify", "-q", "HEAD", root=root)
-    status = _git("status", "--porcelain", "--", ".", ":(exclude)results", root=root)
+    # What a run itself writes, the results and README's table of answers, is no change of the code.
+    own = (":(exclude)results", ":(exclude)README.md")
+    status = _git("status", "--porcelain", "--", ".", *own, root=root)
     return (commit, bool(status)) if commit else (None, None)
 
 

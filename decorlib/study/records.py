@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from decorlib._files import written_atomically
 from decorlib.study import provenance
 
 FORMAT = 1
@@ -56,17 +57,9 @@ def dumps(content: Any) -> str:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write all of the file or nothing: temporary name, flush to disk, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """All of the file or nothing."""
+    with written_atomically(path) as file:
+        file.write(data)
 
 
 def _sum(content: dict) -> str:

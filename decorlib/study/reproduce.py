@@ -22,7 +22,7 @@ from pathlib import Path
 import nbformat
 from filelock import FileLock, Timeout
 
-from decorlib.study import compare, inputs, notebooks
+from decorlib.study import answers, compare, inputs, notebooks
 from decorlib.study.notebooks import BadParameters, Source
 from decorlib.study.provenance import ROOT
 from decorlib.study.records import RecordDamaged
@@ -265,6 +265,9 @@ def finish(options: argparse.Namespace, before: dict) -> int:
     print(f"\ncompared with {against}:")
     result = compare.compare(committed if committed is not None else before, new)
     print(result.text())
+    readme = options.root / "README.md"
+    if options.profile == "full" and readme.exists() and answers.write_readme(new, readme):
+        print("README.md: answers written from the records")
     if options.report:
         from decorlib.study import report
 

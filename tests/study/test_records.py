@@ -88,7 +88,7 @@ def test_no_partial_file_is_left_when_writing_fails(results, monkeypatch):
     def fail(source, target):
         raise OSError("disk full")
 
-    monkeypatch.setattr(records.os, "replace", fail)
+    monkeypatch.setattr("os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         full_record().write()
     assert not [path for path in results.rglob("*") if path.is_file()]

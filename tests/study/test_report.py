@@ -1,0 +1,184 @@
+"""From executed notebooks and records to pages."""
+
+import base64
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+from nbformat import v4
+
+from decorlib.study import figures, inputs, notebooks, pages, report
+from decorlib.study.pages import ReportError
+from decorlib.study.records import Record
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def png() -> str:
+    import matplotlib.pyplot as plt
+
+    fig, ax = plt.subplots()
+    ax.plot([1, 2])
+    data = base64.b64encode(figures.png(fig)).decode()
+    plt.close(fig)
+    return data
+
+
+def figure(png, alt="A line."):
+    metadata = {"image/png": {"alt": alt, "width": 672}} if alt else {}
+    return v4.new_output("display_data", data={"image/png": png, "text/plain": "f"}, metadata=metadata)
+
+
+def verdict(outcome="supported"):
+    return {
+        **dict.fromkeys(("hypothesis", "claim", "criterion", "evidence", "cure"), "it helps | a lot"),
+        **{"estimate": 0.5, "low": 0.25, "high": 0.75, "n": 5, "unit": "epochs", "p_value": 0.01},
+        **{"outcome": outcome, "explains_failed_run": "no"},
+    }
+
+
+def put_results(
+    root, monkeypatch, png, number="07", formula="$\\frac12 \\bm{R}$ and\n\n$$ a &= \\hat R_{ij} \\\\ b &= 2 $$"
+):
+    """Results of one notebook, as `reproduce` leaves them."""
+    results = root / "results"
+    monkeypatch.setenv("DECORLIB_RESULTS", str(results))
+    record = Record(number, "Why?", {"seeds": 5})
+    record.value("x", 1.0)
+    record.verdict(verdict())
+    record.write()
+    links = "[next](99_nowhere.ipynb) [rules](../decorlib/rules.py) [licence](../LICENSE) [web](https://example.org)"
+    cells = [
+        v4.new_markdown_cell(f"# {number} · Why?\n\n{links}", id="a"),
+        v4.new_code_cell("show()", id="b", outputs=[figure(png), figure(png, "Another line.")], execution_count=1),
+        v4.new_markdown_cell(formula, id="c"),
+    ]
+    notebook = notebooks.normalise(v4.new_notebook(cells=cells))
+    sums = {f"records/{name}": value for name, value in inputs.digests(results / "records").items()}
+    notebook.metadata["decorlib"] = {"outputs": sums}
+    path = results / "notebooks" / f"{number}_why.ipynb"
+    path.parent.mkdir(exist_ok=True)
+    notebooks.write(notebook, path)
+    return results
+
+
+def test_every_figure_keeps_its_own_text_and_code_is_folded(png):
+    cell = v4.new_code_cell("x", outputs=[figure(png, "One."), figure(png, "Two.")], execution_count=1)
+    made = pages.prepare(v4.new_notebook(cells=[cell]), "n")
+    assert [c.metadata["mystnb"]["image"]["alt"] for c in made.cells] == ["One.", "Two."]
+    assert [c.metadata["tags"] for c in made.cells] == [["hide-input"], ["remove-input"]]
+    assert cell.metadata == {}  # the source of the page is a copy
+
+
+def test_a_figure_without_text_and_an_error_are_refused(png):
+    cell = v4.new_code_cell("x", outputs=[figure(png, alt=None)])
+    with pytest.raises(ReportError, match="n, cell 1 shows a figure without alternative text"):
+        pages.prepare(v4.new_notebook(cells=[cell]), "n")
+    cell = v4.new_code_cell("x", outputs=[v4.new_output("error", ename="E", evalue="e", traceback=[])])
+    with pytest.raises(ReportError, match="cell 1 holds an error"):
+        pages.prepare(v4.new_notebook(cells=[cell]), "n")
+
+
+@pytest.mark.parametrize(
+    ("link", "mended"),
+    [
+        ("[a](01_there.ipynb)", "[a](01_there.ipynb)"),
+        ("[a](02_not_yet.ipynb)", "a"),
+        ("[a](../decorlib/rules.py)", "[a](../api/decorlib.rules.md)"),
+        ("[a](../tests/reference.py#L3)", '<a href="../../../tests/reference.py#L3">a</a>'),
+        ("[a](https://example.org)", "[a](https://example.org)"),
+        ("[a](#design)", "[a](#design)"),
+        ("![a](x.png)", "![a](x.png)"),
+    ],
+)
+def test_links(link, mended):
+    assert pages.mend_links(link, {"01_there.ipynb"}, "../../..") == mended
+
+
+def test_only_whole_sets_are_shown(tmp_path, monkeypatch, png):
+    results = put_results(tmp_path, monkeypatch, png)
+    record = results / "records" / "07.json"
+    record.write_text(record.read_text().replace("Why?", "Who?"))
+    path = results / "notebooks" / "07_why.ipynb"
+    with pytest.raises(ReportError, match=r"07_why.ipynb and records/07.json are not from the same run.*ONLY=07"):
+        pages.check_set(results, path, nbformat.read(path, as_version=4))
+
+
+def test_icons_that_no_page_uses_are_taken_out():
+    script = (
+        'var i={"arrow-up":[384,512,[8593],"f062","M1"],bars:[1,2,[],"f0c9",["M2","M3"]],x:[1,2,["a"],"f00d","M4"]};'
+    )
+    assert report.keep_icons(script, {"bars"}) == 'var i={bars:[1,2,[],"f0c9",["M2","M3"]],};'
+    assert report.keep_icons(script, {"bars", "arrow-up", "x"}) == script
+
+
+@pytest.mark.parametrize(
+    ("html", "message"),
+    [
+        ('<script src="https://example.org/x.js"></script>', "from the network"),
+        ('<link rel="stylesheet" href="//example.org/x.css">', "from the network"),
+        ('<img src="a.png">', "no alternative text"),
+        ('<img src="a.png" alt="">', "no alternative text"),
+        ('<img src="b.png" alt="x">', "b.png is not there"),
+        ("x" * (report.PAGE_LIMIT + 1), "MB with its images"),
+    ],
+)
+def test_pages_are_checked(tmp_path, html, message):
+    (tmp_path / "a.png").write_text("x")
+    page = tmp_path / "index.html"
+    page.write_text('<a href="https://example.org">a link is no resource</a><img src="a.png" alt="x">')
+    report.check(tmp_path)
+    page.write_text(html)
+    with pytest.raises(ReportError, match=message):
+        report.check(tmp_path)
+
+
+def test_the_whole_report(tmp_path, monkeypatch, png, capsys):
+    results = put_results(tmp_path, monkeypatch, png)
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    monkeypatch.setattr(inputs, "PACKAGE", tmp_path / "docs")  # somebody may edit decorlib while this runs
+    assert report.build(tmp_path, results, tmp_path / "build"), capsys.readouterr().err
+    site = results / "report"
+    index = (site / "index.html").read_text(encoding="utf-8")
+    assert "0.5 epochs [0.25, 0.75], n = 5" in index
+    assert 'href="../records/07.json"' in index
+    assert (site / "../records/07.json").exists()
+    assert 'alt="A line."' in index  # headline and thumbnail
+    page = (site / "notebooks" / "07_why.html").read_text(encoding="utf-8")
+    assert page.count('alt="A line."') == page.count('alt="Another line."') == 1
+    assert "<details" in page
+    assert page.count("<math") == 2
+    assert "\\frac" not in page
+    assert "next rules" in re.sub(r"<[^>]*>", "", page).replace("\n", " ") or ">rules<" in page
+    made_by = json.loads((results / "records" / "07.json").read_text())["made_by"]
+    for text in (made_by["started"], made_by["machine"]["cpu"], next(iter(made_by["data"].values()))[:12]):
+        assert text in page
+    api = (site / "api" / "decorlib.rules.html").read_text(encoding="utf-8")
+    assert "SeedRule" in api
+    assert (site / "searchindex.js").exists()
+    size = sum(path.stat().st_size for path in site.rglob("*") if path.is_file())
+    assert size < report.SITE_LIMIT / 3
+
+    # nothing changed: nothing built; a formula that cannot be shown: the old report stays
+    assert report.build(tmp_path, results, tmp_path / "build")
+    assert "report: nothing to be done" in capsys.readouterr().out
+    before = inputs.digests(site)
+    put_results(tmp_path, monkeypatch, png, formula=r"$\nosuchcommand$")
+    assert not report.build(tmp_path, results, tmp_path / "build")
+    assert "cannot show the formula" in capsys.readouterr().err
+    assert inputs.digests(site) == before
+
+
+def test_blocks_of_the_page_for_users_run(capsys):
+    text = (ROOT / "docs" / "use.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert len(blocks) >= 3
+    namespace: dict = {}
+    with torch.random.fork_rng():
+        for block in blocks:
+            exec(compile(block, "docs/use.md", "exec"), namespace)
+    assert "2 layers decorrelated" in capsys.readouterr().out
