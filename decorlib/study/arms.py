@@ -7,7 +7,7 @@ on the test set with the seeds of the comparison, ``by_seed`` lines the arms up 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from itertools import product
 from typing import Any
 
@@ -15,6 +15,7 @@ import pandas as pd
 
 from decorlib.study.experiments import Experiment, run
 from decorlib.study.runs import sweep
+from decorlib.study.stats import Interval, holm, paired
 
 OPTIONS = ("rule_options", "layer_options")
 _FIELDS = tuple(f.name for f in fields(Experiment))
@@ -98,6 +99,50 @@ def by_seed(table: pd.DataFrame, value: str) -> pd.DataFrame:
     if missing:
         raise ValueError(f"the table has no column {', '.join(missing)}; it has {', '.join(table.columns)}")
     return table.pivot(index="seed", columns="arm", values=value)[list(dict.fromkeys(table["arm"]))]
+
+
+def effects(wide: pd.DataFrame, pairs: Mapping[str, tuple[str, str]]) -> dict[str, Interval]:
+    """Paired difference a - b within seeds for each named pair (a, b) of arms.
+
+    A pair is left out where an arm diverged in a seed, which the caller must say, or where there is one seed only.
+    """
+    whole = {name: pair for name, pair in pairs.items() if wide[list(pair)].notna().all(axis=None) and len(wide) > 1}
+    return {name: paired(wide[a].tolist(), wide[b].tolist()) for name, (a, b) in whole.items()}
+
+
+def effect_table(found: Mapping[str, Interval]) -> pd.DataFrame:
+    """One row per effect: estimate, interval, n, p-value, and p-value by Holm over all rows (they are one family)."""
+    table = pd.DataFrame({name: asdict(effect) for name, effect in found.items()}).T
+    table["p, Holm"] = holm([effect.p_value for effect in found.values()])
+    return table.rename(columns={"p_value": "p"})
+
+
+def arm_table(table: pd.DataFrame, value: str, best: Mapping[str, Experiment]) -> pd.DataFrame:
+    """One row per arm: its chosen rates; mean, lowest and highest of a measurement over seeds; how many diverged."""
+    wide = by_seed(table, value)
+    rows = {
+        name: {
+            "rate of weights": best[name].lr,
+            "rate of R": best[name].decor_lr if best[name].rule else None,
+            "mean": wide[name].mean(),
+            "lowest": wide[name].min(),
+            "highest": wide[name].max(),
+            "diverged": int(wide[name].isna().sum()),
+        }
+        for name in wide
+    }
+    return pd.DataFrame(rows).T.rename_axis("arm")
+
+
+def spread(values: Sequence[float], count: int) -> list[float]:
+    """So many rates over the range of the given ones and half an octave beyond each end, evenly on a log scale.
+
+    For an arm without R: as many tries of its one rate as the others have of their two.
+    """
+    if not values or min(values) <= 0 or count < 1:
+        raise ValueError(f"values = {list(values)}, count = {count}: positive rates and a count of at least 1 needed")
+    low, high = min(values) / 2**0.5, max(values) * 2**0.5
+    return [low * (high / low) ** (i / max(count - 1, 1)) for i in range(count)]
 
 
 def tune(

@@ -19,6 +19,7 @@ from decorlib.metrics import decorrelation_loss, effective_rank, second_moment, 
 from decorlib.rules import SeedRule
 from decorlib.statistics import Moments
 from decorlib.study.experiments import Experiment, arrays, lively_pixels
+from decorlib.study.figures import arm_styles
 
 STATES = ("diverged", "rose", "fell")
 
@@ -78,6 +79,42 @@ def one_step(x: Tensor, rate: float, rule: SeedRule) -> Tensor:
     R = torch.eye(x.shape[1], dtype=x.dtype)
     R = R - rate * rule.direction(Moments.of(x, x), R)
     return (x @ R.T).square().mean(0)
+
+
+def growth(x: Tensor, rate: float, rule: SeedRule, batch_size: int = 64) -> float:
+    """Largest factor by which one step from R = I multiplies <y_i^2> of an inked pixel, over the batches of x."""
+    largest = 0.0
+    for batch in x.split(batch_size):
+        before, after = batch.square().mean(0), one_step(batch, rate, rule)
+        inked = before > 0
+        largest = max(largest, float((after[inked] / before[inked]).max()))
+    return largest
+
+
+def designs(seed_arm: Experiment, jitter: float, floor: float) -> tuple[dict[str, Experiment], dict[str, Experiment]]:
+    """The arms of the notebook, and the references without R.
+
+    Args:
+        seed_arm: zero at -2 and all pixels, as in the seed.
+        jitter: standard deviation of the noise, in scaled units.
+        floor: the rule's ``dead_variance`` where it has one.
+    """
+    raw, demeaned = seed_arm.but(scaling="raw"), seed_arm.but(demean_inputs=True)
+    floored = {"rule_options": (*seed_arm.rule_options, ("dead_variance", floor))}
+    decorrelated = {
+        "as in the seed": seed_arm,
+        "constant dropped": seed_arm.but(pixels="alive"),
+        "nearly constant dropped too": seed_arm.but(pixels="lively"),
+        "jitter": seed_arm.but(jitter=jitter),
+        "raw": raw,
+        "raw, nearly constant dropped too": raw.but(pixels="lively"),
+        "raw, jitter": raw.but(jitter=jitter),
+        "raw, variance floor": raw.but(**floored),
+        "demeaned": demeaned,
+        "demeaned, variance floor": demeaned.but(**floored),
+    }
+    references = {"no R, as in the seed": seed_arm.but(rule=None), "no R, raw": raw.but(rule=None)}
+    return decorrelated, references
 
 
 def initial_loss(spec: Experiment) -> float:
@@ -145,3 +182,33 @@ def _label(cell: pd.DataFrame) -> str:
         part = "" if diverged == len(cell) else f" ({diverged} of {len(cell)})"
         return f"NaN in epoch {int(cell['diverged_at'].min())}{part}"
     return f"× {cell['last / initial'].median():.2g}"
+
+
+def draw_spectra(inputs_at: Mapping[str, Tensor], sets: Mapping[str, Tensor], ranks: int = 100):
+    """Eigenvalues of <x x'> against their rank, one panel per place of zero, one line per set of pixels."""
+    import matplotlib.pyplot as plt
+
+    fig, axes = plt.subplots(1, len(inputs_at), figsize=(10.5, 3.4))
+    for ax, (zero, x) in zip(axes, inputs_at.items(), strict=True):
+        for (name, keep), style in zip(sets.items(), arm_styles(sets).values(), strict=True):
+            values = spectrum(x[:, keep])[:ranks]
+            ax.loglog(range(1, len(values) + 1), values, label=name, color=style["color"], ls=style["linestyle"])
+        ax.set(title=zero, xlabel="rank of the eigenvalue")
+    axes[0].set_ylabel("eigenvalue of ⟨x x'⟩")
+    axes[0].legend(fontsize=8)
+    return fig
+
+
+def draw_amplification(inputs_at: Mapping[str, Tensor], limit: float):
+    """n = 1 / v of every pixel in every batch against how many of its images have ink; the limit as a line."""
+    import matplotlib.pyplot as plt
+
+    fig, axes = plt.subplots(1, len(inputs_at), figsize=(9.5, 3.6), sharey=True)
+    for ax, (zero, x) in zip(axes, inputs_at.items(), strict=True):
+        g = amplification(x, background=float(x.min()))
+        ax.loglog(g["images with ink"] + 0.5, g["n"], ".", ms=2, alpha=0.3)
+        ax.axhline(limit, color="black", lw=1, ls="--")
+        ax.set(title=f"{zero}: n up to {g['n'].max():.1e}", xlabel="images of the batch with ink (+ 0.5)")
+    axes[0].set_ylabel("amplification n = 1 / v")
+    axes[0].text(0.6, limit * 0.3, f"one grey level in one image: {limit:.1e}", fontsize=8)
+    return fig

@@ -181,3 +181,40 @@ class TestTune:
         a, b = (tries[tries["arm"] == name]["test_loss"].tolist() for name in "ab")
         assert a == b
         assert a[0] != a[1]
+
+
+class TestEffects:
+    WIDE = pd.DataFrame({"a": [0.5, 0.7, 0.6], "b": [0.4, 0.5, 0.6], "c": [0.1, None, 0.1]})
+
+    def test_difference_within_seeds(self):
+        found = arms.effects(self.WIDE, {"a over b": ("a", "b")})
+        assert found["a over b"].estimate == pytest.approx(0.1)
+        assert found["a over b"].n == 3
+
+    def test_a_diverged_arm_is_left_out(self):
+        assert arms.effects(self.WIDE, {"x": ("a", "c")}) == {}
+
+    def test_one_seed_has_no_interval(self):
+        assert arms.effects(self.WIDE[:1], {"x": ("a", "b")}) == {}
+
+    def test_table_corrects_over_its_rows(self):
+        wide = pd.DataFrame({"a": [0.5, 0.7, 0.6], "b": [0.4, 0.5, 0.6], "d": [0.2, 0.2, 0.2]})
+        table = arms.effect_table(arms.effects(wide, {"ab": ("a", "b"), "ad": ("a", "d")}))
+        assert table.loc["ad", "p, Holm"] == pytest.approx(2 * table.loc["ad", "p"])
+        assert table.loc["ab", "p, Holm"] == pytest.approx(table.loc["ab", "p"])
+
+    def test_arm_table_counts_divergence_and_shows_rates(self, fake):
+        fake(lambda s: record("diverged") if s.seed == 1 and s.lr == 0.5 else record(test_accuracy=s.lr))
+        pair = {"a": BASE.but(lr=0.5), "plain": BASE.but(lr=0.25, rule=None)}
+        found = arms.arm_table(arms.compare(pair, range(2))[0], "test_accuracy", pair)
+        assert found.loc["a", ["rate of weights", "mean", "diverged"]].tolist() == [0.5, 0.5, 1]
+        assert pd.isna(found.loc["plain", "rate of R"])
+
+
+def test_spread_covers_the_range_and_a_little_more():
+    rates = arms.spread([1e-3, 4e-3], 4)
+    assert rates[0] == pytest.approx(1e-3 / 2**0.5)
+    assert rates[-1] == pytest.approx(4e-3 * 2**0.5)
+    assert rates[1] / rates[0] == pytest.approx(rates[3] / rates[2])
+    with pytest.raises(ValueError, match="positive rates"):
+        arms.spread([0.0], 3)

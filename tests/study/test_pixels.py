@@ -97,3 +97,39 @@ def test_the_map_says_when_runs_diverged():
     texts = [t.get_text() for t in pixels.draw_states(pd.DataFrame(rows, columns=columns), ax).texts]
     plt.close(fig)
     assert texts == ["× 0.5", "NaN in epoch 2"]
+
+
+def test_growth_is_that_of_the_faintest_pixel_and_a_floor_stops_it():
+    x = torch.zeros(4, 2, dtype=torch.float64)
+    x[:, 0], x[0, 1] = 1.0, 1 / 16
+    rate = 1e-3
+    own, others = 1 / 16 * (1 + rate * 1022) - rate * 16, -rate * 16
+    expected = (own**2 + 3 * others**2) / (1 / 16) ** 2
+    assert pixels.growth(x, rate, SeedRule(variance=1.0), batch_size=4) == pytest.approx(expected, rel=1e-9)
+    assert pixels.growth(x, rate, SeedRule(variance=1.0, dead_variance=0.01), batch_size=4) < 1
+
+
+def test_designs_differ_from_the_seed_in_what_they_are_called():
+    seed_arm = Experiment(rule_options=(("variance", 1.0),))
+    arms, references = pixels.designs(seed_arm, jitter=0.2, floor=0.03)
+    assert arms["as in the seed"] == seed_arm
+    assert len(set(arms.values()) | set(references.values())) == 12
+    assert all(("dead_variance", 0.03) in s.rule_options for name, s in arms.items() if "floor" in name)
+    assert {s.jitter for name, s in arms.items() if "jitter" in name} == {0.2}
+    assert all(s.rule is None for s in references.values())
+
+
+def test_figures_show_every_set_and_every_pixel(images):
+    import matplotlib.pyplot as plt
+
+    x = inputs.scale(images[:128], "raw").flatten(1)
+    everything = torch.ones(784, dtype=torch.bool)
+    lines = (
+        pixels.draw_spectra({"0": x, "again": x}, {"all": everything, "half": everything.cumsum(0) > 392}).axes[1].lines
+    )
+    assert [line.get_label() for line in lines] == ["all", "half"]
+    assert lines[0].get_ydata()[0] == pytest.approx(pixels.spectra(x)["top eigenvalue"])
+    dots, limit = pixels.draw_amplification({"0": x, "again": x}, 1e6).axes[0].lines
+    assert len(dots.get_xdata()) == 2 * 784
+    assert limit.get_ydata()[0] == 1e6
+    plt.close("all")
