@@ -31,7 +31,7 @@ class Epoch:
     @property
     def decor_loss(self) -> float:
         """Sum over layers."""
-        return sum(self.decor_losses.values())
+        return sum(self.decor_losses.values(), 0.0)
 
 
 @dataclass
