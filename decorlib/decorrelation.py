@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -384,6 +385,13 @@ class Decorrelation(nn.Module):
 
     def __getstate__(self):
         return {**self.__dict__, "_states": []}  # a batch is not part of the model
+
+    def __deepcopy__(self, memo):
+        if self.process_group is not None:  # a connection, not a value: the copy talks to the same processes
+            memo[id(self.process_group)] = self.process_group
+        memo[id(self)] = twin = type(self).__new__(type(self))
+        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return twin
 
     def extra_repr(self) -> str:
         parts = [f"{self.in_features}, rule={self.rule}"]
