@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -86,7 +87,7 @@ def train(
         )
     in_place = plain if in_place is None else in_place
     device = device or next((p.device for p in model.parameters()), torch.device("cpu"))
-    watch = None if decor_optimizer is None or allow_no_op else _NoOpWatch(model, decor_optimizer)
+    watch = None if decor_optimizer is None or allow_no_op else _NoOpWatch(model, decor_optimizer, in_place)
     history = History()
     first = 0 if measure_first else 1
     model.train()
@@ -99,20 +100,23 @@ def train(
                 loss = loss_fn(model(inputs), targets)
             except NonFiniteInput as error:
                 if bool(inputs.isfinite().all()):  # the data are fine: the run has blown up on the way here
-                    return _diverged(history, epoch, f"batch {batch}: {error}")
+                    where = next((name for name, layer in decor_modules(model) if layer is error.layer), "?")
+                    return _diverged(history, epoch, f"batch {batch}: layer '{where}': {error}")
                 raise ValueError(f"batch {batch} of epoch {epoch} holds NaN or infinity: clean the data") from error
             if stepping and optimizer is not None:
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
             if decor_optimizer is not None:
+                if watch is not None and stepping:
+                    watch.expect()
                 if stepping and in_place:
                     decor_losses.append(decor_step(model, _rate(decor_optimizer), max_step))
                 else:
                     decor_losses.append(decor_update(model, _rate(decor_optimizer), max_step))
                     if stepping:
                         decor_optimizer.step()
-                if watch is not None and epoch == 1 and batch == 0:
+                if watch is not None and watch.checks == 0:
                     watch.check("the first step")
             losses.append(loss.detach())
         if not losses:
@@ -183,29 +187,44 @@ def decor_train(
 
 
 class _NoOpWatch:
-    """Notices decorrelation steps at a positive rate that leave every R as it was, to the bit."""
+    """Notices layers whose R stays as it was, to the bit, over decorrelation steps at a positive rate."""
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer):
-        self.model, self.optimizer = model, optimizer
-        self.before = self._copy()
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, in_place: bool):
+        self.layers, self.optimizer, self.in_place = dict(decor_modules(model)), optimizer, in_place
+        self.before, self.learning, self.checks = self._copy(), set(), 0
 
-    def _copy(self) -> list[Tensor]:
-        return [layer.weight.detach().clone() for _, layer in decor_modules(self.model)]
+    def _copy(self) -> dict[str, Tensor]:
+        return {name: layer.weight.detach().clone() for name, layer in self.layers.items()}
+
+    def expect(self) -> None:
+        """Before an update: the layers that ``update_every`` lets learn in it ought to move."""
+        self.learning |= {name for name, layer in self.layers.items() if layer.due}
 
     def check(self, when: str) -> None:
-        now = self._copy()
-        still = all(torch.equal(a, b) for a, b in zip(self.before, now, strict=True))
-        self.before = now
+        """Raise where no R moved although some should have, warn where one did not; nothing was due, nothing is said."""
         rate = max((group["lr"] for group in self.optimizer.param_groups), default=0.0)
-        if still and now and rate > 0:
-            names = ", ".join(f"'{name}'" for name, _ in decor_modules(self.model))
-            without = [name for name, layer in decor_modules(self.model) if layer.weight.grad is None]
-            reason = f"update() left no gradient on {without}" if without else f"a rate of {rate} is lost in rounding"
-            raise SilentNoOp(
-                f"{when}: the decorrelation step at rate {rate} left every R unchanged (layers {names}): {reason}. "
-                "Restart the kernel if library code was edited, check that decor_optimizer holds decor_parameters(model), "
-                "or pass allow_no_op=True if R is meant to stand still"
+        if not self.learning or not rate > 0:
+            return
+        now = self._copy()
+        still = sorted(name for name in self.learning if torch.equal(self.before[name], now[name]))
+        moved = len(self.learning) > len(still)
+        self.before, self.learning, self.checks = now, set(), self.checks + 1
+        if not still:
+            return
+        without = [] if self.in_place else [name for name in still if self.layers[name].weight.grad is None]
+        reason = f"update() left no gradient on {without}" if without else f"a rate of {rate} is lost in rounding"
+        if moved:  # a layer that sees only zeros may rightly stand still
+            warnings.warn(
+                f"{when}: R of {still} did not move: {reason}, or the layer sees only zeros",
+                RuntimeWarning,
+                stacklevel=3,
             )
+            return
+        raise SilentNoOp(
+            f"{when}: the decorrelation step at rate {rate} left every R unchanged (layers {still}): {reason}. "
+            "Restart the kernel if library code was edited, check that decor_optimizer holds decor_parameters(model), "
+            "or pass allow_no_op=True if R is meant to stand still"
+        )
 
 
 def _check_ownership(model, optimizer, decor_optimizer) -> None:
