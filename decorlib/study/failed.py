@@ -1,8 +1,8 @@
 """Question (a) of every hypothesis: is its factor why the seed's third run failed? A crossed comparison answers it.
 
-The run failed with R standing still. So the factor is crossed with whether R is updated: if the loss falls wherever R
-is updated, factor present or not, and nowhere else, then the factor neither made the run fail nor would removing it
-have saved it.
+The run failed with R standing still. So the factor is crossed with whether R is updated: if the loss falls with the
+factor present once R is updated, and does not with the factor removed while R stands still, then the factor neither
+made the run fail nor would removing it have saved it.
 """
 
 from __future__ import annotations
@@ -61,10 +61,12 @@ def changes(keys: Iterable[tuple[str, str, int]], records: Iterable[dict]) -> pd
 def explains(ratios: pd.DataFrame, falls: float = 0.9) -> str:
     """Answer (a): "yes", "no" or "partly", where a ratio below ``falls`` in every seed counts as a loss that falls.
 
-    "no": R updated is what makes the loss fall, whatever the factor. "yes": the factor is what stops it from falling,
-    whatever R does. Else "partly".
+    "no": with the factor present the loss falls once R is updated, and with the factor removed it does not while R
+    stands still. "yes": the other way round. Else "partly". The cell (removed, updated) shows what removal does to a
+    run that works; it decides nothing.
     """
     fell = {cell: bool((row < falls).all()) for cell, row in ratios.iterrows()}
-    by_update = all(fell[factor, "updated"] and not fell[factor, "standing still"] for factor in ("present", "removed"))
-    by_factor = all(fell["removed", R] and not fell["present", R] for R in ("updated", "standing still"))
-    return "no" if by_update else "yes" if by_factor else "partly"
+    updating_saves, removing_saves = fell["present", "updated"], fell["removed", "standing still"]
+    if updating_saves == removing_saves:
+        return "partly"
+    return "no" if updating_saves else "yes"

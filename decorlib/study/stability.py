@@ -13,18 +13,33 @@ t D whatever the scale of the inputs, so that the largest rate hardly depends on
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
 import torch
 from torch import Tensor
 
 from decorlib.decorrelation import Decorrelation
+from decorlib.inputs import SCALINGS, scale
 from decorlib.metrics import effective_rank, second_moment, spectrum
 from decorlib.rules import Rule, SeedRule
 from decorlib.statistics import Moments
 from decorlib.study.experiments import Experiment, arrays
+from decorlib.study.figures import arm_styles
+
+#: Ways to take the mean away, as options of a layer. "running" starts at 0 and needs some 20 batches to get near.
+CENTRINGS: dict[str, tuple[tuple[str, object], ...]] = {
+    "none": (),
+    "batch mean": (("center", "batch"),),
+    "running mean": (("center", "running"),),
+    "average of all batches": (("center", "running"), ("momentum", None)),
+    "learned bias, mean": (("center", "bias"),),
+    "learned bias, sum": (("center", "bias"), ("bias_reduction", "sum")),
+}
 
 #: A run counts as diverged when its loss passes this many times its value at R = I, or stops being finite.
 BLOWN_UP = 1e3
@@ -39,6 +54,7 @@ class Search:
         factor: multiplies the scaled inputs. Default: 1.0.
         demean: subtract the mean of each input. Default: False.
         variance: target t of the rule, or None. Default: None.
+        dead_variance: the rule's guard, or floor. Default: 1e-8, the seed's.
         images: digits used. Default: 256.
         batch_size: digits per step, taken in turn; 0: all of them, one fixed batch. Default: 0.
         steps: steps that a stable run must survive. Default: 20.
@@ -50,6 +66,7 @@ class Search:
     factor: float = 1.0
     demean: bool = False
     variance: float | None = None
+    dead_variance: float = 1e-8
     images: int = 256
     batch_size: int = 0
     steps: int = 20
@@ -74,8 +91,9 @@ def largest_stable_rate(search: Search) -> dict:
         multiplies R in the first step (the largest over batches), X where there is no target; ``predicted``, that is
         2 / lambda_max; ``input_lambda_max``, of <x x'> over all images; ``tries``.
     """
-    batches, rule = search.batches(), SeedRule(variance=search.variance)
-    top = max(sharpness(batch, search.variance) for batch in batches)
+    rule = SeedRule(variance=search.variance, dead_variance=search.dead_variance)
+    batches = search.batches()
+    top = max(sharpness(batch, search.variance, search.dead_variance) for batch in batches)
     x = torch.cat(batches)
     tries = 0
 
@@ -137,13 +155,13 @@ def bisect(stable: Callable[[float], bool], low: float, high: float, tolerance: 
     return low, high
 
 
-def sharpness(x: Tensor, variance: float | None = None) -> float:
+def sharpness(x: Tensor, variance: float | None = None, dead_variance: float = 1e-8) -> float:
     """Largest eigenvalue of what multiplies R in the seed's first step: X without a target, else I - N + N X."""
     X = second_moment(x)
     if variance is None:
         return float(torch.linalg.eigvalsh(X)[-1])
     v = X.diagonal()
-    n = torch.where(v < SeedRule.dead_variance, torch.ones_like(v), variance / v)
+    n = torch.where(v < dead_variance, torch.ones_like(v), variance / v)
     root = n.sqrt()  # N X has the eigenvalues of the symmetric root(N) X root(N), and N commutes with N
     return float(torch.linalg.eigvalsh(torch.diag(1 - n) + root[:, None] * X * root)[-1])
 
@@ -191,3 +209,82 @@ def learned_bias(batches: list[Tensor], rate: float, reduction: str, steps: int)
     left = float((mean + layer.bias.detach()).norm() / mean.norm())
     weight = len(batches[0]) if reduction == "sum" else 1
     return {"left": left, "predicted": (1 - rate * weight) ** steps, "half after steps": math.log(2) / (rate * weight)}
+
+
+def laws(images: Tensor, scalings: Sequence[str] = SCALINGS) -> pd.DataFrame:
+    """:func:`loss_law` of the images in every scaling, as it is and demeaned; with what it predicts and by how much."""
+    rows = {}
+    for how in scalings:
+        x = scale(images, how, reference=images).flatten(1)
+        rows[how, "as it is"] = loss_law(x)
+        if how not in ("feature", "centred"):  # these have no mean
+            rows[how, "demeaned"] = loss_law(x - x.mean(0))
+    table = pd.DataFrame(rows).T.rename_axis(["scaling", "mean"])
+    table["rms^4 / participation"] = table["rms"] ** 4 / table["participation"]
+    return table
+
+
+def search_table(searches: Mapping[str, Sequence[Search]], found: Sequence[dict]) -> pd.DataFrame:
+    """One row per search: series, scaling, largest stable rate, and the predictions it is compared with."""
+    pairs = [(series, search) for series, these in searches.items() for search in these]
+    rows = [
+        {"series": series, "scaling": search.scaling + (", demeaned" if search.demean else ""), "seed": search.seed}
+        | {name: result[name] for name in ("rate", "lambda_max", "predicted", "input_lambda_max")}
+        for (series, search), result in zip(pairs, found, strict=True)
+    ]
+    table = pd.DataFrame(rows)
+    return table.assign(**{"rate / predicted": table["rate"] / table["predicted"]})
+
+
+def draw_laws(table: pd.DataFrame, factors: Sequence[float], parts: Mapping[str, Sequence[float]]):
+    """Left: initial loss of every scaling against its rms, on lines of slope 4. Right: loss against a factor."""
+    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.9))
+    for (kind, rows), style in zip(table.groupby("mean"), arm_styles(["a", "b"]).values(), strict=True):
+        left.loglog(rows["rms"], rows["loss"], style["marker"], color=style["color"], label=kind)
+        for (how, _), row in rows.iterrows():
+            left.annotate(how, (row["rms"], row["loss"]), xytext=(4, -3), textcoords="offset points", fontsize=7)
+    reach = torch.logspace(-1.1, 0.5, 20)
+    for rank in (1, 10, 100):
+        left.loglog(reach, reach**4 / rank, color="grey", lw=0.8)
+        left.text(float(reach[0]), float(reach[0] ** 4 / rank), f"ratio {rank} ", fontsize=7, ha="right")
+    left.set(xlabel="root mean square of the inputs", ylabel="initial loss, no target")
+    left.legend()
+    for (name, losses), style in zip(parts.items(), arm_styles(parts).values(), strict=True):
+        right.loglog(factors, losses, label=name, ls="none" if name != "with target 1" else "-", **_dots(style))
+    first = next(iter(parts.values()))
+    right.loglog(factors, [first[0] * (f / factors[0]) ** 4 for f in factors], "k-", lw=0.8, label="slope 4")
+    right.set(xlabel="factor on the seed's inputs", ylabel="initial loss")
+    right.legend()
+    return fig
+
+
+def draw_edges(table: pd.DataFrame):
+    """Largest stable rate against the largest eigenvalue of the inputs, one mark per search; the line 2 / lambda."""
+    fig, ax = plt.subplots(figsize=(8.5, 4.4))
+    for (series, rows), style in zip(table.groupby("series", sort=False), arm_styles(range(6)).values(), strict=False):
+        ax.loglog(rows["input_lambda_max"], rows["rate"], label=series, ls="none", **_dots(style))
+    ends = [table["input_lambda_max"].min() / 1.5, table["input_lambda_max"].max() * 1.5]
+    ax.loglog(ends, [2 / end for end in ends], "k-", lw=1, label="predicted, 2 / λ")
+    for _, row in table[table["seed"] == table["seed"].min()].drop_duplicates("scaling").iterrows():
+        where = (row["input_lambda_max"], table["rate"].max() * 2)
+        ax.annotate(row["scaling"], where, rotation=40, fontsize=7, annotation_clip=False)
+    ax.set(xlabel="largest eigenvalue λ of ⟨x x'⟩ of the inputs", ylabel="largest stable rate of R")
+    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return fig
+
+
+def draw_grids(tables: Mapping[str, pd.DataFrame]):
+    """Tables as maps beside each other, each cell with its number; "diverged" where there is none."""
+    fig, axes = plt.subplots(1, len(tables), figsize=(5.6 * len(tables), 3.4))
+    for ax, (title, table) in zip(axes, tables.items(), strict=True):
+        values = table.astype(float)
+        sns.heatmap(values, ax=ax, cmap="cividis_r", cbar=False, annot=True, fmt=".2g", linewidths=1)
+        for i, j in zip(*values.isna().to_numpy().nonzero(), strict=True):
+            ax.text(j + 0.5, i + 0.5, "diverged", ha="center", va="center", fontsize=7)
+        ax.set(title=title, xlabel="", ylabel="")
+        ax.tick_params(axis="x", rotation=25)
+    return fig
+
+
+def _dots(style: Mapping) -> dict:
+    return {"color": style["color"], "marker": style["marker"], "ms": 6}

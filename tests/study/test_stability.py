@@ -2,11 +2,14 @@
 
 import math
 
+import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 import torch
 
+from decorlib.decorrelation import Decorrelation
 from decorlib.rules import SeedRule
-from decorlib.study import stability
+from decorlib.study import pixels, stability
 from decorlib.study.stability import Search
 
 
@@ -114,3 +117,41 @@ def test_a_learned_bias_removes_the_mean_at_its_predicted_speed(reduction, weigh
     found = stability.learned_bias([x], rate=1e-3, reduction=reduction, steps=50)
     assert found["predicted"] == pytest.approx((1 - 1e-3 * weight) ** 50)
     assert found["left"] == pytest.approx(found["predicted"], rel=1e-4)
+
+
+def test_laws_hold_for_every_scaling():
+    table = stability.laws(pixels.seed_images(100))
+    assert len(table) == 10
+    assert (table["rms^4 / participation"] / table["loss"]).tolist() == pytest.approx([1] * 10, rel=1e-9)
+    assert table.loc[("seed", "as it is"), "loss"] == pytest.approx(
+        16 * table.loc[("unit", "as it is"), "loss"], rel=1e-5
+    )
+
+
+def test_search_table_pairs_every_search_with_its_result():
+    searches = {"one": [Search()], "two": [Search(scaling="raw", demean=True)]}
+    found = [{"rate": r, "lambda_max": 4.0, "predicted": 0.5, "input_lambda_max": 4.0, "tries": 3} for r in (0.5, 0.25)]
+    table = stability.search_table(searches, found)
+    assert table["scaling"].tolist() == ["seed", "raw, demeaned"]
+    assert table["rate / predicted"].tolist() == [1.0, 0.5]
+    ax = stability.draw_edges(table).axes[0]
+    assert [line.get_xydata().tolist() for line in ax.lines[:2]] == [[[4.0, 0.5]], [[4.0, 0.25]]]
+    assert ax.lines[2].get_ydata().tolist() == pytest.approx([0.75, 1 / 3])
+    plt.close("all")
+
+
+def test_figures_show_the_numbers():
+    table = stability.laws(pixels.seed_images(64), ["seed", "raw"])
+    left, right = stability.draw_laws(table, [0.5, 1.0], {"without a target": [1.0, 16.0]}).axes
+    shown = sorted(y for line in left.lines[:2] for y in line.get_ydata())
+    assert shown == pytest.approx(sorted(table["loss"]))
+    assert right.lines[-1].get_ydata().tolist() == pytest.approx([1.0, 16.0])
+    grid = pd.DataFrame({"a": [0.5, None]})
+    axes = stability.draw_grids({"t": grid, "u": grid}).axes
+    assert [text.get_text() for text in axes[0].texts] == ["0.5", "diverged"]
+    plt.close("all")
+
+
+def test_centrings_are_options_of_a_layer():
+    for options in stability.CENTRINGS.values():
+        Decorrelation(4, **dict(options))
