@@ -371,7 +371,10 @@ class Decorrelation(nn.Module):
         if not self.training:
             return "update() in evaluation mode: statistics come from training forwards; call model.train() first"
         if self._calls:
-            return "update() without a new training forward since the last update(): its statistics would be stale"
+            return (
+                "update() without a new training forward since the last one: its statistics would be stale; run a "
+                "training forward before each update()"
+            )
         return "update() before any training forward: the layer was never reached; is it used in the model's forward?"
 
     def _apply(self, fn, recurse: bool = True):
