@@ -114,8 +114,8 @@ def train(
                     decor_losses.append(decor_step(model, _rate(decor_optimizer), max_step))
                 else:
                     decor_losses.append(decor_update(model, _rate(decor_optimizer), max_step))
-                    if stepping:
-                        decor_optimizer.step()
+                if stepping:
+                    decor_optimizer.step()  # after decor_step no gradient is left: this only tells schedulers of a step
                 if watch is not None and watch.checks == 0:
                     watch.check("the first step")
             losses.append(loss.detach())

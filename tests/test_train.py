@@ -1,0 +1,331 @@
+"""train, decor_train and History: the order of the steps, true means, and how a run that goes wrong ends."""
+
+import argparse
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from decorlib import (
+    DecorLinear,
+    Decorrelation,
+    Epoch,
+    History,
+    KappaRule,
+    SilentNoOp,
+    bp_parameters,
+    decor_modules,
+    decor_parameters,
+    decor_step,
+    decor_train,
+    decor_update,
+    train,
+)
+from decorlib.study import seed as seed_document
+from decorlib.train import steps_of
+
+D = 5
+HALF = KappaRule(kappa=0.5)
+
+
+def batches(count=4, size=16, scale=1.0):
+    x = scale * torch.randn(count, size, D, generator=torch.Generator().manual_seed(0))
+    return [(part, part[:, :2].sum(1, keepdim=True).relu()) for part in x]
+
+
+def network(rule=HALF, **options):
+    torch.manual_seed(0)
+    return nn.Sequential(DecorLinear(D, 4, rule=rule, **options), nn.ReLU(), DecorLinear(4, 1, rule=rule, **options))
+
+
+def owners(model, lr=0.05, decor_lr=0.02, kind=torch.optim.SGD):
+    return {
+        "optimizer": kind(bp_parameters(model), lr=lr),
+        "decor_optimizer": kind(decor_parameters(model), lr=decor_lr),
+    }
+
+
+def trained(model, data=None, *, epochs=2, loss=nn.functional.mse_loss, **options):
+    options = options if options.keys() >= {"optimizer", "decor_optimizer"} else owners(model) | options
+    return train(model, loss, batches() if data is None else data, epochs=epochs, **options)
+
+
+def assert_equal_models(a, b, **tolerance):
+    torch.testing.assert_close(dict(a.state_dict()), dict(b.state_dict()), **(tolerance or {"rtol": 0, "atol": 0}))
+
+
+# -------------------------------------------------------------------------------------------------- what it does
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_it_is_the_loop_that_the_readme_shows(in_place, kind):
+    if in_place and kind is torch.optim.Adam:
+        with pytest.raises(ValueError, match="in_place=True takes plain SGD steps"):
+            trained(model := network(), in_place=True, **owners(model, kind=kind))
+        return
+    model, ours = network(), network()
+    own = owners(model, kind=kind)
+    losses = []
+    for x, target in batches() * 2:
+        loss = nn.functional.mse_loss(model(x), target)
+        own["optimizer"].zero_grad()
+        loss.backward()
+        own["optimizer"].step()
+        if in_place:
+            decor = decor_step(model, 0.02)
+        else:
+            decor = decor_update(model)
+            own["decor_optimizer"].step()
+        losses.append((loss.item(), {name: float(value) for name, value in decor.items()}))
+    history = trained(ours, in_place=in_place, **owners(ours, kind=kind))
+    assert_equal_models(model, ours)
+    for epoch, row in enumerate(history):
+        part = losses[4 * epoch : 4 * epoch + 4]
+        assert row.loss == pytest.approx(sum(loss for loss, _ in part) / 4, rel=1e-12)
+        for name, value in row.decor_losses.items():
+            assert value == pytest.approx(sum(decor[name] for _, decor in part) / 4, rel=1e-12)
+        assert row.decor_loss == pytest.approx(sum(row.decor_losses.values()))
+        assert (row.epoch, row.batches) == (epoch + 1, 4)
+
+
+def test_in_place_steps_are_the_default_of_plain_sgd_and_the_same_but_for_rounding():
+    models = [network() for _ in range(3)]
+    for model, in_place in zip(models, (None, True, False), strict=True):
+        trained(model, in_place=in_place)
+    assert_equal_models(models[0], models[1])
+    assert_equal_models(models[0], models[2], rtol=1e-5, atol=1e-6)
+    for model, plain in [(models[0], True), (models[2], False)]:
+        assert all((layer.weight.grad is None) is plain for _, layer in decor_modules(model))
+
+
+def test_losses_are_means_over_batches_of_any_size_in_double_precision():
+    data = [(x, t) for x, t in batches(3)] + [(torch.zeros(2, D), torch.zeros(2, 1))]
+    seen = []
+
+    def loss(out, target):
+        seen.append(nn.functional.mse_loss(out, target))
+        return seen[-1]
+
+    history = trained(network(), data, epochs=1, loss=loss)
+    assert history[0].loss == pytest.approx(sum(s.item() for s in seen) / 4, rel=1e-14)
+
+
+def test_a_measuring_pass_changes_nothing_and_is_epoch_zero():
+    model, plain = network(), network()
+    history = trained(model, epochs=0, measure_first=True)
+    assert [(row.epoch, row.seconds, row.batches) for row in history] == [(0, 0.0, 4)]
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert [row.epoch for row in trained(model, epochs=2, measure_first=True)] == [0, 1, 2]
+    assert len(trained(model, epochs=0)) == 0
+
+
+def test_without_an_optimizer_of_r_nothing_is_measured_and_r_stays():
+    model = network()
+    history = trained(model, decor_optimizer=None)
+    assert [row.decor_losses for row in history] == [{}, {}]
+    assert all(torch.equal(layer.weight, torch.eye(layer.in_features)) for _, layer in decor_modules(model))
+
+
+def test_a_model_without_plain_weights_trains_r_alone():
+    layer = Decorrelation(D, rule=HALF)
+    data = [(x @ torch.diag(torch.tensor([2.0, 1, 1, 1, 1])), t) for x, t in batches()]
+    history = train(
+        layer, lambda y, t: y.new_zeros(()), data, epochs=30, optimizer=None,
+        decor_optimizer=torch.optim.SGD(layer.parameters(), lr=0.1),
+    )  # fmt: skip
+    assert history[-1].decor_losses[""] < 0.3 * history[0].decor_losses[""]
+
+
+def test_evaluation_runs_in_evaluation_mode_outside_the_clock_and_training_goes_on_in_training_mode():
+    model, modes = network(center="batch"), []
+
+    def evaluate(evaluated):
+        modes.append(evaluated.training)
+        return {"accuracy": 0.5, "broken": math.nan}
+
+    printed = []
+    history = trained(model, evaluate=evaluate, on_epoch=printed.append)
+    assert modes == [False, False]
+    assert model.training
+    assert [row.metrics["accuracy"] for row in history] == [0.5, 0.5]
+    assert printed == list(history)
+    assert [row["broken"] for row in history.rows()] == [None, None]
+
+
+def test_schedules_are_stepped_once_per_epoch_and_not_by_the_measuring_pass():
+    model = network()
+    own = owners(model)
+    schedules = {
+        "scheduler": torch.optim.lr_scheduler.StepLR(own["optimizer"], 1, 0.1),
+        "decor_scheduler": torch.optim.lr_scheduler.StepLR(own["decor_optimizer"], 1, 0.5),
+    }
+    trained(model, epochs=3, measure_first=True, **own, **schedules)
+    assert own["optimizer"].param_groups[0]["lr"] == pytest.approx(0.05 * 0.1**3)
+    assert own["decor_optimizer"].param_groups[0]["lr"] == pytest.approx(0.02 * 0.5**3)
+
+
+@pytest.mark.parametrize("measure_first", [False, True])
+@pytest.mark.parametrize("every", [3, 50])
+def test_steps_that_are_not_due_are_no_silent_no_op(every, measure_first):
+    model = network(update_every=every)
+    history = trained(model, epochs=3, measure_first=measure_first)
+    assert history.status == "finished"
+    learned = [bool(row.decor_losses) for row in history]
+    assert learned == ([True] * len(history) if every == 3 else [True] + [False] * (len(history) - 1))
+    moved = not torch.equal(model[0].decorrelation.weight, torch.eye(D))
+    assert moved is (every == 3 or not measure_first)
+
+
+def test_the_accident_is_caught_at_the_first_step_that_is_due(monkeypatch):
+    """Also where steps are due only now and then, and where the edited update reports nothing at all."""
+    with (
+        seed_document.hot_reloaded(),
+        pytest.raises(SilentNoOp, match=r"first step.*left no gradient.*0\.decorrelation"),
+    ):
+        trained(network(update_every=3), in_place=False, measure_first=True)
+    seen = []
+    monkeypatch.setattr(Decorrelation, "update", lambda self, lr=None, max_step=None: None)
+    with pytest.raises(SilentNoOp, match="Restart the kernel if library code was edited"):
+        trained(network(), in_place=False, loss=lambda y, t: seen.append(1) or nn.functional.mse_loss(y, t))
+    assert len(seen) == 1
+    assert trained(network(), in_place=False, allow_no_op=True).status == "finished"
+
+
+# ---------------------------------------------------------------------------------------------- how it goes wrong
+
+
+def test_ownership_is_checked_before_anything_is_stepped():
+    model = network()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    everything = torch.optim.Adam(model.parameters(), lr=0.1)
+    other = owners(model)
+    first = torch.optim.SGD(model[0].decorrelation.parameters(), lr=0.1)
+    for given, message in [
+        (
+            other | {"optimizer": everything},
+            r"optimizer also owns R of \['0.decorrelation', '2.decorrelation'\].*bp_parameters",
+        ),
+        (other | {"decor_optimizer": everything}, "decor_optimizer also owns 4 plain weights.*decor_parameters"),
+        (other | {"decor_optimizer": first}, r"no optimizer owns R of \['2.decorrelation'\]"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            trained(model, **given)
+    other["decor_optimizer"].param_groups[0]["lr"] = -1e-3  # torch refuses it only in the constructor
+    with pytest.raises(ValueError, match=r"rate is -0\.001; it must be at least 0"):
+        trained(model, **other)
+    with pytest.raises(ValueError, match="epochs is -1"):
+        trained(model, epochs=-1)
+    with pytest.raises(ValueError, match=r"no batch.*drop_last"):
+        trained(model, [])
+    for key, value in model.state_dict().items():
+        assert torch.equal(before[key], value), key
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_divergence_is_recorded_with_its_epoch_and_cause(in_place):
+    model = network()
+    history = trained(model, batches(2, scale=4.0), epochs=50, in_place=in_place, **owners(model, decor_lr=0.4))
+    assert history.status == "diverged"
+    assert history.diverged_at == len(history) + 1 <= 10
+    assert "decorrelation" in history.cause or "not finite" in history.cause
+    assert all(math.isfinite(row.loss) and math.isfinite(row.decor_loss) for row in history)
+
+
+def test_a_task_loss_that_is_nan_is_divergence_with_or_without_layers_of_ours():
+    for model in (network(), nn.Linear(D, 1)):
+        plain = isinstance(model, nn.Linear)
+        own = {"optimizer": torch.optim.SGD(bp_parameters(model), lr=0.1)}
+        own["decor_optimizer"] = None if plain else torch.optim.SGD(decor_parameters(model), lr=0.01)
+        history = trained(model, loss=lambda y, t: y.sum() * math.nan, **own)
+        assert (history.status, history.diverged_at, len(history)) == ("diverged", 1, 0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_bad_data_is_an_error_that_names_the_batch_not_divergence(bad):
+    data = batches()
+    data[2][0][3, 1] = bad
+    with pytest.raises(ValueError, match="batch 2 of epoch 1 holds NaN or infinity: clean the data"):
+        trained(network(), data)
+
+
+# ------------------------------------------------------------------------------------------------------ checkpoints
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
+def test_training_goes_on_from_a_checkpoint_to_the_bit(kind, tmp_path):
+    options = {"center": "batch", "momentum": None, "fraction": 0.5, "update_every": 3}
+
+    def run(model, own, generator, epochs):
+        for _, layer in decor_modules(model):
+            layer.generator = generator
+        trained(model, epochs=epochs, **own)
+
+    straight, first, resumed = (network(**options) for _ in range(3))
+    run(straight, owners(straight, kind=kind), torch.Generator().manual_seed(5), 4)
+    own, generator = owners(first, kind=kind), torch.Generator().manual_seed(5)
+    run(first, own, generator, 2)
+    torch.save(
+        {"model": first.state_dict(), "generator": generator.get_state()} | {k: o.state_dict() for k, o in own.items()},
+        tmp_path / "checkpoint.pt",
+    )
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)  # executes nothing
+    resumed.load_state_dict(saved["model"])
+    own, generator = owners(resumed, kind=kind), torch.Generator()
+    generator.set_state(saved["generator"])
+    for name, optimizer in own.items():
+        optimizer.load_state_dict(saved[name])
+    run(resumed, own, generator, 2)
+    assert_equal_models(straight, resumed)
+
+
+# ---------------------------------------------------------------------------------------------- the seed's accounting
+
+
+def test_the_seeds_accounting_of_a_constant_loss():
+    layer = DecorLinear(D, 1, rule=HALF)
+    data = [(torch.eye(D).repeat(3, 1) * D**0.5, torch.zeros(15, 1))] * 15
+    history = trained(layer, data, epochs=1, loss=lambda y, t: 0 * y.sum() + 1.0, allow_no_op=True)
+    assert history[0].loss == 1.0
+    assert history[0].decor_loss == pytest.approx(0, abs=1e-6)
+    of_ones = History([Epoch(epoch=1, seconds=1.5, batches=15, loss=1.0, decor_losses={"a": 0.25, "b": 0.75})])
+    (row,) = of_ones.as_seed_printed()
+    assert round(row["bp_loss"], 6) == 1.071429
+    assert row["decorrelation_loss"] == 15
+    assert of_ones.seed_lines() == ["epoch 1  \ttime:1.500 s\tbp loss: 1.071429\tdecorrelation loss: 15.000000"]
+    assert of_ones[0].loss == 1.0  # and the true means stay what they are
+    assert of_ones.rows()[0]["decor_loss"] == 1.0
+    one = History([Epoch(epoch=1, seconds=1.0, batches=1, loss=1.0, decor_losses={})])
+    assert one.as_seed_printed()[0]["bp_loss"] == math.inf  # what the seed divides by is zero
+
+
+def test_decor_train_has_the_seeds_call_and_prints_its_lines(capsys):
+    model = network()
+    args = argparse.Namespace(lr=1e-3, eta=1e-2, epochs=2)
+    history = decor_train(args, model, nn.functional.mse_loss, batches(), torch.device("cpu"))
+    assert capsys.readouterr().out.splitlines() == history.seed_lines()
+    assert [row.epoch for row in history] == [0, 1, 2]
+    assert list(steps_of(history)) == [0, 4, 8]
+    quiet = network()
+    named = argparse.Namespace(lr=1e-3, decor_lr=1e-2, eta=99.0, epochs=2)  # decor_lr is the rate where there is one
+    decor_train(named, quiet, nn.functional.mse_loss, batches(), "cpu", verbose=False)
+    assert capsys.readouterr().out == ""
+    assert_equal_models(model, quiet)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"eta": -1e-5}, r"args.eta is -1e-05; it must be a finite number, at least 0"),
+        ({"eta": math.nan}, r"args\.eta is nan"),
+        ({"lr": math.inf}, r"args\.lr is inf"),
+        ({"lr": "fast"}, r"args\.lr is 'fast'"),
+        ({"decor_lr": -1.0}, r"args\.decor_lr is -1\.0"),
+    ],
+)
+def test_decor_train_checks_its_rates(change, message):
+    args = argparse.Namespace(**({"lr": 1e-3, "eta": 1e-2, "epochs": 1} | change))
+    with pytest.raises(ValueError, match=message):
+        decor_train(args, network(), nn.functional.mse_loss, batches(), "cpu", verbose=False)
