@@ -5,6 +5,7 @@
 
 from decorlib.candidates import ConversionReport, conversion_report
 from decorlib.catalogue import RULES, make_rule
+from decorlib.checkpoint import CheckpointDamaged, load_checkpoint, read_checkpoint, save_checkpoint
 from decorlib.convert import decorrelate, fuse
 from decorlib.history import Epoch, History
 from decorlib.layers import (
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 __all__ = [
     "RULES",
     "AdaptiveGainRule",
+    "CheckpointDamaged",
     "ColumnScaledKappaRule",
     "ConversionReport",
     "DecorConv2d",
@@ -65,7 +67,10 @@ __all__ = [
     "decor_update",
     "decorrelate",
     "fuse",
+    "load_checkpoint",
     "make_rule",
     "padding",
+    "read_checkpoint",
+    "save_checkpoint",
     "train",
 ]
