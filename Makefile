@@ -68,7 +68,9 @@ test-notebooks: $(STAMP)  ## only the notebooks
 	    --nbval-sanitize-with tests/nbval.cfg -p no:cacheprovider notebooks; \
 	else echo "no notebooks yet"; fi
 
+# axe-core checks contrast and names; without npm that one test is skipped and says so.
 test-slow: $(STAMP)  ## the slow tests: the report in a headless Chromium, long statistics
+	@command -v npm >/dev/null && npm install --silent --no-audit --no-fund --prefix build/npm axe-core@4.14.1 || echo "no axe-core"
 	$(PY) -m pytest -m slow tests
 
 lint: $(STAMP)  ## ruff, formatting, and no volatile metadata in the notebooks

@@ -6,22 +6,16 @@ out, so the report can be built from the first notebook on.
 
 import ast
 import copy
-import io
 import os
 import re
-from base64 import b64decode
 from pathlib import Path
 
 import nbformat
 from nbformat import NotebookNode, v4
-from PIL import Image
 
-from decorlib.study import answers
+from decorlib.study import generated
 from decorlib.study.inputs import PACKAGE, digests
 from decorlib.study.records import Record
-
-THUMBNAIL = 320  # pixels wide
-FOOT = "## Where this comes from"
 
 
 class ReportError(RuntimeError):
@@ -126,102 +120,6 @@ def modules() -> list[str]:
     return [f"decorlib.{name}" for name in core] + [f"decorlib.study.{name}" for name in study]
 
 
-def cell_text(text: str) -> str:
-    """Text that may stand in a cell of a Markdown table."""
-    return " ".join(str(text).split()).replace("|", "\\|")
-
-
-def provenance_lines(record: Record | None, path: Path, to_root: str, results: str) -> str:
-    """The foot of a notebook's page: what made it, and the files behind it."""
-    source = f'<a href="{to_root}/notebooks/{path.name}">notebook</a>'
-    executed = f'<a href="{results}/notebooks/{path.name}">executed notebook</a>'
-    if record is None:
-        return f"{FOOT}\n\nThis notebook wrote no record. Files: {source} · {executed}.\n"
-    made = record.made_by
-    versions = " · ".join(f"{name} {value}" for name, value in sorted(made["versions"].items()))
-    code = f"commit `{made['commit'][:12]}`" if made["commit"] else "not under git"
-    code += " with local changes" if made["modified"] else ""
-    sums = ", ".join(f"{name} `{value[:12]}`" for name, value in sorted(made["data"].items()))
-    machine = made["machine"]
-    parameters = ", ".join(f"{key} = {value}" for key, value in sorted(record.parameters.items()))
-    rows = [
-        ("Code", code),
-        ("Versions", versions),
-        ("Data (sha256)", sums),
-        ("Machine", f"{machine['device']}, {machine['cpu']}, {machine['cores']} cores, {machine['platform']}"),
-        ("Run", f"{made['started']}, {made['seconds']:g} s until the record was written"),
-        ("Parameters", cell_text(parameters) or "–"),
-        ("Files", f'{source} · {executed} · <a href="{results}/records/{record.notebook}.json">record</a>'),
-    ]
-    table = "\n".join(f"| {name} | {cell_text(value)} |" for name, value in rows)
-    return f"{FOOT}\n\n:::{{container}} provenance\n| | |\n|---|---|\n{table}\n:::\n"
-
-
-def answer_table(records: dict[str, Record], pages: dict[str, Path], results: str) -> str:
-    """The answer sheet, each row with its notebook's page and its record."""
-
-    def link(notebook: str) -> str:
-        page = f"[{notebook}](notebooks/{pages[notebook].name})" if notebook in pages else notebook
-        return f'{page} · <a href="{results}/records/{notebook}.json">record</a>'
-
-    return answers.markdown(records, link)
-
-
-def first_figure(notebook: NotebookNode) -> tuple[bytes, str] | None:
-    """PNG and alternative text of the first figure of a notebook."""
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            if "image/png" in output.get("data", {}):
-                return b64decode(output.data["image/png"]), output.metadata["image/png"]["alt"]
-    return None
-
-
-def thumbnail(png: bytes) -> bytes:
-    """A small version of a figure."""
-    image = Image.open(io.BytesIO(png)).convert("RGB")
-    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    out = io.BytesIO()
-    image.quantize(64, dither=0).save(out, format="png", optimize=True)
-    return out.getvalue()
-
-
-def title_of(notebook: NotebookNode) -> str:
-    """First heading of a notebook without its `#`."""
-    match = re.search(r"^# (.+)$", notebook.cells[0].source if notebook.cells else "", re.M)
-    return match.group(1).strip() if match else "untitled"
-
-
-def gallery(
-    notebooks: dict[str, NotebookNode], pages: dict[str, Path], records: dict[str, Record], folder: Path
-) -> str:
-    """One line with a thumbnail per notebook; thumbnails are written into `folder`."""
-    lines = []
-    for name, notebook in sorted(notebooks.items()):
-        figure = first_figure(notebook)
-        image = ""
-        if figure:
-            target = folder / "thumbnails" / f"{name}.png"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(thumbnail(figure[0]))
-            alt = figure[1].replace('"', "'").replace("{", "(").replace("}", ")")
-            image = f":::{{image}} thumbnails/{name}.png\n:alt: {alt}\n:width: 160px\n:class: thumbnail\n:::\n"
-        outcomes = [f"{v['hypothesis']}: {v['outcome']}" for v in records[name].verdicts] if name in records else []
-        text = f"[{title_of(notebook)}](notebooks/{pages[name].name})"
-        text += f"<br><small>{cell_text('; '.join(outcomes))}</small>" if outcomes else ""
-        lines.append(f"::::{{container}} gallery-line\n{image}\n{text}\n::::\n")
-    return "\n".join(lines) or "No notebook has been run yet.\n"
-
-
-def headline(notebooks: dict[str, NotebookNode], folder: Path) -> str:
-    """The figure of notebook 07, the comparison that matters most, else that of the newest notebook with one."""
-    for name in ["07", *sorted(notebooks, reverse=True)]:
-        figure = first_figure(notebooks[name]) if name in notebooks else None
-        if figure:
-            (folder / "headline.png").write_bytes(figure[0])
-            return f":::{{image}} headline.png\n:alt: {figure[1]}\n:class: headline\n:::\n"
-    return ""
-
-
 def way(start: Path, end: Path) -> str:
     """Relative way from a folder to another, as in a link."""
     return Path(os.path.relpath(end, start)).as_posix()
@@ -232,12 +130,17 @@ def read(results: Path) -> dict[str, Path]:
     return {path.name[:2]: path for path in sorted((results / "notebooks").glob("[0-9][0-9]_*.ipynb"))}
 
 
+def read_records(results: Path) -> dict[str, Record]:
+    """Records of a results folder by number."""
+    return {path.stem: Record.load(path) for path in sorted((results / "records").glob("[0-9][0-9].json"))}
+
+
 def write_sources(root: Path, results: Path, target: Path) -> int:
     """Write all generated pages into `target`, a copy of docs/; return the number of notebooks."""
     site = results / "report"
     executed = read(results)
     notebooks = {name: nbformat.read(path, as_version=4) for name, path in executed.items()}
-    records = {path.stem: Record.load(path) for path in sorted((results / "records").glob("[0-9][0-9].json"))}
+    records = read_records(results)
     folder = target / "notebooks"
     folder.mkdir(parents=True, exist_ok=True)
     known = {path.name for path in executed.values()}
@@ -248,16 +151,16 @@ def write_sources(root: Path, results: Path, target: Path) -> int:
         for cell in page.cells:
             if cell.cell_type == "markdown":
                 cell.source = mend_links(cell.source, known, to_root)
-        foot = provenance_lines(records.get(name), path, to_root, to_results)
+        foot = generated.provenance_lines(records.get(name), path, to_root, to_results)
         page.cells.append(v4.new_markdown_cell(foot, id="provenance"))
         (folder / path.name).write_text(nbformat.writes(page) + "\n", encoding="utf-8")
-    generated = {
-        "answers.md": answer_table(records, executed, way(site, results)),
-        "gallery.md": gallery(notebooks, executed, records, target),
-        "headline.md": headline(notebooks, target),
+    texts = {
+        "answers.md": generated.answer_table(records, executed, way(site, results)),
+        "gallery.md": generated.gallery(notebooks, executed, records, target),
+        "headline.md": generated.headline(notebooks, target),
         "contents.md": toctree([f"notebooks/{path.stem}" for path in executed.values()], "Notebooks"),
     }
-    for name, text in generated.items():
+    for name, text in texts.items():
         (target / "_generated").mkdir(exist_ok=True)
         (target / "_generated" / name).write_text(text, encoding="utf-8")
     api = target / "api"

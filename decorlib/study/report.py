@@ -16,7 +16,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from decorlib.study import inputs, pages
+from decorlib.study import generated, inputs, pages
 from decorlib.study.pages import ReportError
 from decorlib.study.provenance import ROOT
 from decorlib.study.records import RecordDamaged, dumps, write_atomic
@@ -52,7 +52,12 @@ def build(root: Path, results: Path, build_folder: Path, force: bool = False) ->
     try:
         shutil.copytree(root / "docs", sources, ignore=shutil.ignore_patterns("__pycache__"))
         count = pages.write_sources(root, results, sources)
-        run_sphinx(sources, output, build_folder / "doctrees", root, pages.way(site / "api", root))
+        settings = {
+            "DECORLIB_CLONE": str(root),
+            "DECORLIB_TO_CLONE": pages.way(site / "api", root),
+            "DECORLIB_FOOT": generated.site_foot(pages.read_records(results)),
+        }
+        run_sphinx(sources, output, build_folder / "doctrees", settings)
         prune(output)
         check(output)
     except (ReportError, RecordDamaged, OSError) as error:
@@ -69,12 +74,11 @@ def build(root: Path, results: Path, build_folder: Path, force: bool = False) ->
     return True
 
 
-def run_sphinx(sources: Path, output: Path, doctrees: Path, root: Path, to_root: str) -> None:
+def run_sphinx(sources: Path, output: Path, doctrees: Path, settings: dict[str, str]) -> None:
     """Sphinx in its own process, because it imports the modules it documents and sets global state."""
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "-d", str(doctrees)]
     # Sphinx writes the date of SOURCE_DATE_EPOCH, not of today: equal sources give equal pages.
-    env = {**os.environ, "SOURCE_DATE_EPOCH": "0", "PYTHONHASHSEED": "0"}
-    env |= {"DECORLIB_CLONE": str(root), "DECORLIB_TO_CLONE": to_root}
+    env = {**os.environ, "SOURCE_DATE_EPOCH": "0", "PYTHONHASHSEED": "0", **settings}
     done = subprocess.run([*command, str(sources), str(output)], capture_output=True, text=True, env=env)
     if done.returncode:
         raise ReportError(f"Sphinx found errors, the report was not replaced:\n{done.stderr.strip()}")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from nbformat import v4
 
-from decorlib.study import figures, inputs, notebooks, pages, report
+from decorlib.study import figures, generated, inputs, notebooks, pages, report
 from decorlib.study.pages import ReportError
 from decorlib.study.records import Record
 
@@ -182,3 +182,15 @@ def test_blocks_of_the_page_for_users_run(capsys):
         for block in blocks:
             exec(compile(block, "docs/use.md", "exec"), namespace)
     assert "2 layers decorrelated" in capsys.readouterr().out
+
+
+def test_the_foot_of_every_page_says_what_made_the_records(tmp_path, monkeypatch, png):
+    results = put_results(tmp_path, monkeypatch, png)
+    records = pages.read_records(results)
+    assert generated.site_foot({}) == ""
+    records["07"].made_by["machine"]["cpu"] = "<fast & new>"
+    records["07"].made_by["seconds"] = 90.0
+    foot = generated.site_foot(records)
+    assert "&lt;fast &amp; new&gt;" in foot
+    assert "1.5 min for 1 notebooks" in foot
+    assert f"torch {records['07'].made_by['versions']['torch']}" in foot
