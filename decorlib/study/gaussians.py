@@ -34,6 +34,12 @@ def covariance(features: int, condition: float = 30.0, seed: int = 0) -> Matrix:
     return axes * (values * features / values.sum()) @ axes.T
 
 
+def mixing(features: int, seed: int = 0) -> Matrix:
+    """A random matrix, neither symmetric nor orthogonal, far enough from singular to be inverted: 2 I + N(0, 1)."""
+    noise = torch.randn(features, features, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return noise + 2 * torch.eye(features, dtype=torch.float64)
+
+
 def states_of(S: Matrix) -> Float64[Tensor, "features features"]:
     """D samples whose second moment is S to rounding: a batch that is the whole population."""
     return torch.linalg.cholesky(S).T * len(S) ** 0.5
@@ -56,7 +62,6 @@ def yardsticks(X: Tensor, condition: bool = True) -> dict[str, float | None]:
 
     Features that are always zero have no correlation and are left out.
     """
-    X = X.double()
     v = X.diagonal()
     alive = v > v.max() * torch.finfo(v.dtype).eps
     X, v = X[alive][:, alive], v[alive]
@@ -99,14 +104,14 @@ def trajectory(rule: Rule, S: Matrix, lr: float, steps: int, R: Tensor | None = 
     return path
 
 
-def equivariance(rule: Rule, S: Matrix, mixing: Matrix, lr: float, steps: int) -> float:
+def equivariance(rule: Rule, S: Matrix, M: Matrix, lr: float, steps: int) -> float:
     """Largest difference, along the way, between X of the inputs x from R = I and of M x from R = M^-1.
 
     Both start with the same y. An equivariant rule sees y alone, so the difference stays at rounding; inf: one of the
     two blew up.
     """
     ours = trajectory(rule, S, lr, steps)
-    mixed = trajectory(rule, mixing @ S @ mixing.mT, lr, steps, torch.linalg.inv(mixing))
+    mixed = trajectory(rule, M @ S @ M.mT, lr, steps, torch.linalg.inv(M))
     if min(len(ours), len(mixed)) <= steps:
         return math.inf
     return max(float((a - b).abs().max()) for a, b in zip(ours, mixed, strict=True))
@@ -165,3 +170,17 @@ def whitened_mean(S: Matrix, mean: Float64[Tensor, " features"]) -> float:
     """
     s = float(mean @ torch.linalg.solve(S, mean))
     return s / (1 + s)
+
+
+def remaining_means(rule: Rule, S: Matrix, means: list[Tensor], steps: int = 1500) -> list[float]:
+    """||R m||^2 after a rule has followed the population of a Gaussian with mean m, at a quarter of its predicted edge.
+
+    One problem per mean, side by side. For rules that are linear in their rate.
+    """
+    moments = [S + torch.outer(mean, mean) for mean in means]
+    x = torch.stack([states_of(moment) for moment in moments])
+    lr = torch.tensor([predicted_edge(rule, moment) / 4 for moment in moments], dtype=S.dtype)[:, None, None]
+    R = torch.eye(len(S), dtype=S.dtype).expand_as(x)
+    for _ in range(steps):
+        R = R - lr * rule.direction(Moments.of(x @ R.mT), R)
+    return (R @ torch.stack(means).unsqueeze(-1)).square().sum((-2, -1)).tolist()

@@ -72,8 +72,8 @@ def draw(steps: int = 30, kappa: float = 0.5, rate: float = 0.2, seed: int = 0) 
     axes[2].plot(path.correlation, color="black", label="correlation")
     for i in (0, 1):
         axes[2].plot([v[i] for v in path.variances], "--", color=PALETTE[i], label=f"variance of y{i + 1}")
-    axes[2].set(title=end, xlabel="step", ylim=(-0.3, 3))
-    axes[2].title.set_fontsize("small")
+    axes[2].set(title="the way there", xlabel="step", ylim=(-0.3, 3))
+    fig.suptitle(end, x=0.01, ha="left", fontweight="bold", fontsize="medium")
     axes[2].legend(fontsize="small", loc="upper right")
     start = path.correlation[0]
     alt = (

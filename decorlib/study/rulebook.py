@@ -14,9 +14,10 @@ from torch import Tensor
 from decorlib.catalogue import make_rule
 from decorlib.decorrelation import Decorrelation
 from decorlib.rules import Rule
-from decorlib.study import timing
+from decorlib.study import flops, timing
 from decorlib.study.experiments import Experiment
-from decorlib.study.following import Follow, stable, useful
+from decorlib.study.following import Follow, follow, stable, useful
+from decorlib.study.runs import sweep
 from decorlib.study.seed import hot_reloaded
 from decorlib.study.stats import holm, paired
 from decorlib.train import SilentNoOp, train
@@ -81,17 +82,18 @@ def settings(arm: Arm, rates: Sequence[float], shrinkages: Sequence[float]) -> l
     return [(float(rate), arm.options) for rate in rates]
 
 
-def ranges(named: Sequence[tuple[str, Follow]], records: Sequence[dict]) -> pd.DataFrame:
+def ranges(named: Sequence[tuple[str, Follow]], records: Sequence[dict], factor: float = 0.5) -> pd.DataFrame:
     """Per arm: where it is stable and useful among its tries, and its best one (least remaining cosine).
 
-    ``decades``: logarithm of largest stable over smallest useful rate; missing where nothing is useful, and for exact
-    arms, which have no rate. ``best`` counts the tries from 0; an arm that is stable at none has no best one.
+    ``factor`` of the cosine at the start is the most that a useful try may leave. ``decades``: logarithm of largest
+    stable over smallest useful rate; missing where nothing is useful, and for exact arms, which have no rate.
+    ``best`` counts the tries from 0; an arm that is stable at none has no best one.
     """
     rows = []
     for name in dict.fromkeys(name for name, _ in named):
         runs = [(spec, record) for (n, spec), record in zip(named, records, strict=True) if n == name]
         fine = [i for i, (_, record) in enumerate(runs) if stable(record)]
-        good = [i for i, (_, record) in enumerate(runs) if useful(record)]
+        good = [i for i, (_, record) in enumerate(runs) if useful(record, factor)]
         best = min(fine, key=lambda i: runs[i][1]["final"]["cosine"], default=None)
         row = {"arm": name, "tries": len(runs), "stable": len(fine), "useful": len(good), "best": best}
         row["start"] = runs[0][1]["curve"][0]["cosine"]
@@ -106,10 +108,68 @@ def ranges(named: Sequence[tuple[str, Follow]], records: Sequence[dict]) -> pd.D
     return table.astype(dict.fromkeys(("start", "left", "smallest useful", "largest stable", "decades"), float))
 
 
+def run_all(named: Mapping[str, Sequence[tuple[str, Follow]]], desc: str = "", **engine) -> dict[str, list[dict]]:
+    """Follow everything in one sweep; setting -> records, in the order of ``named``."""
+    records = iter(sweep([spec for these in named.values() for _, spec in these], follow, desc=desc, **engine))
+    return {setting: [next(records) for _ in these] for setting, these in named.items()}
+
+
+def over_seeds(best: Mapping[str, Follow], seeds: Sequence[int], **changes) -> list[tuple[str, Follow]]:
+    """The chosen tries with every seed, and with some other fields changed."""
+    return [(name, replace(spec, seed=seed, **changes)) for name, spec in best.items() for seed in seeds]
+
+
 def best_tries(named: Sequence[tuple[str, Follow]], table: pd.DataFrame) -> dict[str, Follow]:
     """Each arm's best try; arms that were stable at none are left out."""
     groups = {name: [spec for n, spec in named if n == name] for name in table.index}
     return {n: groups[n][int(best)] for n, best in table["best"].items() if pd.notna(best)}
+
+
+def curves(
+    named: Sequence[tuple[str, Follow]], records: Sequence[dict], per_step: Mapping | None = None
+) -> pd.DataFrame:
+    """One row per run and measured step: arm, seed, step and yardsticks, and what was spent until then.
+
+    Args:
+        named: (arm, specification).
+        records: of :func:`decorlib.study.following.follow`.
+        per_step: column -> {arm: (cost of a step that does not learn, cost of one that does)}, for columns such as
+            "GFLOP" and "seconds". Default: None, none.
+    """
+    rows = [
+        {"arm": name, "seed": spec.seed, **row}
+        | {column: spent(ARMS[name], row["step"], *costs[name]) for column, costs in (per_step or {}).items()}
+        for (name, spec), record in zip(named, records, strict=True)
+        for row in record["curve"]
+    ]
+    return pd.DataFrame(rows)
+
+
+def spent(arm: Arm, steps: int, idle: float, learning: float) -> float:
+    """What so many steps cost: an exact arm learns at the first and at every tenth after it, the others at each."""
+    learned = -(-steps // arm.update_every)
+    return learned * learning + (steps - learned) * idle
+
+
+def finals(named: Sequence[tuple[str, Follow]], records: Sequence[dict]) -> pd.DataFrame:
+    """One row per run: arm, seed, status and the last yardsticks, missing where it diverged."""
+    rows = [
+        {"arm": name, "seed": spec.seed, "status": record["status"], **record["final"]}
+        for (name, spec), record in zip(named, records, strict=True)
+    ]
+    table = pd.DataFrame(rows)
+    measured = [c for c in table.columns if c not in ("arm", "seed", "status")]
+    return table.assign(**{c: pd.to_numeric(table[c]) for c in measured})
+
+
+def reached(curve: pd.DataFrame, target: float, columns: Sequence[str]) -> pd.DataFrame:
+    """One row per arm and seed: the columns at the first measured step that is at the target; missing where none is."""
+    rows = []
+    for (arm, seed), run in curve.groupby(["arm", "seed"], sort=False):
+        there = run[run["cosine"] <= target]
+        first = there.iloc[0] if len(there) else pd.Series(dict.fromkeys(columns, float("nan")))
+        rows.append({"arm": arm, "seed": seed, **{c: float(first[c]) for c in columns}})
+    return pd.DataFrame(rows)
 
 
 def network_tries(
@@ -140,6 +200,31 @@ def compared(wide: pd.DataFrame, baseline: str, inputs: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def recommend(tuning: Mapping[str, pd.DataFrame], ranges: Mapping[str, pd.DataFrame], metric: str) -> str:
+    """The rule to use, chosen without the test set: the smallest sum of validation losses over the settings.
+
+    Candidates are local rules other than the seed's that are useful somewhere in every setting of R alone.
+
+    Args:
+        tuning: setting -> table of tries from :func:`decorlib.study.arms.tune`.
+        ranges: setting -> table of :func:`ranges`.
+        metric: column of the tuning table; lower is better.
+    """
+    usable = [
+        name for name, arm in ARMS.items()
+        if not arm.exact and name != "seed" and all(table.loc[name, "useful"] > 0 for table in ranges.values())
+    ]  # fmt: skip
+    sums = {name: sum(_chosen(table, name, metric) for table in tuning.values()) for name in usable}
+    if not sums:
+        raise ValueError("no rule is useful in every setting: try more rates, or ask for less than factor")
+    return min(sums, key=sums.__getitem__)
+
+
+def _chosen(table: pd.DataFrame, name: str, metric: str) -> float:
+    value = float(table.loc[(table["arm"] == name) & table["chosen"], metric].iloc[0])
+    return math.inf if math.isnan(value) else value
+
+
 def with_holm(table: pd.DataFrame) -> pd.DataFrame:
     """The comparisons with Holm's adjusted p over all of them that have one."""
     tested = table["p"].notna()
@@ -148,21 +233,36 @@ def with_holm(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def step_seconds(data: str, repeats: int, batch: int = 64) -> dict[str, float]:
-    """Median seconds of one step of R alone for each arm, taking turns in this process; 784 features for digits.
-
-    An exact arm's step is a mean over its refresh interval: its medians with and without refresh, weighed.
-    """
-    features = 784 if data == "digits" else 8
-    x = torch.randn(batch, features, generator=torch.Generator().manual_seed(0))
-    found = {}
-    calls = {name: _one_step(arm, x) for name, arm in ARMS.items()}
-    calls |= {f"{name}, between": _one_step(arm, x, idle=True) for name, arm in ARMS.items() if arm.exact}
-    medians = timing.medians(timing.take_turns(calls, repeats=repeats, warmup=1))
+def work_table(batch: int, widths: Sequence[int]) -> pd.DataFrame:
+    """GFLOP per step of every arm, refreshes shared out: R alone on the first width, and a network of the widths."""
+    rows = {}
     for name, arm in ARMS.items():
-        n = arm.update_every
-        found[name] = (medians[name] + (n - 1) * medians[f"{name}, between"]) / n if arm.exact else medians[name]
-    return found
+        own = flops.alone(arm.build(), batch, widths[0], arm.update_every)
+        network = flops.mlp(arm.build(), batch, widths, arm.update_every).total
+        rows[name] = {
+            "transform": own.forward / 1e9,
+            "learning": (own.total - own.forward) / 1e9,
+            "R alone": own.total / 1e9,
+            "network": network / 1e9,
+            "times plain network": network / flops.mlp(None, batch, widths).total,
+        }
+    return pd.DataFrame(rows).T
+
+
+def step_flops(batch: int = 64, features: int = 784) -> dict[str, tuple[float, float]]:
+    """GFLOP of one step of R alone for each arm: (one that does not learn, one that does)."""
+    work = {name: flops.alone(arm.build(), batch, features) for name, arm in ARMS.items()}
+    return {name: (w.forward / 1e9, w.total / 1e9) for name, w in work.items()}
+
+
+def step_seconds(repeats: int, batch: int = 64, features: int = 784) -> dict[str, tuple[float, float]]:
+    """Median seconds of one step of R alone for each arm, likewise; all take turns in this process."""
+    x = torch.randn(batch, features, generator=torch.Generator().manual_seed(0))
+    calls = {name: _one_step(arm, x) for name, arm in ARMS.items()} | {
+        "idle": _one_step(ARMS["plain (C only)"], x, True)
+    }
+    medians = timing.medians(timing.take_turns(calls, repeats=repeats, warmup=1))
+    return {name: (medians["idle"], medians[name]) for name in ARMS}
 
 
 def stands_still(arm: Arm, accident: bool) -> bool:

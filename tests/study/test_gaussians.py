@@ -65,8 +65,7 @@ def test_whitening_rule_ends_at_the_exact_matrix():
 @pytest.mark.parametrize(("name", "equivariant"), [("kappa", True), ("plain", True), ("kappa_columns", False)])
 def test_equivariance_tells_rows_from_columns(name, equivariant):
     options = {} if name == "plain" else {"kappa": 0.3}
-    mixing = torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(5)) + 2 * torch.eye(6)
-    difference = gaussians.equivariance(make_rule(name, **options), S, mixing.double(), 0.02, 200)
+    difference = gaussians.equivariance(make_rule(name, **options), S, gaussians.mixing(6, seed=5), 0.02, 200)
     assert (difference < 1e-11) if equivariant else (difference > 1e-3)
 
 
@@ -86,3 +85,11 @@ def test_whitened_mean_is_what_remains_of_it(length):
     assert float((R @ mean).square().sum()) == pytest.approx(predicted, rel=1e-10)
     s = float(mean @ torch.linalg.solve(S, mean))
     assert float(torch.linalg.eigvalsh(R @ S @ R.mT)[0]) == pytest.approx(1 / (1 + s), rel=1e-10)
+
+
+@pytest.mark.parametrize(("name", "reaches"), [("whitening", True), ("plain", False)])
+def test_remaining_mean_is_predicted_for_rules_that_whiten_only(name, reaches):
+    mean = torch.linspace(-1, 1, 6, dtype=torch.float64)
+    found = gaussians.remaining_means(make_rule(name), S, [mean, 2 * mean])
+    predicted = [gaussians.whitened_mean(S, mean), gaussians.whitened_mean(S, 2 * mean)]
+    assert (found == pytest.approx(predicted, rel=1e-6)) == reaches

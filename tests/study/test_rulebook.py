@@ -85,9 +85,24 @@ def test_ranges_from_records_made_by_hand():
         rulebook.tries(Follow(), rates, [0.1])
 
 
-def test_steps_to_a_target():
-    assert following.steps_to(fake(0, 0.3), 0.6) == 5
-    assert following.steps_to(fake(0, 0.3), 0.1) is None
+def test_what_it_costs_to_reach_a_target():
+    named = [("seed", Follow(seed=1)), ("whitening", Follow(seed=1))]
+    table = rulebook.curves(
+        named, [fake(0, 0.3), fake(0, 0.7)], {"GFLOP": {"seed": (1.0, 2.0), "whitening": (1.0, 3.0)}}
+    )
+    assert table["GFLOP"].tolist() == [0, 10, 20, 0, 15, 30]
+    found = rulebook.reached(table, 0.6, ["step", "GFLOP"]).set_index("arm")
+    assert (found.loc["seed", "step"], found.loc["seed", "GFLOP"]) == (5, 10)
+    never = rulebook.reached(table, 0.5, ["step"]).set_index("arm")
+    assert never.loc["seed", "step"] == 10
+    assert math.isnan(never.loc["whitening", "step"])
+
+
+def test_finals_leave_diverged_runs_in_the_table():
+    named = [("seed", Follow(seed=1)), ("seed", Follow(seed=2))]
+    table = rulebook.finals(named, [fake(0, 0.3), fake(0, 0, status="diverged")])
+    assert table["status"].tolist() == ["finished", "diverged"]
+    assert table["cosine"].notna().tolist() == [True, False]
 
 
 def test_network_tries_are_fractions_of_the_largest_stable_rate():
@@ -112,3 +127,49 @@ def test_comparisons_are_paired_and_corrected():
 def test_the_accident_stops_every_rule_and_nothing_else_does(name):
     assert rulebook.stands_still(rulebook.ARMS[name], accident=True)
     assert not rulebook.stands_still(rulebook.ARMS[name], accident=False)
+
+
+def test_recommendation_never_takes_what_is_not_useful_everywhere():
+    losses = {"seed": 0.1, "whitening": 0.2, "kappa 0.5": 0.3, "exact ZCA": 0.0}
+    tuning = pd.DataFrame([{"arm": n, "chosen": True, "test_loss": l} for n, l in losses.items()])
+    everywhere = pd.DataFrame({"useful": [1, 1, 1, 1]}, index=list(losses)).reindex(rulebook.ARMS, fill_value=0)
+    found = rulebook.recommend({"a": tuning, "b": tuning}, {"a": everywhere, "b": everywhere}, "test_loss")
+    assert found == "whitening"
+    elsewhere = everywhere.copy()
+    elsewhere.loc["whitening", "useful"] = 0
+    assert rulebook.recommend({"a": tuning}, {"a": everywhere, "b": elsewhere}, "test_loss") == "kappa 0.5"
+    with pytest.raises(ValueError, match="no rule is useful"):
+        rulebook.recommend({"a": tuning}, {"a": everywhere * 0}, "test_loss")
+
+
+def test_run_all_keeps_settings_and_order(monkeypatch):
+    monkeypatch.setattr(rulebook, "sweep", lambda specs, function, **_: [{"seed": spec.seed} for spec in specs])
+    best = {"seed": Follow("seed"), "whitening": Follow("whitening")}
+    named = {"a": rulebook.over_seeds(best, [1, 2]), "b": rulebook.over_seeds(best, [3])}
+    found = rulebook.run_all(named)
+    assert {setting: [r["seed"] for r in records] for setting, records in found.items()} == {
+        "a": [1, 2, 1, 2],
+        "b": [3, 3],
+    }
+    assert [name for name, _ in named["a"]] == ["seed", "seed", "whitening", "whitening"]
+
+
+def test_spent_counts_the_steps_that_learn():
+    assert rulebook.spent(rulebook.ARMS["whitening"], 7, 1.0, 5.0) == 35
+    assert rulebook.spent(rulebook.ARMS["exact ZCA"], 1, 1.0, 5.0) == 5
+    assert rulebook.spent(rulebook.ARMS["exact ZCA"], 11, 1.0, 5.0) == 2 * 5 + 9
+
+
+def test_costs_of_a_step_for_every_arm():
+    work, seconds = rulebook.step_flops(8, 12), rulebook.step_seconds(2, 8, 12)
+    assert set(work) == set(seconds) == set(rulebook.ARMS)
+    assert all(idle < learning for idle, learning in work.values())
+    assert len({idle for idle, _ in seconds.values()}) == 1
+    assert all(learning > 0 for _, learning in seconds.values())
+
+
+def test_work_table_is_the_counts():
+    table = rulebook.work_table(64, (784, 100, 10))
+    assert table.loc["seed", "transform"] == pytest.approx(2 * 64 * 784**2 / 1e9)
+    assert table["R alone"] == pytest.approx(table["transform"] + table["learning"])
+    assert table.loc["Foldiak", "learning"] > 10 * table.loc["kappa 0.5", "learning"]
