@@ -171,5 +171,5 @@ def test_costs_of_a_step_for_every_arm():
 def test_work_table_is_the_counts():
     table = rulebook.work_table(64, (784, 100, 10))
     assert table.loc["seed", "transform"] == pytest.approx(2 * 64 * 784**2 / 1e9)
-    assert table["R alone"] == pytest.approx(table["transform"] + table["learning"])
+    assert (table["R alone"] - table["transform"] - table["learning"]).abs().max() < 1e-12
     assert table.loc["Foldiak", "learning"] > 10 * table.loc["kappa 0.5", "learning"]
