@@ -24,7 +24,8 @@ def written_atomically(path: str | os.PathLike) -> Iterator[BinaryIO]:
         path: the final name; its folder is created.
 
     Raises:
-        OSError: from the system (full disk, read-only folder); the file that was there before is untouched.
+        OSError: from the system (full disk, read-only folder), with a note that names `path` and the way out; the
+            file that was there before is untouched.
 
     Example::
 
@@ -32,18 +33,25 @@ def written_atomically(path: str | os.PathLike) -> Iterator[BinaryIO]:
         ...     file.write(b"{}")
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=SUFFIX)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes it private; give it what open() would have given
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=SUFFIX)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes it private; give it what open() would have given
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+    except OSError as error:
+        error.add_note(
+            f"{path} was not written, and what was there before is untouched: free space, make {path.parent} writable, "
+            "or choose another place, and do it again"
+        )
         raise
 
 

@@ -149,8 +149,10 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     if int(first_line[1]) != FORMAT:
         raise CheckpointDamaged(f"{path} has format {int(first_line[1])}, this decorlib reads {FORMAT}; {way_out}")
     try:
+        if payload[:2] != b"PK":  # torch.load would also take an older form, which is a bare pickle
+            raise pickle.UnpicklingError("not what torch.save writes")
         return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # a file that fits its sum and still cannot be read was made by something else
         raise CheckpointDamaged(
             f"{path} holds something other than plain values and tensors, and was not executed; {way_out}"
         ) from error

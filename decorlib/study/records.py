@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import zlib
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -213,7 +214,7 @@ class Record:
             for name in ("values", "tables", "verdicts", "made_by"):
                 setattr(record, name, content[name])
             record._runs_file = content["runs"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise RecordDamaged(f"{source} is damaged: {type(error).__name__}: {error}; {way_out}") from error
         return record
 
@@ -238,10 +239,16 @@ class Record:
         if self._runs_file is None:
             return []
         path = self._path.parent / Path(self._runs_file["file"]).name
-        data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest() != self._runs_file["sha256"]:
-            raise RecordDamaged(f"{path} is damaged; restore it or run `make reproduce ONLY={self.notebook}`")
-        return json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
+        way_out = f"restore it or run `make reproduce ONLY={self.notebook}`"
+        try:
+            data = path.read_bytes()
+            if hashlib.sha256(data).hexdigest() != self._runs_file["sha256"]:
+                raise RecordDamaged(f"{path} is damaged: it does not give the sha256 in its record; {way_out}")
+            return json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
+        except FileNotFoundError as error:
+            raise RecordDamaged(f"{path} is missing; {way_out}") from error
+        except (ValueError, EOFError, zlib.error, gzip.BadGzipFile, RecursionError) as error:
+            raise RecordDamaged(f"{path} is not JSON, and was not executed; {way_out}") from error
 
 
 def load_records(folder: str | Path | None = None, before: str | None = None) -> dict[str, Record]:
