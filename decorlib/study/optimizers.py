@@ -10,7 +10,7 @@ Two things make R diverge, and they are not the same:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -157,11 +157,61 @@ def copies(K: int, *, lr: float, steps: int, target: float = 1.0, eta: float = 1
     }
 
 
-def turning_point(epochs: list[dict], value: str = "decor_loss") -> int:
-    """The epoch in which a loss was lowest: after it a run that decorrelated is undoing it."""
-    if not epochs:
-        raise ValueError("no epoch to look at: the run diverged in its first one")
-    return min(epochs, key=lambda row: row[value])["epoch"]
+def turn(record: dict, value: str = "decor_loss") -> dict:
+    """Where a run that decorrelated begins to undo it: the epoch of the lowest loss, and how far it rose since.
+
+    Returns:
+        ``turns in epoch``, ``last / lowest loss`` (inf where the run diverged), ``status``.
+    """
+    rows = record["epochs"]
+    if not rows:
+        return {"turns in epoch": 0, "last / lowest loss": float("inf"), "status": record["status"]}
+    lowest = min(rows, key=lambda row: row[value])
+    rise = rows[-1][value] / lowest[value] if record["status"] == "finished" else float("inf")
+    return {"turns in epoch": lowest["epoch"], "last / lowest loss": rise, "status": record["status"]}
+
+
+# ------------------------------------------------------------------------------------------------- arms of notebook 04
+
+#: A usual rate of each optimizer of the weights, as a multiple of Adam's.
+SCALE = {"adam": 1, "sgd": 10, "momentum": 3}
+
+#: The same for R, as a multiple of SGD's: momentum 0.9 lengthens its steps tenfold.
+SCALE_OF_R = {"sgd": 1, "momentum": 0.1, "adam": 1}
+
+
+def arms_of_R(base: Experiment) -> dict[str, Experiment]:
+    """R by plain SGD, momentum 0.9, Adam, and SGD with a cosine or a drop by 10 at half time."""
+    kinds = {kind: base.but(decor_optimizer=kind) for kind in ("momentum", "adam")}
+    return {"SGD": base} | kinds | {kind: base.but(decor_schedule=kind) for kind in ("cosine", "drop")}
+
+
+def arms_of_weights(base: Experiment, kinds: Iterable[str], decor_lr: float) -> dict[str, Experiment]:
+    """Each optimizer of the weights, R learned at one rate, and as a plain network."""
+    sides = {"R learned": base.but(decor_lr=decor_lr), "plain": base.but(rule=None, rule_options=())}
+    return {f"{kind}, {side}": arm.but(optimizer=kind) for kind in kinds for side, arm in sides.items()}
+
+
+def cures(middle: Experiment) -> dict[str, Experiment]:
+    """A run of R that undoes itself, and what might help: six times R's optimizer, three times the rule."""
+    small_rows = (("variance", 1.0), ("dead_variance", 0.1))
+    return {
+        "plain SGD": middle,
+        "bounded steps": middle.but(max_step=0.5),
+        "cosine": middle.but(decor_schedule="cosine"),
+        "drop": middle.but(decor_schedule="drop"),
+        "momentum, rate / 10": middle.but(decor_optimizer="momentum", decor_lr=middle.decor_lr / 10),
+        "Adam": middle.but(decor_optimizer="adam"),
+        "rows with v < 0.1 not normalised": middle.but(rule_options=small_rows),
+        "no target": middle.but(rule_options=()),
+        "kappa, demeaned": middle.but(rule="kappa", rule_options=(), layer_options=(("center", "batch"),)),
+    }
+
+
+def spacings(base: Experiment, every: Iterable[int], sizes: Iterable[int]) -> dict[str, Experiment]:
+    """Updates at every n-th step at n times the rate; batches of B at a rate proportional to B: equal rate x epochs."""
+    spaced = {f"every {n}": base.but(decor_lr=n * base.decor_lr, layer_options=(("update_every", n),)) for n in every}
+    return spaced | {f"B = {B}": base.but(decor_lr=base.decor_lr * B / base.batch_size, batch_size=B) for B in sizes}
 
 
 # --------------------------------------------------------------------------------- accidents that must not be silent

@@ -13,6 +13,7 @@ target the rule whitens, and shrinks. Everything here is float64 on the CPU; not
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 from decorlib.decorrelation import Decorrelation
 from decorlib.rules import Rule, SeedRule
 from decorlib.statistics import Moments
+from decorlib.study.experiments import Experiment
 from decorlib.study.gaussians import draws, states_of, step, yardsticks
 
 
@@ -130,3 +132,24 @@ def untargeted(S: Tensor, *, eta: float, lr: float, step: int) -> Tensor:
 def steps_to_settle(target: float, lr: float, eta: float = 1.0) -> float:
     """Steps in which the logarithm of v comes e times nearer to where it settles: 1 / (2 lr (1 + eta t))."""
     return 1 / (2 * lr * (1 + eta * target))
+
+
+def arms(targets: Iterable[float], base: Experiment) -> dict[str, Experiment]:
+    """The seed's rule with each target, with none, with the input's own variance; and kappa, which reaches 1."""
+    named = {"no target": None} | {f"target {t:g}": t for t in targets} | {"input's own": "input"}
+    found = {name: base.but(rule="seed", rule_options=(("variance", t),)) for name, t in named.items()}
+    return found | {"kappa (reaches 1)": base.but(rule="kappa", rule_options=(("variance", 1.0),))}
+
+
+def rates(arms: dict[str, Experiment], products: Iterable[float], input_variance: float) -> dict[str, dict]:
+    """For each arm as many rates of R, so that rate * target takes the same values in all of them.
+
+    dR = R - t diag(1 / v) (I - eta X) R: the target multiplies what decorrelates. Where there is none, and for kappa,
+    it counts as 1; where it is the input's, as the mean variance of the inputs.
+    """
+    found = {}
+    for name, arm in arms.items():
+        t = dict(arm.rule_options)["variance"]
+        t = input_variance if t == "input" else 1.0 if t is None or arm.rule == "kappa" else t
+        found[name] = {"decor_lr": [product / t for product in products]}
+    return found

@@ -3,6 +3,7 @@
 import pytest
 
 from decorlib.study import optimizers
+from decorlib.study.experiments import Experiment
 from decorlib.study.optimizers import ORDERS, Order, learn_in_order
 
 
@@ -50,11 +51,28 @@ def test_copies_needs_two_of_them():
         optimizers.copies(1, lr=0.1, steps=10)
 
 
-def test_turning_point():
+def test_the_turn_of_a_run():
     rows = [{"epoch": e, "decor_loss": v} for e, v in ((1, 3.0), (2, 1.0), (3, 2.0))]
-    assert optimizers.turning_point(rows) == 2
-    with pytest.raises(ValueError, match="no epoch"):
-        optimizers.turning_point([])
+    found = optimizers.turn({"status": "finished", "epochs": rows})
+    assert found == {"turns in epoch": 2, "last / lowest loss": 2.0, "status": "finished"}
+    assert optimizers.turn({"status": "diverged", "epochs": rows})["last / lowest loss"] == float("inf")
+    assert optimizers.turn({"status": "diverged", "epochs": []})["turns in epoch"] == 0
+
+
+def test_arms_are_distinct_and_differ_where_they_say():
+    base = Experiment(decor_lr=1e-5, rule_options=(("variance", 1.0),))
+    R, W = optimizers.arms_of_R(base), optimizers.arms_of_weights(base, ["adam", "sgd"], decor_lr=1e-4)
+    assert len(set(R.values())) == 5
+    assert {arm.but(decor_optimizer="sgd", decor_schedule=None) for arm in R.values()} == {base}
+    assert [arm.rule for arm in W.values()] == ["seed", None, "seed", None]
+    assert len(set(optimizers.cures(base).values())) == len(optimizers.cures(base))
+
+
+def test_spacings_keep_rate_times_steps():
+    base = Experiment(decor_lr=1e-5)
+    for name, arm in optimizers.spacings(base, every=(1, 5), sizes=(16, 256)).items():
+        steps = 1 / arm.batch_size / dict(arm.layer_options).get("update_every", 1)
+        assert arm.decor_lr * steps == pytest.approx(1e-5 / 64), name
 
 
 def test_no_accident_is_silent():

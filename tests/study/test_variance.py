@@ -8,6 +8,7 @@ import torch
 from decorlib.rules import KappaRule, SeedRule
 from decorlib.statistics import Moments
 from decorlib.study import variance
+from decorlib.study.experiments import Experiment
 from decorlib.study.gaussians import covariance, states_of
 
 S = covariance(6, seed=1)
@@ -91,3 +92,15 @@ def test_steps_to_settle_is_the_measured_time_constant():
     for _ in range(round(variance.steps_to_settle(1.0, lr))):
         R = variance.step(SeedRule(1.0), R, x, lr)
     assert math.log(float(R**2) / 0.5) / math.log(1.01) == pytest.approx(1 / math.e, rel=0.01)
+
+
+def test_arms_differ_in_the_target_alone_and_get_equal_products_of_rate_and_target():
+    arms = variance.arms([0.5, 4.0], Experiment(epochs=3))
+    assert list(arms) == ["no target", "target 0.5", "target 4", "input's own", "kappa (reaches 1)"]
+    assert [dict(arm.rule_options)["variance"] for arm in arms.values()] == [None, 0.5, 4.0, "input", 1.0]
+    assert len({arm.but(rule="seed", rule_options=()) for arm in arms.values()}) == 1
+    rates = {name: these["decor_lr"] for name, these in variance.rates(arms, [1e-5, 1e-4], 2.0).items()}
+    assert rates["no target"] == rates["kappa (reaches 1)"] == [1e-5, 1e-4]
+    assert rates["target 4"] == [2.5e-6, 2.5e-5]
+    assert rates["target 0.5"] == [2e-5, 2e-4]
+    assert rates["input's own"] == [5e-6, 5e-5]
