@@ -88,6 +88,12 @@ def test_sharpness_with_a_target_is_that_of_the_first_step(x):
     assert stability.sharpness(x, 2.0) == pytest.approx(float(torch.linalg.eigvals(H).real.max()), rel=1e-9)
 
 
+@pytest.mark.parametrize("count", [3, 40])
+def test_largest_eigenvalue_is_that_of_the_whole_spectrum(x, count):
+    x = x[:count]
+    assert stability.sharpness(x) == pytest.approx(float(torch.linalg.eigvalsh(x.T @ x / count)[-1]), rel=1e-9)
+
+
 def test_with_a_target_the_scale_cancels_from_what_multiplies_the_covariances(x):
     def off_diagonal(z):
         return (
