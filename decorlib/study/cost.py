@@ -8,6 +8,9 @@ import torch
 from torch import nn
 
 from decorlib.decorrelation import Decorrelation
+from decorlib.linear import DecorLinear
+from decorlib.rules import SeedRule
+from decorlib.statistics import Moments
 
 
 def decorrelation_step(features: int, batch: int, lr: float = 1e-6, **options) -> Callable[[], object]:
@@ -23,7 +26,7 @@ def decorrelation_step(features: int, batch: int, lr: float = 1e-6, **options) -
 
 
 def dense_step(features: int, batch: int, lr: float = 1e-6) -> Callable[[], object]:
-    """The same step of the seed's rule as its equations are written: C in full, C R as one D x D x D product, loss from C."""
+    """The same step of the seed's rule as its equations are written: C in full, C R as a D^3 product, loss from C."""
     R = torch.eye(features)
     eye = torch.eye(features)
     x = _inputs(features, batch)
@@ -53,6 +56,61 @@ def linear_step(features: int, batch: int, outputs: int | None = None, lr: float
         optimizer.step()
 
     return step
+
+
+def parts(features: int, batch: int) -> dict[str, Callable[[], object]]:
+    """The pieces of a step of the seed's rule, each alone, and the two it is compared with."""
+    rule, x = SeedRule(variance=1.0), _inputs(features, batch)
+    R = torch.eye(features)
+    y = x @ R.T
+    moments = Moments.of(y)
+    return {
+        "forward": lambda: x @ R.T,
+        "statistics": lambda: Moments.of(y),
+        "loss": lambda: rule.loss(moments),
+        "update": lambda: rule.step_(moments, R, 1e-6),
+        "whole step": decorrelation_step(features, batch),
+        "dense step": dense_step(features, batch),
+        "plain linear step": linear_step(features, batch),
+    }
+
+
+def forms(features: int, batch: int) -> dict[str, Callable[[], object]]:
+    """The update alone, with X factored and with X dense, statistics included."""
+    rule, R, y = SeedRule(variance=1.0), torch.eye(features), _inputs(features, batch)
+    return {
+        name: lambda dense=dense: rule.step_(Moments.of(y, dense=dense), R, 1e-6)
+        for name, dense in (("factored", False), ("dense", True))
+    }
+
+
+def orders(features: int, outputs: int, batch: int) -> dict[str, Callable[[], object]]:
+    """Forward and backward of a DecorLinear that is not its network's first, R-then-W and (W R)."""
+    x = _inputs(features, batch).requires_grad_()
+    layers = {
+        "R, then W": DecorLinear(features, outputs, variance=1.0, fuse=False),
+        "(W R)": DecorLinear(features, outputs, variance=1.0, fuse=True),
+    }
+
+    def step(layer: DecorLinear) -> Callable[[], object]:
+        layer.decorrelation.eval()  # the transform alone: no statistics
+        return lambda: torch.autograd.grad(layer(x).sum(), (x, layer.weight))
+
+    return {name: step(layer) for name, layer in layers.items()}
+
+
+def machine(size: int = 2048) -> dict[str, Callable[[], object]]:
+    """A large product (2 n^3 operations) and a large copy (8 n^2 bytes): what this machine can do at best."""
+    a, b, out = torch.randn(size, size), torch.randn(size, size), torch.empty(size, size)
+    return {"product": lambda: torch.mm(a, b, out=out), "copy": lambda: out.copy_(a)}
+
+
+def exponent(sizes: list[int], seconds: list[float]) -> float:
+    """Slope of log(seconds) against log(size), by least squares."""
+    x = torch.tensor(sizes, dtype=torch.float64).log()
+    y = torch.tensor(seconds, dtype=torch.float64).log()
+    x = x - x.mean()
+    return float((x * (y - y.mean())).sum() / x.square().sum())
 
 
 def _inputs(features: int, batch: int) -> torch.Tensor:

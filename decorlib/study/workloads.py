@@ -1,0 +1,118 @@
+"""Whole workloads for the cost notebook: run 1 as a textbook would do it and as we do, and steps of models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+
+from decorlib import datasets
+from decorlib.convert import decorrelate
+from decorlib.models import bp_parameters, decor_step
+from decorlib.rules import KappaRule
+from decorlib.study import seed
+from decorlib.train import train
+
+
+def textbook_loader(random_seed: int = 42) -> DataLoader:
+    """The seed's loader: 1,000 digits, transformed one by one at every pass."""
+    from torchvision import transforms
+
+    torch.manual_seed(random_seed)
+    np.random.seed(random_seed)  # noqa: NPY002 - the seed's own generator
+    transform = transforms.Compose(
+        [transforms.ToTensor(), transforms.Grayscale(1), transforms.Normalize((0.5,), (0.25,))]
+    )
+    digits = datasets.mnist(train=True, transform=transform)
+    digits = Subset(digits, np.random.permutation(len(digits.data))[:1000])  # noqa: NPY002
+    return DataLoader(digits, batch_size=64, shuffle=True, num_workers=0, drop_last=True)
+
+
+def dense_run(batches: DataLoader, epochs: int, lr: float = 1e-5) -> list[float]:
+    """Run 1 with the dense step, as its equations are written; each epoch's decorrelation loss, summed over batches."""
+    R, eye, totals = torch.eye(784), torch.eye(784), []
+    for epoch in range(epochs + 1):
+        total = 0.0
+        for x, _ in batches:
+            y = x.flatten(1) @ R.T
+            C = y.T @ y / len(y)
+            v = C.diagonal()
+            n = torch.where(v < 1e-8, torch.ones_like(v), 1 / v)
+            total += float((C - eye).square().mean())
+            if epoch:
+                R = R - lr * (R - n[:, None] * ((eye - C) @ R))
+        totals.append(total)
+    return totals
+
+
+def our_run(batches: DataLoader, epochs: int, lr: float = 1e-5) -> list[float]:
+    """Run 1 with this library's trainer."""
+    layer = seed.model(seed.RUNS[0])
+    history = train(
+        layer,
+        lambda y, _: y.new_zeros(()),
+        batches,
+        epochs=epochs,
+        optimizer=None,
+        decor_optimizer=torch.optim.SGD([layer.weight], lr=lr),
+        measure_first=True,
+    )
+    return [row["decorrelation_loss"] for row in history.as_seed_printed()]
+
+
+def seed_workload(epochs: int) -> dict[str, Callable[[], list[float]]]:
+    """Run 1 three ways, each from the same state of every generator; a call runs it whole and returns its losses."""
+    return {
+        "dense step, digits one by one": lambda: dense_run(textbook_loader(), epochs),
+        "dense step, digits in memory": lambda: dense_run(seed.loader(), epochs),
+        "decorlib": lambda: our_run(seed.loader(), epochs),
+    }
+
+
+def training_step(model: nn.Module, shape: tuple[int, ...], classes: int = 10, repeat: int = 1) -> Callable[[], None]:
+    """``repeat`` training steps of a model: cross-entropy, Adam on the weights, and R's step where there is one."""
+    generator = torch.Generator().manual_seed(0)
+    x, t = torch.randn(shape, generator=generator), torch.randint(classes, shape[:1], generator=generator)
+    optimizer = torch.optim.Adam(bp_parameters(model), lr=1e-4)
+    model.train()
+
+    def steps() -> None:
+        for _ in range(repeat):
+            loss = nn.functional.cross_entropy(model(x), t)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            decor_step(model, lr=1e-6)
+
+    return steps
+
+
+def mlp(**options) -> nn.Module:
+    """784-256-256-10; decorrelated with the options, plain without any."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)]
+    return _decorrelated(nn.Sequential(*layers), options)
+
+
+def convnet(**options) -> nn.Module:
+    """Three 3 x 3 convolutions of stride 2 and a read-out, for 28 x 28 images."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for C, M in ((1, 16), (16, 32), (32, 32)):
+        layers += [nn.Conv2d(C, M, 3, stride=2, padding=1), nn.ReLU()]
+    return _decorrelated(nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, 10)), options)
+
+
+def resnet18(**options) -> nn.Module:
+    """torchvision's, with 10 classes."""
+    from torchvision import models
+
+    torch.manual_seed(0)
+    return _decorrelated(models.resnet18(num_classes=10), options)
+
+
+def _decorrelated(model: nn.Module, options: dict) -> nn.Module:
+    return decorrelate(model, KappaRule(kappa=0.5), **options) if options else model
