@@ -30,6 +30,7 @@ myst_heading_anchors = 3
 # API pages, from docstrings.
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+autodoc_preserve_defaults = True  # `root=ROOT`, not the path of whoever built the report
 autodoc_default_options = {"show-inheritance": True}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False

@@ -67,19 +67,33 @@ def site_foot(records: dict[str, Record]) -> str:
         versions,
         f"data {data.hexdigest()[:12]}",
         machine,
-        f"{minutes:.1f} min for {len(made)} notebooks",
+        f"{minutes:.1f} min for {len(made)} notebook(s)",
     )
     return " · ".join(parts)
 
 
 def answer_table(records: dict[str, Record], pages: dict[str, Path], results: str) -> str:
-    """The answer sheet, each row with its notebook's page and its record."""
+    """The answer sheet, each row with its notebook's page and its record.
 
-    def link(notebook: str) -> str:
-        page = f"[{notebook}](notebooks/{pages[notebook].name})" if notebook in pages else notebook
-        return f'{page} · <a href="{results}/records/{notebook}.json">record</a>'
+    As HTML, because each cell carries the name of its column: on a phone a row becomes a card.
+    """
+    rows = answers.rows(records)
+    if not rows:
+        return answers.markdown(records, str)
 
-    return answers.markdown(records, link)
+    def evidence(notebook: str) -> str:
+        name = pages[notebook].with_suffix(".html").name if notebook in pages else None
+        page = f'<a href="notebooks/{name}">{notebook}</a>' if name else notebook
+        return f'{page}, <a href="{results}/records/{notebook}.json">record</a>'
+
+    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in rows[0])
+    lines = ['<table class="answers table">', f"<thead><tr>{head}</tr></thead>", "<tbody>"]
+    for row in rows:
+        cells = {name: html.escape(str(text)) for name, text in row.items()}
+        cells["notebook"] = evidence(row["notebook"])
+        label = "<td data-label="
+        lines.append("<tr>" + "".join(f'{label}"{html.escape(k)}">{v}</td>' for k, v in cells.items()) + "</tr>")
+    return "```{raw} html\n" + "\n".join([*lines, "</tbody></table>"]) + "\n```\n"
 
 
 def first_figure(notebook: NotebookNode) -> tuple[bytes, str] | None:

@@ -22,6 +22,13 @@ from decorlib.study.provenance import ROOT
 from decorlib.study.records import RecordDamaged, dumps, write_atomic
 
 PAGE_LIMIT, SITE_LIMIT = 2_000_000, 15_000_000  # bytes: of a page with its images, and of all results
+# Names for screen readers that the theme leaves out, or that differ from what is to be seen (found by axe-core).
+_FIELD = 'class="btn search-button-field search-button__button pst-js-only" title="Search"'
+NAMES = (
+    ('<summary><span class="toctree-toggle"', '<summary aria-label="pages below"><span class="toctree-toggle"'),
+    ('<summary aria-label="Toggle hidden content">', "<summary>"),
+    (f'{_FIELD} aria-label="Search"', _FIELD),
+)
 _REMOTE = re.compile(r"""<(?:script|link|img|iframe|source|video)\b[^>]*?\b(?:src|href)=["'](?:https?:)?//[^"']+""")
 
 
@@ -59,7 +66,7 @@ def build(root: Path, results: Path, build_folder: Path, force: bool = False) ->
         }
         run_sphinx(sources, output, build_folder / "doctrees", settings)
         prune(output)
-        check(output)
+        check(output, root)
     except (ReportError, RecordDamaged, OSError) as error:
         print(f"report: {error}", file=sys.stderr)
         return False
@@ -94,13 +101,11 @@ def prune(output: Path) -> None:
                 path.unlink()
     shutil.rmtree(output / "_sources", ignore_errors=True)
     shutil.rmtree(output.parent / "jupyter_execute", ignore_errors=True)  # myst-nb puts it beside
-    for page in output.rglob("*.html"):  # the arrow that unfolds a part of the side bar has no name
+    for page in output.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
-        named = text.replace(
-            '<summary><span class="toctree-toggle"', '<summary aria-label="pages below"><span class="toctree-toggle"'
-        )
-        if named != text:
-            page.write_text(named, encoding="utf-8")
+        for theirs, ours in NAMES:
+            text = text.replace(theirs, ours)
+        page.write_text(text, encoding="utf-8")
     icons = output / "_static" / "scripts" / "fontawesome.js"
     if icons.exists():
         text = "".join(path.read_text(encoding="utf-8") for path in output.rglob("*.html"))
@@ -115,8 +120,8 @@ def keep_icons(script: str, used: set[str]) -> str:
     return re.sub(icon, lambda match: match.group(0) if match.group(1) in used else "", script)
 
 
-def check(output: Path) -> None:
-    """No page loads anything from the network, has an image without text, or is larger than it may be.
+def check(output: Path, root: Path) -> None:
+    """No page asks the network, has an image without text, is larger than it may be, or names the folder `root`.
 
     Raises:
         ReportError: with every offence.
@@ -130,6 +135,8 @@ def check(output: Path) -> None:
         wrong += [f"{name}: no alternative text in {i[:120]}" for i in images if not re.search(r'alt="[^"]', i)]
         used = {(page.parent / src).resolve() for src in re.findall(r'<img\b[^>]*?src="([^"]+)"', text)}
         wrong += [f"{name}: image {path.name} is not there" for path in used if not path.exists()]
+        if str(root) in text:
+            wrong.append(f"{name} names {root}, a folder of this machine; print paths relative to the clone")
         size = len(text.encode()) + sum(path.stat().st_size for path in used if path.exists())
         if size > PAGE_LIMIT:
             wrong.append(f"{name} has {size / 1e6:.1f} MB with its images, more than {PAGE_LIMIT / 1e6:g} MB")

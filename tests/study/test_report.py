@@ -124,6 +124,7 @@ def test_icons_that_no_page_uses_are_taken_out():
         ('<img src="a.png">', "no alternative text"),
         ('<img src="a.png" alt="">', "no alternative text"),
         ('<img src="b.png" alt="x">', "b.png is not there"),
+        ("<code>/home/someone/x.py</code>", "names /home/someone, a folder of this machine"),
         ("x" * (report.PAGE_LIMIT + 1), "MB with its images"),
     ],
 )
@@ -131,10 +132,10 @@ def test_pages_are_checked(tmp_path, html, message):
     (tmp_path / "a.png").write_text("x")
     page = tmp_path / "index.html"
     page.write_text('<a href="https://example.org">a link is no resource</a><img src="a.png" alt="x">')
-    report.check(tmp_path)
+    report.check(tmp_path, Path("/home/someone"))
     page.write_text(html)
     with pytest.raises(ReportError, match=message):
-        report.check(tmp_path)
+        report.check(tmp_path, Path("/home/someone"))
 
 
 def test_the_whole_report(tmp_path, monkeypatch, png, capsys):
@@ -146,6 +147,7 @@ def test_the_whole_report(tmp_path, monkeypatch, png, capsys):
     index = (site / "index.html").read_text(encoding="utf-8")
     assert "0.5 epochs [0.25, 0.75], n = 5" in index
     assert 'href="../records/07.json"' in index
+    assert 'href="notebooks/07_why.html"' in index
     assert (site / "../records/07.json").exists()
     assert 'alt="A line."' in index  # headline and thumbnail
     page = (site / "notebooks" / "07_why.html").read_text(encoding="utf-8")
@@ -192,5 +194,5 @@ def test_the_foot_of_every_page_says_what_made_the_records(tmp_path, monkeypatch
     records["07"].made_by["seconds"] = 90.0
     foot = generated.site_foot(records)
     assert "&lt;fast &amp; new&gt;" in foot
-    assert "1.5 min for 1 notebooks" in foot
+    assert "1.5 min for 1 notebook(s)" in foot
     assert f"torch {records['07'].made_by['versions']['torch']}" in foot
