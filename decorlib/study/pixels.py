@@ -179,7 +179,7 @@ def draw_states(table: pd.DataFrame, ax):
 def _label(cell: pd.DataFrame) -> str:
     diverged = int((cell["state"] == "diverged").sum())
     if diverged:
-        part = "" if diverged == len(cell) else f" ({diverged} of {len(cell)})"
+        part = "" if diverged == len(cell) else f"\n({diverged} of {len(cell)})"
         return f"NaN in epoch {int(cell['diverged_at'].min())}{part}"
     return f"× {cell['last / initial'].median():.2g}"
 

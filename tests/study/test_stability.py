@@ -94,6 +94,12 @@ def test_largest_eigenvalue_is_that_of_the_whole_spectrum(x, count):
     assert stability.sharpness(x) == pytest.approx(float(torch.linalg.eigvalsh(x.T @ x / count)[-1]), rel=1e-9)
 
 
+def test_nearly_dead_features_do_not_hide_the_largest_eigenvalue(x):
+    x = torch.cat([x, torch.zeros(40, 1, dtype=x.dtype)], 1)
+    x[0, -1] = 1 / 255  # n = 1 / v of some 2.6e6, so an eigenvalue of I - N + N X far below 0
+    assert 1 < stability.sharpness(x, 1.0) < 7
+
+
 def test_with_a_target_the_scale_cancels_from_what_multiplies_the_covariances(x):
     def off_diagonal(z):
         return (
