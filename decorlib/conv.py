@@ -203,7 +203,7 @@ class DecorConv2d(_DecorConv, nn.Conv2d):
         d = self.decorrelation
         learning = torch.is_grad_enabled()
         if self.span == "channel":  # in units of 2 (C / groups)^2 groups
-            sites, outputs = padded.shape[0] * padded[0, 0].numel(), self.weight[:, 0].numel() / self.groups
+            sites, outputs = padded.shape[0] * math.prod(padded.shape[2:]), self.weight[:, 0].numel() / self.groups
         else:
             sites, outputs = x.shape[0] * math.prod(self._out_size(padded)), self.out_channels / self.groups
         separate = sites * (1 + (learning and x.requires_grad))

@@ -59,7 +59,7 @@ def draw_input(kind, case):
     if case["fault"] == "features":
         size[0] += 1
     shape = (case["batch"], *size)
-    if case["fault"] == "rank":
+    if case["fault"] == "rank" and images(kind):
         shape = (*shape, 1, 1)
     generator = torch.Generator().manual_seed(case["seed"])
     wide = (*shape[:-1], 2 * shape[-1]) if case["strides"] == "every other" else shape
@@ -134,7 +134,7 @@ def explanation(kind, case, x, training):
     """(type, pattern) of the one error that this input must give, or None."""
     if not x.is_floating_point():
         return ValueError, f"input is {x.dtype}; a floating type is needed"
-    if case["fault"] is not None:
+    if case["fault"] == "features" or (case["fault"] == "rank" and images(kind)):
         return ValueError, "does not fit"
     if not training:
         return None
@@ -227,6 +227,13 @@ def test_layers_take_any_input_or_say_why_not(kind):
     FEW(given(cases)(lambda case: check_layer(kind, case)))()
 
 
+@pytest.mark.parametrize("span", ["patch", "channel"])
+def test_an_empty_batch_of_images_passes_in_evaluation(span):
+    """Found by the test below: an IndexError, where the choice of the cheaper way looked at the first image."""
+    layer = DecorConv2d(D, 6, 3, padding=1, span=span).eval()
+    assert layer(torch.zeros(0, D, 5, 4)).shape == (0, 6, 5, 4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", LAYERS)
 def test_layers_take_any_input_or_say_why_not_ten_thousand_times(kind):
@@ -289,9 +296,10 @@ def check_rule(case):
     if bool(direction.isfinite().all()):
         moved = copy.deepcopy(R)
         rule.step_(moments, moved, RATE)
-        torch.testing.assert_close(
-            moved, R - RATE * direction, rtol=1e-4, atol=1e-5 * max(1.0, float(direction.abs().max()))
-        )
+        # Terms that cancel in exact arithmetic leave their rounding: RATE X is the largest of them.
+        terms = max(1.0, RATE * float(direction.abs().max()), RATE * float(moments.variance.sum(-1).max()))
+        atol = 64 * torch.finfo(R.dtype).eps * terms
+        torch.testing.assert_close(moved, R - RATE * direction, rtol=1e-4, atol=atol)
 
 
 def test_rules_take_any_moments_or_say_why_not():
