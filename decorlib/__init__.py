@@ -23,15 +23,14 @@ from decorlib.layers import (
 )
 from decorlib.maps import AdaptiveGainRule, FoldiakRule
 from decorlib.rules import (
-    ColumnScaledKappaRule,
     KappaRule,
     PlainDecorrelation,
     Rule,
     SeedRule,
-    TriangularRule,
     WhiteningRule,
 )
 from decorlib.train import SilentNoOp, decor_train, train
+from decorlib.variants import ColumnScaledKappaRule, TriangularRule
 from decorlib.whitening import ExactWhitening
 
 __version__ = "0.1.0"

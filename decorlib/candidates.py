@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from decorlib.conv import DecorConv2d, DecorConvTranspose2d, check_span
+from decorlib.conv import DecorConv2d, check_span
+from decorlib.conv_transpose import DecorConvTranspose2d
 from decorlib.decorrelation import Decorrelation
 from decorlib.linear import DecorLinear
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from decorlib import maps, rules, whitening
+from decorlib import maps, rules, variants, whitening
 from decorlib.rules import Rule
 
 RULES: dict[str, type[Rule]] = {
     "seed": rules.SeedRule,
     "plain": rules.PlainDecorrelation,
     "kappa": rules.KappaRule,
-    "kappa_columns": rules.ColumnScaledKappaRule,
-    "triangular": rules.TriangularRule,
+    "kappa_columns": variants.ColumnScaledKappaRule,
+    "triangular": variants.TriangularRule,
     "whitening": rules.WhiteningRule,
     "adaptive_gain": maps.AdaptiveGainRule,
     "foldiak": maps.FoldiakRule,

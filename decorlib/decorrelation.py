@@ -9,17 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from decorlib.pooling import distributed, pooled_mean
+from decorlib.remembering import EMPTY, Remembering, concatenated
 from decorlib.rules import Rule, SeedRule, as_rows
 from decorlib.statistics import LOW_PRECISION, Moments
 
 
-class NonFiniteInput(ValueError):
-    """A layer was given NaN or infinity; ``layer`` is the :class:`Decorrelation` that noticed."""
-
-    layer: Decorrelation | None = None
-
-
-class Decorrelation(nn.Module):
+class Decorrelation(Remembering):
     r"""Multiplies features by a learned matrix R so that they become uncorrelated: y = R (x - mu) + b.
 
     .. math:: R \leftarrow R - \mathrm{lr} \cdot \mathrm{direction}(\langle y y^\top \rangle, R)
@@ -197,7 +193,7 @@ class Decorrelation(nn.Module):
     def track_mean(self, batch_mean: Tensor, count: int) -> Tensor:
         """Pool a batch mean over processes, move the running mean, and return the mean to subtract."""
         if count == 0:
-            raise ValueError(_EMPTY)
+            raise ValueError(EMPTY)
         if self.center == "batch" and count < 2 and not distributed():
             raise ValueError(
                 f"center='batch' needs at least 2 samples in training, got {count}: use center='running', "
@@ -205,7 +201,7 @@ class Decorrelation(nn.Module):
             )
         self._check_finite(batch_mean, "a batch mean")  # before it can poison the running mean
         if distributed():
-            batch_mean = _pooled_mean(batch_mean, count, self.process_group)
+            batch_mean = pooled_mean(batch_mean, count, self.process_group)
         with torch.no_grad():
             self.num_batches_tracked += 1
             weight = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
@@ -226,71 +222,14 @@ class Decorrelation(nn.Module):
 
     # ---------------------------------------------------------------------------------------------------- learn
 
-    @torch.no_grad()
-    def remember(self, x: Tensor, mean: Tensor | None, y: Tensor | None = None) -> None:
-        """Keep (a sample of) a batch's states for ``update()``; y is computed for the sample where it is not given."""
-        real = self.real_rows(x)
-        x = x.detach().reshape(-1, self.in_features)
-        y = None if y is None else y.detach().reshape(-1, self.in_features)
-        chosen = self.sample(x.shape[0], x.device, real)
-        if chosen is not None:
-            x, y = x[chosen], None if y is None else y[chosen]
-        self.remember_samples(x, mean, y)
-
-    @torch.no_grad()
-    def remember_samples(self, x: Tensor, mean: Tensor | None, y: Tensor | None = None) -> None:
-        """``remember`` for samples (n, D) that are already chosen."""
-        if x.shape[0] == 0:
-            raise ValueError(_EMPTY)
-        self._check_finite(x, f"input of shape {tuple(x.shape)}")
-        if y is None:
-            y = self.transform(x, mean)
-        inputs = None
-        if self.rule.reads is not None:
-            inputs = x if self.rule.reads == "raw input" or mean is None else x - mean.detach()
-        if not self.accumulate:
-            self._states.clear()
-        self._states.append((y, inputs))
-
-    def _check_finite(self, x: Tensor, what: str) -> None:
-        # One sum finds any NaN or inf. Only where reading it back is free: a GPU would have to be waited for.
-        if x.device.type != "cpu" or torch.compiler.is_compiling() or math.isfinite(float(x.detach().sum())):
-            return
-        if not bool(x.isfinite().all()):
-            error = NonFiniteInput(f"{what} holds NaN or infinity: check the data and the rates")
-            error.layer = self
-            raise error
-
-    def real_rows(self, x: Tensor) -> Tensor | None:
-        """Which rows of x (*, D) are no padding, (rows,); None where all count."""
-        mask = self.padding_mask
-        if mask is None or (x.dim() == 2 and x.shape[0] != mask.numel() and x.shape[0] in mask.shape):
-            return None  # a row per sequence (a head on pooled tokens): none is padding
-        if x.shape[:-1] != mask.shape and x.shape[:-1] != (mask.numel(),):
-            raise ValueError(
-                f"padding_mask of shape {tuple(mask.shape)} does not fit an input of shape {tuple(x.shape)}: its "
-                f"tokens need the shape {tuple(x.shape[:-1])}; for (tokens, batch) use padding(..., batch_first=False)"
-            )
-        return ~mask.reshape(-1).to(x.device)
-
-    def sample(self, count: int, device, real: Tensor | None = None) -> Tensor | None:
-        """Indices of the samples that the statistics use, out of those that are ``real``; None for all."""
-        candidates = None if real is None else real.nonzero().squeeze(1)
-        count = count if candidates is None else candidates.numel()
-        if self.fraction == 1 or count == 0:
-            return candidates
-        size = max(1, round(self.fraction * count))
-        where = device if self.generator is None else self.generator.device
-        chosen = torch.randperm(count, generator=self.generator, device=where)[:size].to(device)
-        return chosen if candidates is None else candidates[chosen]
-
     def update(self, lr: float | None = None, max_step: float | None = None) -> Tensor | None:
         """Set ``.grad`` of R (and b) from the remembered batch and return the loss, a scalar on the layer's device.
 
         Args:
             lr: rate of the step that will follow; needed by rules that are not linear in it, and by ``max_step``.
             max_step: shrink the gradient so that lr times the largest eigenvalue of what multiplies R stays below
-                this; 1.0 is a safe bound, 2.0 the edge of stability. Estimated by power iteration. Default: no bound.
+                this. 1.0 is safe; where one mode dominates, 2.0 is the edge of stability. Estimated by power iteration.
+                Default: no bound.
 
         Returns:
             The loss, or None where ``update_every`` says that this step does not learn.
@@ -310,7 +249,7 @@ class Decorrelation(nn.Module):
     @torch.no_grad()
     def _learn(self, lr: float | None, max_step: float | None, in_place: bool) -> Tensor | None:
         if self._due and not self._states:
-            raise RuntimeError(self._nothing_remembered())
+            raise RuntimeError(self.nothing_remembered())
         if max_step is not None and lr is None:
             raise ValueError(f"max_step={max_step} bounds lr times an eigenvalue: call update(lr=..., max_step=...)")
         R, b, loss, grads = self.weight, self.bias, None, (None, None)
@@ -340,7 +279,7 @@ class Decorrelation(nn.Module):
 
     def _moments(self) -> tuple[Moments, Tensor | None, Tensor | None]:
         """Moments of what is remembered, over all processes; the new average of <x x'>; the direction of b."""
-        y, x = self._states[0] if len(self._states) == 1 else _concatenated(self._states)
+        y, x = self._states[0] if len(self._states) == 1 else concatenated(self._states)
         y = y.to(self.weight.dtype)
         needs_samples = self.rule.needs_rate and self.rule.reads is not None
         moments = Moments.of(
@@ -366,16 +305,6 @@ class Decorrelation(nn.Module):
 
     def _by_group(self, y: Tensor) -> Tensor:
         return y if self.groups == 1 else y.unflatten(-1, (self.groups, -1)).transpose(0, 1)
-
-    def _nothing_remembered(self) -> str:
-        if not self.training:
-            return "update() in evaluation mode: statistics come from training forwards; call model.train() first"
-        if self._calls:
-            return (
-                "update() without a new training forward since the last one: its statistics would be stale; run a "
-                "training forward before each update()"
-            )
-        return "update() before any training forward: the layer was never reached; is it used in the model's forward?"
 
     def _apply(self, fn, recurse: bool = True):
         # .half() and .bfloat16() move R and the means but keep their precision: 1 - 1e-4 does not exist in bfloat16.
@@ -403,9 +332,6 @@ class Decorrelation(nn.Module):
         return ", ".join(parts + ([] if self.bias is None else ["bias=True"]))
 
 
-_EMPTY = "an empty batch has no statistics: skip it, or use model.eval() to pass it through"
-
-
 def _check(holds: bool, name: str, value, allowed: str) -> None:
     if not holds:
         raise ValueError(f"{name} is {value!r}; it must be {allowed}")
@@ -414,22 +340,3 @@ def _check(holds: bool, name: str, value, allowed: str) -> None:
 def _read_counter(layer: Decorrelation, _incompatible_keys) -> None:
     layer._calls = int(layer.num_updates)
     layer._due = layer._calls % layer.update_every == 0
-
-
-def _concatenated(states: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
-    ys, xs = zip(*states, strict=True)
-    return torch.cat(ys), None if xs[0] is None else torch.cat(xs)
-
-
-def distributed() -> bool:
-    dist = torch.distributed
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _pooled_mean(mean: Tensor, count: int, group) -> Tensor:
-    """Mean over the samples of all processes; differentiable."""
-    import torch.distributed.nn.functional as differentiable
-
-    total = torch.cat([mean * count, mean.new_tensor([count])])
-    total = differentiable.all_reduce(total, group=group or torch.distributed.group.WORLD)
-    return total[:-1] / total[-1]

@@ -5,14 +5,16 @@ What is true of every layer here
 * ``forward`` transforms and remembers; it never changes R. ``update()`` sets ``.grad`` of the decorrelation parameters
   from the remembered batch and returns the loss. A torch optimizer over :func:`decor_parameters` takes the step.
 * R gets no gradient from backpropagation; gradients pass through it to the input.
-* A decorrelated layer is a reparametrisation of the plain one: W (R (x - mu) + b_R) + b is again a linear map of x, which
-  is what :func:`decorlib.fuse` writes out.
+* A decorrelated layer is a reparametrisation of the plain one: W (R (x - mu) + b_R) + b is again a linear map of x,
+  which is what :func:`decorlib.fuse` writes out.
 """
 
-from decorlib.conv import DecorConv2d, DecorConvTranspose2d
-from decorlib.decorrelation import Decorrelation, NonFiniteInput
+from decorlib.conv import DecorConv2d
+from decorlib.conv_transpose import DecorConvTranspose2d
+from decorlib.decorrelation import Decorrelation
 from decorlib.linear import DecorLinear
 from decorlib.models import bp_parameters, decor_modules, decor_parameters, decor_step, decor_update, padding
+from decorlib.remembering import NonFiniteInput
 
 __all__ = [
     "DecorConv2d",

@@ -12,8 +12,8 @@ from decorlib.decorrelation import Decorrelation
 class DecorLinear(nn.Linear):
     r"""A linear layer on decorrelated inputs: z = W y + b with y = R (x - mu) + b_R.
 
-    A drop-in for :class:`torch.nn.Linear`: same ranks in and out, same initial weights for the same seed, ``weight`` and
-    ``bias`` under the same names. R lives in ``decorrelation``. Source: Dalm et al. (2024), eqs. 3 and 4.
+    A drop-in for :class:`torch.nn.Linear`: same ranks in and out, same initial weights for the same seed, ``weight``
+    and ``bias`` under the same names. R lives in ``decorrelation``. Source: Dalm et al. (2024), eqs. 3 and 4.
 
     Args:
         in_features: D.

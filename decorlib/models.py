@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from decorlib.conv import DecorConv2d, DecorConvTranspose2d
+from decorlib.conv import DecorConv2d
+from decorlib.conv_transpose import DecorConvTranspose2d
 from decorlib.decorrelation import Decorrelation
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -9,9 +11,11 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from decorlib.decorrelation import NonFiniteInput
 from decorlib.history import Epoch, History
 from decorlib.models import bp_parameters, decor_modules, decor_parameters, decor_step, decor_update
+from decorlib.remembering import NonFiniteInput
+
+log = logging.getLogger("decorlib")
 
 
 class SilentNoOp(RuntimeError):
@@ -38,20 +42,22 @@ def train(
 ) -> History:
     r"""Train weights by backpropagation and R by its rule, side by side.
 
-    Each step: forward, task loss, backward, optimizer step, decorrelation update, decorrelation step. Nothing is hidden in
-    ``forward``; the loop below is short enough to copy and change.
+    Each step: forward, task loss, backward, optimizer step, decorrelation update, decorrelation step. Nothing is hidden
+    in ``forward``; the loop below is short enough to copy and change.
 
-    A run whose losses stop being finite ends at the end of that epoch, with ``history.status == "diverged"``: a result, not
-    a crash. Losses stay on the device until the epoch's end, so a GPU is never waited for inside the loop.
+    A run whose losses stop being finite ends at the end of that epoch, with ``history.status == "diverged"`` and the
+    cause beside it: a result, not a crash. Losses stay on the device until the epoch's end, so a GPU is never waited
+    for inside the loop.
 
     Args:
         model: any model; layers of :mod:`decorlib.layers` in it learn R, the rest trains as always.
         loss_fn: (outputs, targets) -> scalar.
         train_loader: yields (inputs, targets).
         epochs: passes over the loader, at least 0.
-        optimizer: over the weights; must not hold any of :func:`decor_parameters`. None for a model that has no weights:
-            nothing is backpropagated.
-        decor_optimizer: over :func:`decor_parameters`, and nothing else; None leaves every R as it is and measures nothing.
+        optimizer: over the weights; must not hold any of :func:`decor_parameters`. None for a model that has no
+            weights: nothing is backpropagated.
+        decor_optimizer: over :func:`decor_parameters`, and nothing else; None leaves every R as it is and measures
+            nothing.
         device: where batches are moved. Default: where the model is.
         measure_first: begin with a pass that measures and does not step, as epoch 0. Default: False.
         evaluate: called after each epoch with the model in evaluation mode; its dict lands in the history.
@@ -59,8 +65,8 @@ def train(
         decor_scheduler: of ``decor_optimizer``, likewise.
         max_step: bound on rate times curvature of each decorrelation step; see :meth:`Decorrelation.update`.
         allow_no_op: accept decorrelation steps that change nothing. Default: False, they raise.
-        in_place: take the steps of R without a gradient in between (:func:`decor_step`), the same but for rounding. Only
-            plain SGD can. Default: None, where it can.
+        in_place: take the steps of R without a gradient in between (:func:`decor_step`), the same but for rounding.
+            Only plain SGD can. Default: None, where it can.
         on_epoch: called with each finished epoch (printing, progress).
 
     Returns:
@@ -123,20 +129,20 @@ def train(
             raise ValueError("train_loader gave no batch: fewer samples than batch_size with drop_last=True?")
         seconds = time.perf_counter() - start if stepping else 0.0
         row = _summarise(epoch, seconds, losses, decor_losses)
-        if not _finite(row):
-            return _diverged(history, epoch, f"a loss is not finite after epoch {epoch}")
+        if broken := _not_finite(row):
+            return _diverged(history, epoch, f"{broken} not finite over epoch {epoch}")
         if evaluate is not None:
             model.eval()
             row.metrics.update(evaluate(model))
             model.train()
         history.epochs.append(row)
-        if on_epoch is not None:
-            on_epoch(row)
         if watch is not None and stepping:
             watch.check(f"epoch {epoch}")
         for schedule in (scheduler, decor_scheduler):
             if schedule is not None and stepping:
                 schedule.step()
+        if on_epoch is not None:  # last, so that a checkpoint saved here holds all of the epoch
+            on_epoch(row)
     return history
 
 
@@ -168,7 +174,7 @@ def decor_train(
         if verbose:
             print(*printed.seed_lines())
 
-    return train(
+    history = train(
         model,
         lossfun,
         train_loader,
@@ -181,6 +187,11 @@ def decor_train(
         in_place=False,  # update, then step, as the seed does it
         on_epoch=show,
     )
+    if history.status == "diverged":
+        log.warning(
+            "diverged in epoch %s: %s. Lower the rates, or centre the inputs", history.diverged_at, history.cause
+        )
+    return history
 
 
 # ---------------------------------------------------------------------------------------------------------- internals
@@ -201,7 +212,7 @@ class _NoOpWatch:
         self.learning |= {name for name, layer in self.layers.items() if layer.due}
 
     def check(self, when: str) -> None:
-        """Raise where no R moved although some should have, warn where one did not; nothing was due, nothing is said."""
+        """Raise where no R moved although some should have, warn where one did not."""
         rate = max((group["lr"] for group in self.optimizer.param_groups), default=0.0)
         if not self.learning or not rate > 0:
             return
@@ -233,8 +244,8 @@ def _check_ownership(model, optimizer, decor_optimizer) -> None:
     mine = [decor[id(p)] for group in groups for p in group["params"] if id(p) in decor]
     if mine:
         raise ValueError(
-            f"optimizer also owns R of {sorted(set(mine))}: it would step R by its own rule as soon as a gradient is set. "
-            "Build it over bp_parameters(model)"
+            f"optimizer also owns R of {sorted(set(mine))}: it would step R by its own rule as soon as a gradient is "
+            "set. Build it over bp_parameters(model)"
         )
     if decor_optimizer is None:
         return
@@ -285,8 +296,12 @@ def _summarise(epoch: int, seconds: float, losses: list[Tensor], decor_losses: l
     return Epoch(epoch, seconds, len(losses), float(torch.stack(losses).double().mean()), means)
 
 
-def _finite(row: Epoch) -> bool:
-    return all(abs(value) < float("inf") for value in (row.loss, *row.decor_losses.values()))
+def _not_finite(row: Epoch) -> str:
+    """Which losses are NaN or infinite, as the subject of a sentence; "" where none is."""
+    losses = {"the task loss": row.loss}
+    losses |= {f"the decorrelation loss of layer '{name}'": loss for name, loss in row.decor_losses.items()}
+    broken = [name for name, loss in losses.items() if not math.isfinite(loss)]
+    return " and ".join(broken) + (" is" if len(broken) == 1 else " are") if broken else ""
 
 
 def _diverged(history: History, epoch: int, cause: str) -> History:

@@ -20,8 +20,9 @@ import decorlib.rules
 import decorlib.statistics
 from decorlib.decorrelation import Decorrelation
 from decorlib.linear import DecorLinear
-from decorlib.rules import KappaRule, PlainDecorrelation, RowRule, SeedRule, TriangularRule
+from decorlib.rules import KappaRule, PlainDecorrelation, RowRule, SeedRule
 from decorlib.statistics import Moments
+from decorlib.variants import TriangularRule
 
 trainer = importlib.import_module("decorlib.train")  # in the package, the name is the function's
 

@@ -14,14 +14,13 @@ from problems import D, covariance, distance, moment_of, moments, normal, off, r
 from decorlib.decorrelation import Decorrelation
 from decorlib.maps import AdaptiveGainRule, FoldiakRule
 from decorlib.rules import (
-    ColumnScaledKappaRule,
     KappaRule,
     PlainDecorrelation,
     SeedRule,
-    TriangularRule,
     WhiteningRule,
 )
 from decorlib.statistics import Moments
+from decorlib.variants import ColumnScaledKappaRule, TriangularRule
 from decorlib.whitening import cholesky, zca
 
 EYE = torch.eye(D, dtype=torch.float64)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import D, covariance, distance, moments, normal, run, samples_of, step, stream
 
-from decorlib import maps, rules, whitening
+from decorlib import maps, rules, variants, whitening
 from decorlib.catalogue import RULES, make_rule
 from decorlib.decorrelation import Decorrelation
 from decorlib.rules import Rule
@@ -91,10 +91,10 @@ CASES = [
     kappa_case("kappa 0.5, variance 2", rules.KappaRule, reference.kappa_step, 0.5, 2.0, whitens=2.0),
     kappa_case("kappa 0", rules.KappaRule, reference.kappa_step, 0.0),
     kappa_case("kappa normalized", rules.KappaRule, reference.kappa_step, 0.3, 1.0, "normalized", whitens=1.0),
-    kappa_case("columns", rules.ColumnScaledKappaRule, reference.column_kappa_step, 0.3, **columns),
+    kappa_case("columns", variants.ColumnScaledKappaRule, reference.column_kappa_step, 0.3, **columns),
     kappa_case(
         "columns normalized",
-        rules.ColumnScaledKappaRule,
+        variants.ColumnScaledKappaRule,
         reference.column_kappa_step,
         0.1,
         1.0,
@@ -103,7 +103,7 @@ CASES = [
     ),
     kappa_case(
         "triangular",
-        rules.TriangularRule,
+        variants.TriangularRule,
         reference.triangular_step,
         0.4,
         pairs=0.5,
@@ -112,7 +112,7 @@ CASES = [
     ),
     kappa_case(
         "triangular normalized",
-        rules.TriangularRule,
+        variants.TriangularRule,
         reference.triangular_step,
         0.3,
         1.0,
@@ -328,7 +328,7 @@ def test_equivariance(case):
 def test_fixed_point_is_white(case):
     """T7 and T13: every variance, not their mean."""
     S = covariance()
-    R = run(case.rule, samples_of(S), 0.15, 1_500 if isinstance(case.rule, rules.TriangularRule) else 800)
+    R = run(case.rule, samples_of(S), 0.15, 1_500 if isinstance(case.rule, variants.TriangularRule) else 800)
     X = R @ S @ R.T
     assert distance(X, case.whitens * torch.eye(D, dtype=torch.float64)) < 1e-10
     assert float(case.rule.loss(moments(R, samples_of(S)))) < 1e-14
@@ -396,8 +396,8 @@ BAD = [
     (lambda: rules.KappaRule(variance=None), "variance is None; this rule takes one positive number"),
     (lambda: rules.KappaRule(variance="input"), "variance is 'input'; this rule takes one positive number"),
     (lambda: rules.KappaRule(constants="standart"), "constants is 'standart'; allowed: 'standard', 'normal"),
-    (lambda: rules.TriangularRule(kappa=2.0), r"kappa is 2\.0"),
-    (lambda: rules.ColumnScaledKappaRule(dead_variance=-1.0), r"dead_variance is -1\.0"),
+    (lambda: variants.TriangularRule(kappa=2.0), r"kappa is 2\.0"),
+    (lambda: variants.ColumnScaledKappaRule(dead_variance=-1.0), r"dead_variance is -1\.0"),
     (lambda: rules.WhiteningRule(variance=0.0), r"variance is 0\.0"),
     (lambda: maps.AdaptiveGainRule(norm="mean"), "norm is 'mean'; allowed: 'demeaned', 'raw'"),
     (lambda: whitening.ExactWhitening(kind="svd"), "kind is 'svd'; allowed: 'zca', 'pca', 'cholesky'"),

@@ -204,7 +204,7 @@ def test_a_loss_that_is_nan_ends_the_run_in_its_first_epoch_with_the_layer_that_
 def test_a_loss_that_is_nan_is_seen_where_no_layer_comes_after_the_weights():
     history = trained(network()[:1], loss=lambda y, target: y.sum() * float("nan"))
     assert (history.status, history.diverged_at, len(history)) == ("diverged", 1, 0)
-    assert history.cause == "a loss is not finite after epoch 1"
+    assert history.cause == "the task loss is not finite over epoch 1"
 
 
 def test_a_rate_of_r_that_explodes_ends_the_run_and_names_a_layer():

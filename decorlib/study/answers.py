@@ -1,4 +1,4 @@
-"""The answer sheet: every verdict of every record, one row each; the same rows in notebook 09, the README and the report."""
+"""The answer sheet: every verdict of every record, one row each, for notebook 09, the README and the report alike."""
 
 from __future__ import annotations
 

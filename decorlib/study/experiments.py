@@ -1,13 +1,14 @@
 """One experiment: a frozen specification of plain values -> a record of plain values.
 
-Every training run of the notebooks is an :class:`Experiment`; what two arms do not say differently is equal between them:
-with the same seed they get the same digits, the same initial weights and the same order of batches.
+Every training run of the notebooks is an :class:`Experiment`; what two arms do not say differently is equal between
+them: with the same seed they get the same digits, the same initial weights and the same order of batches.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -163,7 +164,7 @@ def _layer_options(spec: Experiment) -> dict:
 def _mlp(spec: Experiment, features: int, options: dict) -> nn.Sequential:
     layers: list[nn.Module] = []
     widths = (features, *spec.hidden, 10)
-    for depth, (D, M) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for depth, (D, M) in enumerate(pairwise(widths)):
         decorrelates = spec.rule is not None and (spec.decorrelated == "all" or depth == 0)
         layers.append(DecorLinear(D, M, **options) if decorrelates else nn.Linear(D, M))
         if depth < len(spec.hidden):

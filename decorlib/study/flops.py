@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from decorlib.maps import AdaptiveGainRule, FoldiakRule
-from decorlib.rules import RowRule, Rule, TriangularRule
+from decorlib.rules import RowRule, Rule
+from decorlib.variants import TriangularRule
 from decorlib.whitening import ExactWhitening
 
 # Textbook counts for an n x n matrix, in n^3 (Golub & Van Loan): LU, n right-hand sides; Cholesky and its inverse by n

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from decorlib import inputs
 from decorlib.catalogue import make_rule
-from decorlib.decorrelation import Decorrelation, NonFiniteInput
+from decorlib.decorrelation import Decorrelation
+from decorlib.remembering import NonFiniteInput
 from decorlib.study import gaussians
 from decorlib.study.experiments import Experiment, arrays
 

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from decorlib import inputs
-from decorlib.decorrelation import Decorrelation, NonFiniteInput
+from decorlib.decorrelation import Decorrelation
 from decorlib.layers import DecorLinear, bp_parameters, decor_parameters, decor_update
+from decorlib.remembering import NonFiniteInput
 from decorlib.rules import SeedRule
 from decorlib.study import seed as the_seed
 from decorlib.study.experiments import Experiment, arrays, build, measure

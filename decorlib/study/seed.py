@@ -67,9 +67,9 @@ def train(run: str, batches: DataLoader, *, allow_no_op: bool = False, verbose: 
 def readings(seed: int = 42) -> dict[str, dict[str, History]]:
     """The whole document under four readings of its third run, by name: run -> history.
 
-    The cell of run 3 was executed once or twice (In [4] is followed by In [6]), and its last execution updated R or not.
-    An earlier execution updates R; what it leaves behind is 20 epochs of random draws. What readings share is run once:
-    they continue from the same state of torch's generator.
+    The cell of run 3 was executed once or twice (In [4] is followed by In [6]), and its last execution updated R or
+    not. An earlier execution updates R; what it leaves behind is 20 epochs of random draws. What readings share is run
+    once: they continue from the same state of torch's generator.
     """
     batches = loader(seed)
     shared = {run: train(run, batches) for run in RUNS[:2]}
