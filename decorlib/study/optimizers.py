@@ -10,21 +10,20 @@ Two things make R diverge, and they are not the same:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from decorlib import inputs
-from decorlib.decorrelation import Decorrelation
-from decorlib.layers import DecorLinear, bp_parameters, decor_parameters, decor_update
+from decorlib.layers import bp_parameters, decor_parameters, decor_update
 from decorlib.remembering import NonFiniteInput
 from decorlib.rules import SeedRule
-from decorlib.study import seed as the_seed
 from decorlib.study.experiments import Experiment, arrays, build, measure
 from decorlib.study.gaussians import step
-from decorlib.train import train
+from decorlib.study.runs import sweep
 
 ORDERS = ("as in the seed", "update before step", "gradient not cleared", "own optimizers")
 
@@ -111,6 +110,23 @@ def _epoch(order: str, model: nn.Module, batches, adam, sgd, moved: dict[str, li
         moved["own"].append(_distance(R, sgd.step))
         losses.append(loss.detach())
     return {"loss": float(torch.stack(losses).mean()), "decor_loss": float(torch.stack(decor_losses).mean())}
+
+
+def compare_orders(seeds: Iterable[int], epochs: int) -> tuple[pd.DataFrame, dict[str, list]]:
+    """Every order of calls with every seed.
+
+    Returns:
+        One row per run (order, seed, moved by adam, moved by own, test accuracy, correlation), and by order the epochs
+        of its runs, for an exact comparison.
+    """
+    specs = [Order(order, epochs=epochs, seed=seed) for order in ORDERS for seed in seeds]
+    rows, by_order = [], {order: [] for order in ORDERS}
+    for spec, record in zip(specs, sweep(specs, learn_in_order, desc="orders of calls"), strict=True):
+        final = {name.replace("_", " "): record["final"].get(name) for name in ("test_accuracy", "correlation")}
+        moved = {f"moved by {who}": record[f"moved_by_{who}"] for who in ("adam", "own")}
+        rows.append({"order": spec.order, "seed": spec.seed, **moved, **final})
+        by_order[spec.order].append(record["epochs"])
+    return pd.DataFrame(rows), by_order
 
 
 def _distance(R: Tensor, move: Callable[[], object]) -> Tensor:
@@ -209,74 +225,30 @@ def cures(middle: Experiment) -> dict[str, Experiment]:
     }
 
 
+def rates(
+    of_R: Mapping[str, Experiment],
+    of_weights: Mapping[str, Experiment],
+    decor_lrs: Iterable[float],
+    lrs: Iterable[float],
+) -> dict[str, dict[str, list[float]]]:
+    """What is tried for each arm: rates of R for its optimizers, rates of the weights for theirs, scaled by kind."""
+    decor_lrs, lrs = list(decor_lrs), list(lrs)
+    tried = {k: {"decor_lr": [SCALE_OF_R[arm.decor_optimizer] * r for r in decor_lrs]} for k, arm in of_R.items()}
+    return tried | {k: {"lr": [SCALE[arm.optimizer] * r for r in lrs]} for k, arm in of_weights.items()}
+
+
+def long_arms(alone: Experiment, rates: Iterable[float], epochs: Iterable[int]) -> dict[str, Experiment]:
+    """R alone at several rates, each for its number of epochs."""
+    pairs = zip(rates, epochs, strict=True)
+    return {f"rate {rate:g}": alone.but(decor_lr=rate, epochs=n) for rate, n in pairs}
+
+
+def overshoots(beyond: Experiment) -> dict[str, Experiment]:
+    """No target, so that nothing grows, at a rate beyond 2 / lambda_max; without and with a bound on the steps."""
+    return {f"max_step {bound}": beyond.but(rule_options=(), max_step=bound) for bound in (None, 1.0)}
+
+
 def spacings(base: Experiment, every: Iterable[int], sizes: Iterable[int]) -> dict[str, Experiment]:
     """Updates at every n-th step at n times the rate; batches of B at a rate proportional to B: equal rate x epochs."""
     spaced = {f"every {n}": base.but(decor_lr=n * base.decor_lr, layer_options=(("update_every", n),)) for n in every}
     return spaced | {f"B = {B}": base.but(decor_lr=base.decor_lr * B / base.batch_size, batch_size=B) for B in sizes}
-
-
-# --------------------------------------------------------------------------------- accidents that must not be silent
-
-
-def accidents() -> dict[str, str]:
-    """Mistakes in wiring R to an optimizer, each made once on a small network, and what the trainer says to it.
-
-    Returns:
-        mistake -> "ErrorType: first sentence"; "nothing" where training went on without a word.
-    """
-    found = {}
-    for name, make in _ACCIDENTS.items():
-        torch.manual_seed(0)
-        model = nn.Sequential(DecorLinear(6, 4, variance=1.0), nn.LeakyReLU(), DecorLinear(4, 3, variance=1.0))
-        batches = [(torch.randn(8, 6), torch.randint(3, (8,))) for _ in range(3)]
-        try:
-            make(model, batches)
-            found[name] = "nothing"
-        except (RuntimeError, ValueError) as error:
-            found[name] = f"{type(error).__name__}: {str(error).split('. ')[0].split('; ')[0]}"
-    return found
-
-
-def _train(model, batches, weights=None, R=None, in_place=None):
-    adam = torch.optim.Adam(bp_parameters(model) if weights is None else weights, lr=1e-3)
-    sgd = torch.optim.SGD(decor_parameters(model) if R is None else R, lr=1e-3)
-    loss = nn.functional.cross_entropy
-    train(model, loss, batches, epochs=1, optimizer=adam, decor_optimizer=sgd, in_place=in_place)
-
-
-def _edited_update(model, batches):
-    with the_seed.hot_reloaded():
-        _train(model, batches, in_place=False)  # the form of the seed: update() sets a gradient, an optimizer steps
-
-
-def _adam_owns_all(model, batches):
-    _train(model, batches, weights=model.parameters())
-
-
-def _sgd_owns_all(model, batches):
-    _train(model, batches, R=model.parameters())
-
-
-def _old_model(model, batches):
-    other = nn.Sequential(DecorLinear(6, 4, variance=1.0), nn.LeakyReLU(), DecorLinear(4, 3, variance=1.0))
-    _train(model, batches, R=[p for _, p in other.named_parameters() if not p.requires_grad])
-
-
-def _forgotten_layer(model, batches):
-    _train(model, batches, R=[next(iter(decor_parameters(model)))])
-
-
-def _unreached_layer(model, batches):
-    model.append(nn.Identity())
-    model[-1].spare = Decorrelation(3, variance=1.0)
-    _train(model, batches)
-
-
-_ACCIDENTS = {
-    "update() edited, sets no gradient": _edited_update,
-    "Adam owns R as well": _adam_owns_all,
-    "R's optimizer owns the weights": _sgd_owns_all,
-    "R's optimizer was built for an older model": _old_model,
-    "a layer's R belongs to no optimizer": _forgotten_layer,
-    "a layer that the forward never reaches": _unreached_layer,
-}

@@ -13,17 +13,21 @@ target the rule whitens, and shrinks. Everything here is float64 on the CPU; not
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
+import pandas as pd
 import torch
 from torch import Tensor
 
 from decorlib.decorrelation import Decorrelation
 from decorlib.rules import Rule, SeedRule
 from decorlib.statistics import Moments
-from decorlib.study.experiments import Experiment
+from decorlib.study.experiments import Experiment, run
 from decorlib.study.gaussians import draws, states_of, step, yardsticks
+from decorlib.study.progress import progress
+from decorlib.study.runs import sweep
 
 
 def settles_at(target, eta: float = 1.0, batch: int | None = None):
@@ -134,6 +138,22 @@ def steps_to_settle(target: float, lr: float, eta: float = 1.0) -> float:
     return 1 / (2 * lr * (1 + eta * target))
 
 
+def law_table(S: Tensor, etas: Iterable[float], targets: Iterable[float]) -> pd.DataFrame:
+    """Where the seed's rule and the corrected one settle on a population, for each eta and target.
+
+    Returns:
+        Columns eta, target, predicted (t / (1 + eta t)), measured and corrected (means over features), and the largest
+        relative deviation of any feature: worst from the prediction, worst corrected from the target.
+    """
+    rows = []
+    for eta, t in progress(list(product(etas, targets)), desc="populations"):
+        law, v, corrected = settles_at(t, eta), settle(SeedRule(t, eta), S), settle(CorrectedSeedRule(t, eta), S)
+        deviations = float((v / law - 1).abs().max()), float((corrected / t - 1).abs().max())
+        rows.append((eta, t, law, float(v.mean()), float(corrected.mean()), *deviations))
+    columns = ["eta", "target", "predicted", "measured", "corrected", "worst", "worst corrected"]
+    return pd.DataFrame(rows, columns=columns)
+
+
 def arms(targets: Iterable[float], base: Experiment) -> dict[str, Experiment]:
     """The seed's rule with each target, with none, with the input's own variance; and kappa, which reaches 1."""
     named = {"no target": None} | {f"target {t:g}": t for t in targets} | {"input's own": "input"}
@@ -151,5 +171,22 @@ def rates(arms: dict[str, Experiment], products: Iterable[float], input_variance
     for name, arm in arms.items():
         t = dict(arm.rule_options)["variance"]
         t = input_variance if t == "input" else 1.0 if t is None or arm.rule == "kappa" else t
-        found[name] = {"decor_lr": [product / t for product in products]}
+        found[name] = {"decor_lr": [value / t for value in products]}
     return found
+
+
+def correlations(
+    arms: dict[str, Experiment], rates: dict[str, dict], products: Sequence[float], seeds: Iterable[int]
+) -> pd.DataFrame:
+    """What tuning saw of the arms with a number as target: arm, rate, rate x target, seed, cosine (NaN: diverged)."""
+    named = [name for name in arms if name.startswith("target")]
+    keys = [
+        (name, rate, value, seed)
+        for name in named
+        for rate, value in zip(rates[name]["decor_lr"], products, strict=True)
+        for seed in seeds
+    ]
+    specs = [arms[name].but(decor_lr=rate, seed=seed, split="validation") for name, rate, _, seed in keys]
+    found = pd.DataFrame(keys, columns=["arm", "rate", "rate x target", "seed"])
+    values = [record["final"].get("cosine") for record in sweep(specs, run, desc="correlations")]
+    return found.assign(cosine=pd.to_numeric(pd.Series(values, dtype=object)))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from decorlib.study import optimizers
+from decorlib.study import accidents, optimizers
 from decorlib.study.experiments import Experiment
 from decorlib.study.optimizers import ORDERS, Order, learn_in_order
 
@@ -76,7 +76,7 @@ def test_spacings_keep_rate_times_steps():
 
 
 def test_no_accident_is_silent():
-    said = optimizers.accidents()
+    said = accidents.accidents()
     assert len(said) == 6
     silent = [name for name, answer in said.items() if answer == "nothing"]
     assert not silent
@@ -84,5 +84,15 @@ def test_no_accident_is_silent():
 
 
 def test_a_sound_wiring_says_nothing(monkeypatch):
-    monkeypatch.setattr(optimizers, "_ACCIDENTS", {"sound": optimizers._train})
-    assert optimizers.accidents() == {"sound": "nothing"}
+    monkeypatch.setattr(accidents, "_ACCIDENTS", {"sound": accidents._train})
+    assert accidents.accidents() == {"sound": "nothing"}
+
+
+def test_rates_are_scaled_by_kind_and_equally_many():
+    base = Experiment()
+    found = optimizers.rates(
+        optimizers.arms_of_R(base), optimizers.arms_of_weights(base, ["sgd"], 1e-4), [1e-5, 1e-4], [1e-3, 1e-2]
+    )
+    assert found["SGD"] == {"decor_lr": [1e-5, 1e-4]}
+    assert found["momentum"]["decor_lr"] == pytest.approx([1e-6, 1e-5])
+    assert found["sgd, plain"]["lr"] == pytest.approx([1e-2, 1e-1])
