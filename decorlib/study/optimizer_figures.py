@@ -17,7 +17,7 @@ from decorlib.study.stats import Interval, paired
 def orders(wide: pd.DataFrame) -> tuple[Figure, str, dict[str, Interval]]:
     """Test accuracy of each order of calls minus that of the seed's; one row per seed, one column per order."""
     ours, others = ORDERS[0], ORDERS[1:]
-    effects = {order: paired(wide[order], wide[ours]) for order in others}
+    effects = {order: paired(wide[order].tolist(), wide[ours].tolist()) for order in others}
     worst = min(effect.estimate for effect in effects.values())
     fig, ax = plt.subplots(figsize=(7.5, 2.8))
     differences = {order: (wide[order] - wide[ours]).to_numpy() for order in others}

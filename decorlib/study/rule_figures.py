@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from decorlib.study.figures import MARKERS, PALETTE, arm_styles, paired_dots
 
@@ -90,6 +90,7 @@ def dot_panels(
                     ax.annotate("never", where, xycoords=ax.get_yaxis_transform(), color=PALETTE[i], **_SMALL)
             ax.plot([], [], MARKERS[i], color=PALETTE[i], label=setting)
         ax.set(xscale="log", xlabel=label)
+        _plain_numbers(ax.xaxis)
         ax.set_yticks(range(len(arms)), arms)
     axes[0].set_ylim(len(arms) - 0.5, -0.5)
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(tables))
@@ -161,4 +162,11 @@ def difference_panels(wides: Mapping[str, pd.DataFrame], baseline: str, xlabel: 
         whole = [name for name in wide.columns.drop(baseline) if wide[[name, baseline]].notna().all(axis=None)]
         paired_dots({name: wide[name] - wide[baseline] for name in whole}, ax=ax, xlabel=xlabel, title=setting)
         ax.set_yticks(range(len(whole)), whole)
+        # One arm far out must not flatten the others: linear up to 0.1, logarithmic beyond.
+        ax.set_xscale("symlog", linthresh=0.1)
+        ax.margins(x=0.08)
+        ax.autoscale_view(scaley=False)
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_major_locator(FixedLocator([-1, -0.1, -0.05, 0, 0.05, 0.1, 1]))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     return _titled(fig, title)

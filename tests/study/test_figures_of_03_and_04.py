@@ -35,7 +35,7 @@ def test_factor_says_both_spreads():
 @pytest.mark.parametrize(("shift", "says"), [(0.2, "Beyond 0.1 of it: b"), (0.0, "None is surely beyond")])
 def test_accuracy_names_what_is_beyond_the_margin(shift, says):
     wide = pd.DataFrame({"a": [0.5, 0.6, 0.7], "b": [0.501 + shift, 0.6 + shift, 0.699 + shift]})
-    fig, _ = variance_figures.accuracy(wide, {"b": paired(wide["b"], wide["a"])}, "a", margin=0.1)
+    fig, _ = variance_figures.accuracy(wide, {"b": paired(wide["b"].tolist(), wide["a"].tolist())}, "a", margin=0.1)
     assert fig.axes[0].get_title(loc="left").startswith(says)
 
 
