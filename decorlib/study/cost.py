@@ -25,8 +25,11 @@ def decorrelation_step(features: int, batch: int, lr: float = 1e-6, **options) -
     return step
 
 
-def dense_step(features: int, batch: int, lr: float = 1e-6) -> Callable[[], object]:
-    """The same step of the seed's rule as its equations are written: C in full, C R as a D^3 product, loss from C."""
+def dense_step(features: int, batch: int, lr: float = 1e-6, literal: bool = False) -> Callable[[], object]:
+    """The same step of the seed's rule as its equations are written: C in full, C R as a D^3 product, loss from C.
+
+    ``literal`` multiplies by diag(n) as a matrix, too, which the equation says and a careful reader would not.
+    """
     R = torch.eye(features)
     eye = torch.eye(features)
     x = _inputs(features, batch)
@@ -38,7 +41,8 @@ def dense_step(features: int, batch: int, lr: float = 1e-6) -> Callable[[], obje
         v = C.diagonal()
         n = torch.where(v < 1e-8, torch.ones_like(v), 1 / v)
         loss = (C - eye).square().mean()
-        R = R - lr * (R - n[:, None] * ((eye - C) @ R))
+        scaled = torch.diag(n) @ (eye - C) if literal else n[:, None] * (eye - C)
+        R = R - lr * (R - scaled @ R)
         return loss
 
     return step
