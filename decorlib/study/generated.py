@@ -142,8 +142,8 @@ def gallery(
 
 
 def headline(notebooks: dict[str, NotebookNode], folder: Path) -> str:
-    """The figure of notebook 07, the comparison that matters most, else that of the newest notebook with one."""
-    for name in ["07", *sorted(notebooks, reverse=True)]:
+    """The figure of notebook 07, the comparison that matters most; without it 00's, the failed run explained."""
+    for name in ["07", *sorted(notebooks)]:
         figure = first_figure(notebooks[name]) if name in notebooks else None
         if figure:
             (folder / "headline.png").write_bytes(figure[0])
