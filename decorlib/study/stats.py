@@ -142,7 +142,7 @@ def decide(interval: Interval, *, better: Literal["higher", "lower"], margin: fl
     return "supported" if low > margin else "refuted" if high < margin else "inconclusive"
 
 
-def _checked(values: Sequence[float], name: str) -> np.ndarray:
+def _checked(values: Sequence[float | None], name: str) -> np.ndarray:
     for i, value in enumerate(values):
         if value is None or not math.isfinite(value):
             raise ValueError(
