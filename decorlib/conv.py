@@ -18,26 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from decorlib.decorrelation import Decorrelation
-from decorlib.linear import fused_linear
+from decorlib.linear import Decorrelated, fused_linear
 
 
-class DecorConvolution:
-    """What the two convolutions share: a Decorrelation of the right size, and its update."""
-
-    decorrelation: Decorrelation
-
-    def update(self, lr: float | None = None, max_step: float | None = None) -> Tensor | None:
-        """See :meth:`decorlib.layers.Decorrelation.update`."""
-        return self.decorrelation.update(lr, max_step)
-
-    def step(self, lr: float, max_step: float | None = None) -> Tensor | None:
-        """See :meth:`~decorlib.layers.Decorrelation.step`."""
-        return self.decorrelation.step(lr, max_step)
-
-    def reset_parameters(self) -> None:
-        super().reset_parameters()
-        if hasattr(self, "decorrelation"):  # torch's constructor calls this before R exists
-            self.decorrelation.reset_parameters()
+class DecorConvolution(Decorrelated):
+    """What the two convolutions share: the check of their input, and the choice of the cheaper form."""
 
     def _check_input(self, x: Tensor, input: Tensor) -> None:
         if not x.is_floating_point():

@@ -9,7 +9,26 @@ from torch import Tensor, nn
 from decorlib.decorrelation import Decorrelation
 
 
-class DecorLinear(nn.Linear):
+class Decorrelated:
+    """What every layer with a Decorrelation inside shares: its update, its step, its reset."""
+
+    decorrelation: Decorrelation
+
+    def update(self, lr: float | None = None, max_step: float | None = None) -> Tensor | None:
+        """See :meth:`decorlib.layers.Decorrelation.update`."""
+        return self.decorrelation.update(lr, max_step)
+
+    def step(self, lr: float, max_step: float | None = None) -> Tensor | None:
+        """See :meth:`decorlib.layers.Decorrelation.step`."""
+        return self.decorrelation.step(lr, max_step)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if hasattr(self, "decorrelation"):  # torch's constructor calls this before R exists
+            self.decorrelation.reset_parameters()
+
+
+class DecorLinear(Decorrelated, nn.Linear):
     r"""A linear layer on decorrelated inputs: z = W y + b with y = R (x - mu) + b_R.
 
     A drop-in for :class:`torch.nn.Linear`: same ranks in and out, same initial weights for the same seed, ``weight``
@@ -82,19 +101,6 @@ class DecorLinear(nn.Linear):
     def fused(self, mean: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Weight (M, D) and bias (M) of the plain layer that does the same: W R and b + W (b_R - R mean)."""
         return fused_linear(self.weight, self.bias, self.decorrelation, mean)
-
-    def update(self, lr: float | None = None, max_step: float | None = None) -> Tensor | None:
-        """See :meth:`Decorrelation.update`."""
-        return self.decorrelation.update(lr, max_step)
-
-    def step(self, lr: float, max_step: float | None = None) -> Tensor | None:
-        """See :meth:`Decorrelation.step`."""
-        return self.decorrelation.step(lr, max_step)
-
-    def reset_parameters(self) -> None:
-        super().reset_parameters()
-        if hasattr(self, "decorrelation"):  # torch's constructor calls this before R exists
-            self.decorrelation.reset_parameters()
 
 
 def fused_linear(
