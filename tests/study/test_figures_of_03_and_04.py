@@ -5,13 +5,17 @@ import pandas as pd
 import pytest
 
 from decorlib.study import optimizer_figures, variance_figures
+from decorlib.study.figures import use_style
 from decorlib.study.optimizers import ORDERS
 from decorlib.study.stats import paired
 
 
 @pytest.fixture(autouse=True)
-def _close():
-    yield
+def _styled():
+    """As in a notebook: the style of this project, whatever test came before in this process."""
+    with plt.rc_context():
+        use_style()
+        yield
     plt.close("all")
 
 
