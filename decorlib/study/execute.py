@@ -46,6 +46,8 @@ def execute(source: Source, target: Path, values: dict, timeout: int | None, env
     except Exception as error:  # dead kernel, time-out, no such kernel: papermill leaves no mark of these
         where = _cell(source, _running(target))
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        if isinstance(error, OSError):
+            reason += f"; free space or make {target.parent} writable, and call again"
         raise NotebookFailed(f"{source.path.name} failed in {where}: {reason}") from error
     finally:
         for name, value in before.items():

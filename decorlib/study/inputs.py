@@ -9,16 +9,16 @@ from pathlib import Path
 
 from decorlib.study.notebooks import Source
 from decorlib.study.provenance import DATA
-from decorlib.study.records import dumps, write_atomic
+from decorlib.study.records import Record, RecordDamaged, dumps, write_atomic
 
 PACKAGE = DATA.parent
 # These run or arrange notebooks; an edit of them cannot change a number inside one.
-_OUTSIDE = {
-    f"study/{name}.py" for name in ("reproduce", "execute", "inputs", "report", "pages", "generated", "compare")
-}
+_ARRANGING = ("reproduce", "publish", "execute", "inputs", "report", "pages", "generated", "compare")
+_OUTSIDE = {f"study/{name}.py" for name in (*_ARRANGING, "spread", "soak")}
 
 
-def _sha(data: bytes | str) -> str:
+def sha(data: bytes | str) -> str:
+    """Hex digest of bytes or of a text."""
     return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
 
 
@@ -36,7 +36,7 @@ def code_of(text: str) -> str:
 def code_hashes(package: Path = PACKAGE) -> dict[str, str]:
     """Hash of every module whose code can change what a notebook computes."""
     return {
-        name: _sha(code_of(path.read_text(encoding="utf-8")))
+        name: sha(code_of(path.read_text(encoding="utf-8")))
         for path in sorted(package.rglob("*.py"))
         if (name := path.relative_to(package).as_posix()) not in _OUTSIDE
     }
@@ -45,7 +45,7 @@ def code_hashes(package: Path = PACKAGE) -> dict[str, str]:
 def digests(folder: Path, skip: Path | None = None) -> dict[str, str]:
     """sha256 of every file below a folder by its relative path."""
     return {
-        path.relative_to(folder).as_posix(): _sha(path.read_bytes())
+        path.relative_to(folder).as_posix(): sha(path.read_bytes())
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path != skip
     }
@@ -54,7 +54,7 @@ def digests(folder: Path, skip: Path | None = None) -> dict[str, str]:
 def _source(source: Source) -> str:
     """The notebook's cells without outputs, counts and ids."""
     cells = [[c.cell_type, c.source, sorted(c.metadata.get("tags", []))] for c in source.read().cells]
-    return _sha(json.dumps(cells))
+    return sha(json.dumps(cells))
 
 
 def collect(source: Source, values: dict, options: Namespace) -> dict[str, str]:
@@ -62,9 +62,9 @@ def collect(source: Source, values: dict, options: Namespace) -> dict[str, str]:
     lock = options.root / "requirements.lock"
     found = {
         "the notebook": _source(source),
-        "its parameters": _sha(dumps(values)),
-        "requirements.lock": _sha(lock.read_bytes()) if lock.exists() else "none",
-        "the data": _sha((DATA / "mnist" / "SHA256SUMS").read_bytes()),
+        "its parameters": sha(dumps(values)),
+        "requirements.lock": sha(lock.read_bytes()) if lock.exists() else "none",
+        "the data": sha((DATA / "mnist" / "SHA256SUMS").read_bytes()),
         "the Python version": platform.python_version(),
     }
     found.update({f"decorlib/{name}": value for name, value in code_hashes().items()})
@@ -72,9 +72,12 @@ def collect(source: Source, values: dict, options: Namespace) -> dict[str, str]:
         for path in sorted((options.results / "records").glob("[0-9][0-9].json")):
             if path.stem < source.number:
                 # without made_by and sha256: the same findings on another day are the same input
-                content = json.loads(path.read_text(encoding="utf-8"))
-                findings = {k: v for k, v in content.items() if k not in ("made_by", "sha256")}
-                found[f"record {path.stem}"] = _sha(dumps(findings))
+                try:
+                    content = Record.load(path).content()
+                    findings = dumps({k: v for k, v in content.items() if k not in ("made_by", "sha256")})
+                except RecordDamaged:  # the notebook that reads it will say so
+                    findings = "damaged"
+                found[f"record {path.stem}"] = sha(findings)
     return found
 
 
@@ -82,34 +85,25 @@ def _stamp(options: Namespace, source: Source) -> Path:
     return options.build / "stamps" / f"{source.path.stem}.json"
 
 
-def _outputs(options: Namespace, source: Source) -> dict[str, str]:
-    from decorlib.study.reproduce import files_of
-
-    return {
-        path.relative_to(options.results).as_posix(): _sha(path.read_bytes())
-        for path in files_of(options.results, source)
-    }
-
-
-def why_run(found: dict[str, str], source: Source, options: Namespace) -> str | None:
-    """Why a notebook has to run, in a few words; None when it does not."""
+def why_run(found: dict[str, str], source: Source, options: Namespace, outputs: dict[str, str]) -> str | None:
+    """Why a notebook has to run, in a few words; None when it does not. `outputs`: what the results hold of it."""
     try:
         stored = json.loads(_stamp(options, source).read_text(encoding="utf-8"))
-        before, outputs = stored["inputs"], stored["outputs"]
+        before, made = stored["inputs"], stored["outputs"]
     except (OSError, ValueError, KeyError):
         return "not yet run in this clone"
     changed = sorted(name for name in {*found, *before} if found.get(name) != before.get(name))
     if changed:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         return f"{changed[0]}{more} changed"
-    if outputs != _outputs(options, source):
+    if outputs != made:
         return "its results were removed or edited"
     return None
 
 
-def remember(found: dict[str, str], source: Source, options: Namespace) -> None:
-    """Note that the results now there were made from `found`."""
-    stamp = {"inputs": found, "outputs": _outputs(options, source)}
+def remember(found: dict[str, str], source: Source, options: Namespace, outputs: dict[str, str]) -> None:
+    """Note that the results now there, `outputs`, were made from `found`."""
+    stamp = {"inputs": found, "outputs": outputs}
     write_atomic(_stamp(options, source), dumps(stamp).encode())
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from decorlib.study import generated, inputs, pages
 from decorlib.study.pages import ReportError
 from decorlib.study.provenance import ROOT
+from decorlib.study.publish import one_at_a_time
 from decorlib.study.records import RecordDamaged, dumps, write_atomic
 
 PAGE_LIMIT, SITE_LIMIT = 2_000_000, 15_000_000  # bytes: of a page with its images, and of all results
@@ -49,7 +50,7 @@ def build(root: Path, results: Path, build_folder: Path, force: bool = False) ->
     """Build ``results/report`` where something changed; False, with the reason printed, when it cannot be built."""
     site, stamp = results / "report", build_folder / "report.json"
     now = {"inputs": state(root, results), "site": inputs.digests(site)}
-    if not force and site.exists() and stamp.exists() and json.loads(stamp.read_text()) == now:
+    if not force and site.exists() and _read(stamp) == now:
         print("report: nothing to be done")
         return True
     begin = time.perf_counter()
@@ -67,18 +68,28 @@ def build(root: Path, results: Path, build_folder: Path, force: bool = False) ->
         run_sphinx(sources, output, build_folder / "doctrees", settings)
         prune(output)
         check(output, root)
-    except (ReportError, RecordDamaged, OSError) as error:
+        replace(output, site)
+        now["site"] = inputs.digests(site)
+        write_atomic(stamp, dumps(now).encode())
+    except (ReportError, RecordDamaged) as error:
         print(f"report: {error}", file=sys.stderr)
         return False
-    replace(output, site)
-    now["site"] = inputs.digests(site)
-    write_atomic(stamp, dumps(now).encode())
+    except OSError as error:
+        print(f"report: {error}: free space there or make it writable, and call again", file=sys.stderr)
+        return False
     size = sum(path.stat().st_size for path in results.rglob("*") if path.is_file())
     print(
         f"report: {count} notebook(s), {time.perf_counter() - begin:.0f} s; all results {size / 1e6:.1f} MB; "
         f"open {os.path.relpath(site / 'index.html')}"
     )
     return True
+
+
+def _read(stamp: Path) -> dict | None:
+    try:
+        return json.loads(stamp.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def run_sphinx(sources: Path, output: Path, doctrees: Path, settings: dict[str, str]) -> None:
@@ -153,7 +164,12 @@ def replace(output: Path, site: Path) -> None:
     shutil.copytree(output, partial)
     if site.exists():
         os.replace(site, old)
-    os.replace(partial, site)
+    try:
+        os.replace(partial, site)
+    except OSError:
+        if old.exists():
+            os.replace(old, site)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -168,7 +184,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     root = options.root.resolve()
     results = root / "results" if options.profile == "full" else root / "build" / options.profile
-    return 0 if build(root, results, root / "build" / "reproduce" / options.profile, options.force) else 1
+    try:
+        with one_at_a_time(root):
+            return 0 if build(root, results, root / "build" / "reproduce" / options.profile, options.force) else 1
+    except OSError as error:
+        print(f"report: {error}: free space there or make it writable, and call again", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Run the notebooks and write ``results/``: ``python -m decorlib.study.reproduce``, or ``make reproduce``.
 
 Each notebook runs by papermill in a folder of its own below ``build/``. Only when all of it has succeeded are
-its executed notebook, record and figures moved into the results, together. If it fails, the results of its
+its executed notebook, record and figures put into the results, together. If it fails, the results of its
 last successful run stay as they are: they are whole and carry their own provenance, and hours of computing
 are not thrown away because a later attempt ran out of memory. The failed attempt is kept below ``build/``
 (the message names it), the exit status is not zero, and the notebook runs again next time.
@@ -16,19 +16,20 @@ import argparse
 import os
 import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import nbformat
-from filelock import FileLock, Timeout
 
-from decorlib.study import answers, compare, inputs, notebooks
+from decorlib.study import answers, compare, inputs, notebooks, publish
 from decorlib.study.execute import NotebookFailed, execute
 from decorlib.study.notebooks import BadParameters, Source
 from decorlib.study.provenance import ROOT
-from decorlib.study.records import RecordDamaged
+from decorlib.study.records import RecordDamaged, write_atomic
 
 FAILED, USAGE, CHANGED = 1, 2, 3  # exit statuses: a notebook failed, bad request, a verdict changed
+NOTHING = "nothing to be done"
 
 
 def base_environment(options: argparse.Namespace) -> dict[str, str]:
@@ -41,10 +42,12 @@ def base_environment(options: argparse.Namespace) -> dict[str, str]:
     return env
 
 
-def run_one(source: Source, values: dict, options: argparse.Namespace) -> None:
-    """Run a notebook in its own folder and, after success, move what it made into the results."""
-    staging = options.build / "staging" / source.number
-    shutil.rmtree(staging, ignore_errors=True)
+def run_one(source: Source, values: dict, found: dict[str, str], options: argparse.Namespace) -> Path:
+    """Run a notebook in a folder of its own, below build/; return the folder once all of it is there."""
+    inputs.forget(options, source)
+    publish.clear(options, source)
+    (options.build / "staging").mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f"{source.number}.", dir=options.build / "staging"))
     executed = staging / "notebooks" / source.path.name
     env = {
         **base_environment(options),
@@ -52,7 +55,6 @@ def run_one(source: Source, values: dict, options: argparse.Namespace) -> None:
         "DECORLIB_RECORDS": str(options.results / "records"),
         "DECORLIB_NOTEBOOK": source.number,
     }
-    inputs.forget(options, source)
     failed = options.build / "failed" / source.path.name
     failed.unlink(missing_ok=True)
     try:
@@ -73,33 +75,8 @@ def run_one(source: Source, values: dict, options: argparse.Namespace) -> None:
         "outputs": inputs.digests(staging, skip=executed),
     }
     notebooks.write(notebook, executed)
-    publish(staging, options.results, source)
-    shutil.rmtree(staging, ignore_errors=True)
-
-
-def files_of(results: Path, source: Source) -> list[Path]:
-    """Everything in the results that belongs to one notebook."""
-    number = source.number
-    patterns = (f"notebooks/{number}_*.ipynb", f"figures/{number}_*", f"records/{number}.*")
-    return [path for pattern in patterns for path in sorted(results.glob(pattern))]
-
-
-def publish(staging: Path, results: Path, source: Source) -> None:
-    """Move one notebook's files into the results and remove what its former run left; the notebook goes last.
-
-    The executed notebook holds the sums of the other files, so a process killed in between leaves a set that
-    ``make report`` refuses and the next ``make reproduce`` runs again.
-    """
-    new = sorted(path for path in staging.rglob("*") if path.is_file())
-    new.sort(key=lambda path: path.suffix == ".ipynb")
-    kept = {results / path.relative_to(staging) for path in new}
-    for path in new:
-        target = results / path.relative_to(staging)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(path, target)
-    for path in files_of(results, source):
-        if path not in kept:
-            path.unlink()
+    publish.ended(staging, found, options, source)
+    return staging
 
 
 def refresh_sources(sources: list[Source], options: argparse.Namespace) -> list[str]:
@@ -118,13 +95,13 @@ def refresh_sources(sources: list[Source], options: argparse.Namespace) -> list[
         begin = time.perf_counter()
         try:
             execute(source, temporary, {}, options.timeout, env)
-        except NotebookFailed as error:
-            print(error, file=sys.stderr)
+            notebook = notebooks.normalise(nbformat.read(temporary, as_version=4))
+            notebooks.write(notebook, temporary)
+            write_atomic(source.path, temporary.read_bytes())
+        except (NotebookFailed, OSError) as error:
+            print(error if isinstance(error, NotebookFailed) else f"{source.path.name}: {error}", file=sys.stderr)
             failures.append(source.number)
             continue
-        notebook = notebooks.normalise(nbformat.read(temporary, as_version=4))
-        notebooks.write(notebook, temporary)
-        os.replace(temporary, source.path)
         print(f"{source.number}  refreshed in {time.perf_counter() - begin:.1f} s")
     return failures
 
@@ -165,23 +142,55 @@ def run_all(sources: list[Source], values: dict, options: argparse.Namespace) ->
     """Run the notebooks in order; a failure does not stop the others. Returns number -> message."""
     failures: dict[str, str] = {}
     for source in sources:
-        number = source.number
-        found = inputs.collect(source, values[number], options)
-        reason = "--force" if options.force else inputs.why_run(found, source, options)
-        if reason is None:
-            print(f"{number}  nothing to be done")
-            continue
-        print(f"{number}  {source.path.stem[3:].replace('_', ' ')} ({options.profile}: {reason})", flush=True)
         begin = time.perf_counter()
         try:
-            run_one(source, values[number], options)
-        except NotebookFailed as error:
-            failures[number] = str(error)
-            print(f"{number}  FAILED after {time.perf_counter() - begin:.1f} s: {error}", file=sys.stderr)
+            did = bring_up_to_date(source, values[source.number], options)
+        except (NotebookFailed, OSError) as error:
+            message = str(error) if isinstance(error, NotebookFailed) else not_written(error, source)
+            failures[source.number] = message
+            print(f"{source.number}  FAILED after {time.perf_counter() - begin:.1f} s: {message}", file=sys.stderr)
             continue
-        inputs.remember(found, source, options)
-        print(f"{number}  done in {time.perf_counter() - begin:.1f} s", flush=True)
+        print(f"{source.number}  done in {time.perf_counter() - begin:.1f} s" if did else f"{source.number}  {NOTHING}")
+        sys.stdout.flush()
     return failures
+
+
+def bring_up_to_date(source: Source, values: dict, options: argparse.Namespace) -> bool:
+    """Run a notebook where something changed, or publish the run that could not be; False where all is as it was.
+
+    Raises:
+        NotebookFailed: it did not run to its end.
+        OSError: a file could not be written; the results are as they were.
+    """
+    found = inputs.collect(source, values, options)
+    here = publish.outputs(options.results, source)
+    reason = "--force" if options.force else inputs.why_run(found, source, options, here)
+    if reason is None:
+        return False
+    staging = None if options.force else publish.unpublished(found, options, source)
+    if staging is not None:
+        reason = "its last run could not be published"
+    name = source.path.stem[3:].replace("_", " ")
+    print(f"{source.number}  {name} ({options.profile}: {reason})", flush=True)
+    if staging is None:
+        staging = run_one(source, values, found, options)
+    try:
+        publish.publish(staging, options.results, source)
+    except OSError as error:
+        error.add_note(
+            f"it ran to its end and its results wait in {staging}: free space or make {options.results} writable and "
+            "call again, which will only publish them"
+        )
+        raise
+    inputs.remember(found, source, options, publish.outputs(options.results, source))
+    publish.clear(options, source)
+    return True
+
+
+def not_written(error: OSError, source: Source) -> str:
+    """What a full disk or a read-only folder stopped, and the way out."""
+    notes = getattr(error, "__notes__", ["free space there or make it writable, and call again"])
+    return "; ".join([f"{source.path.name}: {error}", *notes])
 
 
 def finish(options: argparse.Namespace, before: dict) -> int:
@@ -240,21 +249,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; one at a time in a clone."""
     options = parse(arguments)
-    options.build.mkdir(parents=True, exist_ok=True)
     os.environ.pop("JUPYTER_PATH", None)  # another environment's kernel `python3` would win
-    lock = FileLock(options.root / "build" / "reproduce.lock")
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print("another `make reproduce` runs in this clone; waiting for it", flush=True)
-        lock.acquire()
-    try:
-        return reproduce(options)
+        with publish.one_at_a_time(options.root):
+            options.build.mkdir(parents=True, exist_ok=True)
+            return reproduce(options)
     except KeyboardInterrupt:
         print("\ninterrupted; finished notebooks are kept, this one runs again next time", file=sys.stderr)
         return 130
-    finally:
-        lock.release()
+    except OSError as error:
+        print(f"reproduce: {error}: free space there or make it writable, and call again", file=sys.stderr)
+        return FAILED
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
 """The pipeline on small notebooks in a folder of their own. Kernels are real, so each run costs about a second."""
 
+import builtins
+import errno
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -203,6 +207,148 @@ def test_two_at_once_take_turns(tmp_path):
     out, _ = other.communicate(timeout=60)
     assert other.returncode == 0
     assert "01  done" in out
+
+
+# ------------------------------------------------------------------------------------- results that cannot be written
+
+
+def full_disk(root, patch):
+    real = os.fsync
+
+    def fsync(descriptor):
+        if Path(os.readlink(f"/proc/self/fd/{descriptor}")).is_relative_to(root / "results" / "figures"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    patch.setattr(os, "fsync", fsync)
+
+
+def read_only(root, patch):
+    # Not by permissions: who runs the tests as root may write anywhere.
+    real = builtins.open
+
+    def refuse(path, mode="r", *arguments, **options):
+        if "w" in mode and Path(path).is_relative_to(root / "results" / "figures"):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return real(path, mode, *arguments, **options)
+
+    patch.setattr(builtins, "open", refuse)
+
+
+def not_a_folder(root, patch):
+    folder = root / "results" / "figures"
+    if folder.is_dir():
+        patch.setattr(Path, "mkdir", _no_folder(folder))
+    else:
+        folder.parent.mkdir()
+        folder.write_text("somebody's notes")
+
+
+def _no_folder(folder):
+    real = Path.mkdir
+
+    def mkdir(self, *arguments, **options):
+        if self == folder:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self))
+        real(self, *arguments, **options)
+
+    return mkdir
+
+
+COUNTS = "import os, pathlib\nwith open(pathlib.Path({folder!r}, 'ran'), 'a') as file:\n    _ = file.write('x')"
+
+
+@pytest.mark.parametrize("fault", [full_disk, read_only, not_a_folder])
+@pytest.mark.parametrize("before", [False, True])
+def test_results_that_cannot_be_written_are_named_and_nothing_is_lost(fault, before, tmp_path, monkeypatch, capsys):
+    put(tmp_path, "01", COUNTS.format(folder=str(tmp_path)), WRITE_FIGURE)
+    put(tmp_path, "02", "print('two')")
+    results = tmp_path / "results"
+    if before:
+        assert make(tmp_path, "--only", "01") == 0
+        put(tmp_path, "01", COUNTS.format(folder=str(tmp_path)), WRITE_FIGURE, "print('new')")
+    old = contents(results) if before else {}
+    (tmp_path / "ran").unlink(missing_ok=True)
+    with monkeypatch.context() as patch:
+        fault(tmp_path, patch)
+        capsys.readouterr()
+        assert make(tmp_path) == reproduce.FAILED
+    said = capsys.readouterr()
+    assert "1 notebook(s) FAILED" in said.err
+    assert "Traceback" not in said.err
+    assert re.search(r"01_why\.ipynb: .*free space or make .*results writable and call again", said.err)
+    assert "it ran to its end and its results wait in" in said.err
+    assert "02  done" in said.out
+    now = contents(results)
+    assert {name: now[name] for name in old} == old
+    assert set(now) - set(old) - {"figures"} == {"notebooks/02_why.ipynb"}, "something half is left"
+
+    # The fault is over: what had run is published, without running again.
+    if (results / "figures").is_file():
+        (results / "figures").unlink()
+    assert make(tmp_path) == 0
+    said = capsys.readouterr().out
+    assert "01  why (full: its last run could not be published)" in said
+    assert "02  nothing to be done" in said
+    assert (tmp_path / "ran").read_text() == "x"
+    assert set(contents(results)) == {"notebooks/01_why.ipynb", "notebooks/02_why.ipynb", "figures/01_line.png"}
+    assert make(tmp_path) == 0
+    assert capsys.readouterr().out.count("nothing to be done") == 2
+    assert list((tmp_path / "build" / "reproduce" / "full" / "staging").iterdir()) == []
+
+
+def test_a_run_that_could_not_be_published_is_run_again_after_an_edit_or_damage(tmp_path, capsys):
+    put(tmp_path, "01", WRITE_FIGURE)
+    not_a_folder(tmp_path, None)
+    assert make(tmp_path) == reproduce.FAILED
+    (tmp_path / "results" / "figures").unlink()
+    (waiting,) = (tmp_path / "build" / "reproduce" / "full" / "staging").glob("01.*/figures/01_line.png")
+    waiting.write_text("damaged")
+    capsys.readouterr()
+    assert make(tmp_path) == 0
+    assert "01  why (full: not yet run in this clone)" in capsys.readouterr().out
+    assert (tmp_path / "results" / "figures" / "01_line.png").read_text() == "x"
+
+
+def test_a_clone_that_cannot_be_written_is_named(tmp_path, capsys):
+    put(tmp_path, "01", "print('one')")
+    (tmp_path / "build").write_text("a file")
+    assert make(tmp_path) == reproduce.FAILED
+    assert re.search(r"reproduce: .*build.*make it writable", capsys.readouterr().err)
+
+
+def test_a_disk_that_is_full_while_a_notebook_runs(tmp_path, monkeypatch, capsys):
+    put(tmp_path, "01", "print('one')")
+    put(tmp_path, "02", "print('two')")
+    real = reproduce.execute
+
+    def fill(source, *arguments):
+        if source.number == "01":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "staging")
+        real(source, *arguments)
+
+    monkeypatch.setattr(reproduce, "execute", fill)
+    assert make(tmp_path) == reproduce.FAILED
+    said = capsys.readouterr()
+    assert "01_why.ipynb: [Errno 28] No space left on device: 'staging'; free space there" in said.err
+    assert set(contents(tmp_path / "results")) == {"notebooks/02_why.ipynb"}
+
+
+def test_a_damaged_record_stops_only_who_reads_it(tmp_path, capsys):
+    put(tmp_path, "01", RECORD, parameters="value = 1.0\noutcome = 'supported'")
+    put(tmp_path, "02", "print('two')")
+    put(tmp_path, "03", "from decorlib.study import load_records\n_ = load_records()")
+    assert make(tmp_path) == 0
+    record = tmp_path / "results" / "records" / "01.json"
+    good = record.read_bytes()
+    record.write_bytes(good[: len(good) // 2])
+    capsys.readouterr()
+    assert make(tmp_path, "--only", "02", "03") == reproduce.FAILED
+    said = capsys.readouterr()
+    assert "02  nothing to be done" in said.out
+    assert re.search(r"03_why\.ipynb failed in cell 2 .*RecordDamaged.*01\.json is damaged", said.err)
+    assert make(tmp_path) == 0  # all of them: the record is made again
+    assert "01  why (full: its results were removed or edited)" in capsys.readouterr().out
 
 
 def test_provenance_of_the_outputs_is_in_the_executed_notebook(tmp_path):
