@@ -108,22 +108,55 @@ class DecorConv2d(DecorConvolution, nn.Conv2d):
         d, batched = self.decorrelation, input.dim() == 4
         x = input if batched else input.unsqueeze(0)
         self._check_input(x, input)
-        padded = F.pad(x, self._reversed_padding_repeated_twice, mode=_PAD[self.padding_mode]) if self._pads() else x
-        mean = self._mean(x, padded)
-        if self._fuses(x, padded):
-            if d.due:
-                d.remember_samples(*self._samples(x, padded, mean))
-            out = self._convolved(padded, *self.fused(mean))
-        elif self.span == "patch":
-            y = self._patches_state(padded, mean)
-            out = F.linear(y, self.weight.flatten(1), self.bias) if self.groups == 1 else self._by_group(y)
-            out = out.transpose(1, 2).unflatten(2, self._out_size(padded))
+        if self.span == "channel":
+            out = self._on_channels(x)
         else:
-            y = d.transform(padded.movedim(1, -1), mean).movedim(-1, 1)
-            if d.due:
-                d.remember_samples(*self._samples(x, padded, mean))
-            out = self._convolved(y, self.weight, self.bias)
+            padded = self._padded(x)
+            mean = self._mean_patch(x, padded)
+            if self._fuses(x, self._out_size(padded)):
+                if d.due:
+                    d.remember_samples(self._patches(padded), mean)
+                out = self._convolved(padded, *self.fused(mean))
+            else:
+                y = self._patches_state(padded, mean)
+                out = F.linear(y, self.weight.flatten(1), self.bias) if self.groups == 1 else self._by_group(y)
+                out = out.transpose(1, 2).unflatten(2, self._out_size(padded))
         return out if batched else out.squeeze(0)
+
+    def _on_channels(self, x: Tensor) -> Tensor:
+        d = self.decorrelation
+        mean = None
+        if d.center is not None:
+            mean = d.running_mean
+            if d.training:
+                mean = d.track_mean(x.mean((0, 2, 3), dtype=mean.dtype), x.numel() // x.shape[1])
+        chosen = d.sample(x.numel() // x.shape[1], x.device) if d.due else None
+        if self._fuses(x, x.shape[2:]):
+            if d.due:
+                d.remember_samples(_pixels(x, chosen), mean)
+            return self._convolved(self._padded(x), *self.fused(mean))
+        # R has a row and a column per channel, so it commutes with padding: it multiplies the image, not the larger
+        # padded one, and what a mean and b_R add is one constant per channel, which the plain bias takes up.
+        R = d.weight.detach().to(x.dtype)
+        y = F.conv2d(x, R.reshape(self.in_channels, -1, 1, 1), groups=self.groups)
+        constant = self._constant(R, mean)
+        if d.due:
+            states = _pixels(y, chosen)
+            d.remember_samples(_pixels(x, chosen), mean, states if constant is None else states + constant.detach())
+        bias = self.bias
+        if constant is not None:
+            extra = self._by_output(self.weight.sum((2, 3)), constant)
+            bias = extra if bias is None else bias + extra
+        return self._convolved(self._padded(y), self.weight, bias)
+
+    def _constant(self, R: Tensor, mean: Tensor | None) -> Tensor | None:
+        """b_R - R mean, (C_in), or None where there is neither."""
+        d = self.decorrelation
+        if mean is None:
+            return None if d.bias is None else d.bias.detach().to(R.dtype)
+        blocks = R.reshape(self.groups, -1, R.shape[-1])
+        shift = -torch.einsum("goi,gi->go", blocks, mean.to(R.dtype).unflatten(0, (self.groups, -1))).flatten()
+        return shift if d.bias is None else shift + d.bias.detach().to(R.dtype)
 
     def fused(self, mean: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of the plain convolution that does the same."""
@@ -144,18 +177,21 @@ class DecorConv2d(DecorConvolution, nn.Conv2d):
             shifts = [] if d.bias is None else [(d.bias, self.weight.sum((2, 3)))]
             shifts += [] if mean is None else [(-mean, weight.sum((2, 3)))]
         bias = self.bias
-        for shift, factor in shifts:  # the constant that each output channel sees, group by group
-            by_group = (
-                shift.to(factor).unflatten(0, (self.groups, -1)).repeat_interleave(self.out_channels // self.groups, 0)
-            )
-            extra = (factor * by_group).sum(1)
+        for shift, factor in shifts:
+            extra = self._by_output(factor, shift.to(factor))
             bias = extra if bias is None else bias + extra
         return weight.view_as(self.weight), bias
 
     # --------------------------------------------------------------------------------------------------- internals
 
-    def _pads(self) -> bool:
-        return any(self._reversed_padding_repeated_twice)
+    def _padded(self, x: Tensor) -> Tensor:
+        around = self._reversed_padding_repeated_twice
+        return F.pad(x, around, mode=_PAD[self.padding_mode]) if any(around) else x
+
+    def _by_output(self, factor: Tensor, shift: Tensor) -> Tensor:
+        """What a constant input, (C_in ...), adds to each output channel through ``factor`` (M, C_in / groups ...)."""
+        by_group = shift.unflatten(0, (self.groups, -1)).repeat_interleave(self.out_channels // self.groups, 0)
+        return (factor * by_group).sum(1)
 
     def _convolved(self, padded: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.conv2d(padded, weight, bias, self.stride, 0, self.dilation, self.groups)
@@ -172,25 +208,21 @@ class DecorConv2d(DecorConvolution, nn.Conv2d):
         """All patches, (N, positions, C * kh * kw)."""
         return F.unfold(padded, self.kernel_size, self.dilation, 0, self.stride).transpose(1, 2)
 
-    def _mean(self, x: Tensor, padded: Tensor) -> Tensor | None:
+    def _mean_patch(self, x: Tensor, padded: Tensor) -> Tensor | None:
         d = self.decorrelation
         if d.center is None:
             return None
         if not d.training:
             return d.running_mean
-        if self.span == "channel":
-            return d.track_mean(x.mean((0, 2, 3), dtype=d.running_mean.dtype), x.numel() // x.shape[1])
         # The mean patch is a patch of the mean image: one image to unfold, not N.
         patches = self._unfold(padded.mean(0, keepdim=True, dtype=d.running_mean.dtype))
         return d.track_mean(patches.mean((0, 1)), x.shape[0] * patches.shape[1])
 
-    def _fuses(self, x: Tensor, padded: Tensor) -> bool:
-        d = self.decorrelation
-        learning = torch.is_grad_enabled()
-        if self.span == "channel":  # in units of 2 (C / groups)^2 groups
-            sites, outputs = padded.shape[0] * math.prod(padded.shape[2:]), self.weight[:, 0].numel() / self.groups
-        else:
-            sites, outputs = x.shape[0] * math.prod(self._out_size(padded)), self.out_channels / self.groups
+    def _fuses(self, x: Tensor, positions) -> bool:
+        """Whether composing W R for all outputs is cheaper than R at all positions, backward included."""
+        d, learning = self.decorrelation, torch.is_grad_enabled()
+        sites = x.shape[0] * math.prod(positions)
+        outputs = self.out_channels * (math.prod(self.kernel_size) if self.span == "channel" else 1) / self.groups
         separate = sites * (1 + (learning and x.requires_grad))
         return self._choose(outputs * (1 + learning) + d.due * d.fraction * sites, separate)
 
@@ -208,24 +240,30 @@ class DecorConv2d(DecorConvolution, nn.Conv2d):
         return out if self.bias is None else out + self.bias
 
     @torch.no_grad()
-    def _samples(self, x: Tensor, padded: Tensor, mean: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _patches(self, padded: Tensor) -> Tensor:
         """The inputs (n, D) of the positions that the statistics use."""
         d = self.decorrelation
-        if self.span == "channel":
-            pixels = x.detach().movedim(1, -1).reshape(-1, self.in_channels)
-            chosen = d.sample(pixels.shape[0], x.device)
-            return (pixels if chosen is None else pixels[chosen]), mean
         height, width = self._out_size(padded)
-        chosen = d.sample(x.shape[0] * height * width, x.device)
+        chosen = d.sample(padded.shape[0] * height * width, padded.device)
         if chosen is None:
-            return self._unfold(padded.detach()).flatten(0, 1), mean
+            return self._unfold(padded.detach()).flatten(0, 1)
         image, position = chosen // (height * width), chosen % (height * width)
         row, column = position // width * self.stride[0], position % width * self.stride[1]
-        rows = row[:, None] + torch.arange(self.kernel_size[0], device=x.device) * self.dilation[0]
-        columns = column[:, None] + torch.arange(self.kernel_size[1], device=x.device) * self.dilation[1]
+        rows = row[:, None] + torch.arange(self.kernel_size[0], device=row.device) * self.dilation[0]
+        columns = column[:, None] + torch.arange(self.kernel_size[1], device=row.device) * self.dilation[1]
         # (n, kh, kw, C) -> (n, C * kh * kw), the order of unfold
         gathered = padded.detach()[image[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-        return gathered.movedim(-1, 1).flatten(1), mean
+        return gathered.movedim(-1, 1).flatten(1)
+
+
+@torch.no_grad()
+def _pixels(x: Tensor, chosen: Tensor | None) -> Tensor:
+    """The channels (n, C) at the chosen positions of all images, or at all of them."""
+    x = x.detach()
+    if chosen is None:
+        return x.movedim(1, -1).reshape(-1, x.shape[1])
+    size = math.prod(x.shape[2:])
+    return x.flatten(2)[chosen // size, :, chosen % size]
 
 
 _PAD = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}

@@ -17,9 +17,14 @@ THUMBNAIL = 320  # pixels wide
 FOOT = "## Where this comes from"
 
 
-def cell_text(text: str) -> str:
-    """Text that may stand in a cell of a Markdown table."""
-    return " ".join(str(text).split()).replace("|", "\\|")
+def plain_markdown(text: str) -> str:
+    """Markdown that shows `text` as it is, on one line: no HTML, link, formula or role comes out of data."""
+    return re.sub(r"([\\`*_{}\[\]()#+!|$~^:-])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
+
+
+def alternative(text: str) -> str:
+    """Alternative text as the option of a directive: one line, nothing that ends it."""
+    return " ".join(text.split()).replace('"', "'").replace("{", "(").replace("}", ")")
 
 
 def provenance_lines(record: Record | None, path: Path, to_root: str, results: str) -> str:
@@ -29,23 +34,25 @@ def provenance_lines(record: Record | None, path: Path, to_root: str, results: s
     if record is None:
         return f"{FOOT}\n\nThis notebook wrote no record. Files: {source} · {executed}.\n"
     made = record.made_by
+    esc = html.escape  # names, versions and parameters are data: they must not become part of the page
     versions = " · ".join(f"{name} {value}" for name, value in sorted(made["versions"].items()))
-    code = f"commit `{made['commit'][:12]}`" if made["commit"] else "not under git"
+    code = f"commit <code>{esc(made['commit'][:12])}</code>" if made["commit"] else "not under git"
     code += " with local changes" if made["modified"] else ""
-    sums = ", ".join(f"{name} `{value[:12]}`" for name, value in sorted(made["data"].items()))
+    sums = ", ".join(f"{esc(name)} <code>{esc(value[:12])}</code>" for name, value in sorted(made["data"].items()))
     machine = made["machine"]
     parameters = ", ".join(f"{key} = {value}" for key, value in sorted(record.parameters.items()))
     rows = [
         ("Code", code),
-        ("Versions", versions),
+        ("Versions", esc(versions)),
         ("Data (sha256)", sums),
-        ("Machine", f"{machine['device']}, {machine['cpu']}, {machine['cores']} cores, {machine['platform']}"),
-        ("Run", f"{made['started']}, {made['seconds']:g} s until the record was written"),
-        ("Parameters", cell_text(parameters) or "–"),
+        ("Machine", esc(f"{machine['device']}, {machine['cpu']}, {machine['cores']} cores, {machine['platform']}")),
+        ("Run", f"{esc(made['started'])}, {made['seconds']:g} s until the record was written"),
+        ("Parameters", esc(parameters) or "–"),
         ("Files", f'{source} · {executed} · <a href="{results}/records/{record.notebook}.json">record</a>'),
     ]
-    table = "\n".join(f"| {name} | {cell_text(value)} |" for name, value in rows)
-    return f"{FOOT}\n\n:::{{container}} provenance\n| | |\n|---|---|\n{table}\n:::\n"
+    lines = [f"<tr><td>{name}</td><td>{' '.join(value.split())}</td></tr>" for name, value in rows]
+    table = "\n".join(['<table class="table"><tbody>', *lines, "</tbody></table>"])
+    return f"{FOOT}\n\n::::{{container}} provenance\n```{{raw}} html\n{table}\n```\n::::\n"
 
 
 def site_foot(records: dict[str, Record]) -> str:
@@ -132,11 +139,11 @@ def gallery(
             target = folder / "thumbnails" / f"{name}.png"
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(thumbnail(figure[0]))
-            alt = figure[1].replace('"', "'").replace("{", "(").replace("}", ")")
+            alt = alternative(figure[1])
             image = f":::{{image}} thumbnails/{name}.png\n:alt: {alt}\n:width: 160px\n:class: thumbnail\n:::\n"
         outcomes = [f"{v['hypothesis']}: {v['outcome']}" for v in records[name].verdicts] if name in records else []
         text = f"[{title_of(notebook)}](notebooks/{pages[name].name})"
-        text += f"<br><small>{cell_text('; '.join(outcomes))}</small>" if outcomes else ""
+        text += f"<br><small>{plain_markdown('; '.join(outcomes))}</small>" if outcomes else ""
         lines.append(f"::::{{container}} gallery-line\n{image}\n{text}\n::::\n")
     return "\n".join(lines) or "No notebook has been run yet.\n"
 
@@ -147,5 +154,5 @@ def headline(notebooks: dict[str, NotebookNode], folder: Path) -> str:
         figure = first_figure(notebooks[name]) if name in notebooks else None
         if figure:
             (folder / "headline.png").write_bytes(figure[0])
-            return f":::{{image}} headline.png\n:alt: {figure[1]}\n:class: headline\n:::\n"
+            return f":::{{image}} headline.png\n:alt: {alternative(figure[1])}\n:class: headline\n:::\n"
     return ""

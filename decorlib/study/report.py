@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
+from html.parser import HTMLParser
 from importlib.metadata import version
 from pathlib import Path
 
@@ -30,6 +31,9 @@ NAMES = (
     ('<summary aria-label="Toggle hidden content">', "<summary>"),
     (f'{_FIELD} aria-label="Search"', _FIELD),
 )
+# What a page of text and figures has no use for; the theme's own scripts lie outside of the article.
+_ACTIVE = {"script", "iframe", "frame", "object", "embed", "applet", "form", "input", "base", "meta", "link", "svg"}
+_ACTIVE_URL = re.compile(r"[\s\x00-\x1f]*(javascript|vbscript|data:text)", re.I)
 _REMOTE = re.compile(r"""<(?:script|link|img|iframe|source|video)\b[^>]*?\b(?:src|href)=["'](?:https?:)?//[^"']+""")
 
 
@@ -131,8 +135,35 @@ def keep_icons(script: str, used: set[str]) -> str:
     return re.sub(icon, lambda match: match.group(0) if match.group(1) in used else "", script)
 
 
+class _Active(HTMLParser):
+    """Collects what a browser would execute: elements inside the article, event handlers and script URLs anywhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.articles, self.found = 0, []
+
+    def handle_starttag(self, tag, attrs):
+        self.articles += tag == "article"
+        if self.articles and tag in _ACTIVE:
+            self.found.append(f"<{tag}>")
+        for name, value in attrs:
+            if name.startswith("on") or name == "srcdoc" or _ACTIVE_URL.match(re.sub(r"\s", "", value or "")):
+                self.found.append(f"<{tag} {name}={value!r}>")
+
+    def handle_endtag(self, tag):
+        self.articles -= tag == "article"
+
+
+def active(text: str) -> list[str]:
+    """Elements, attributes and addresses of a page that would execute something and are not the theme's."""
+    parser = _Active()
+    parser.feed(text)
+    parser.close()
+    return parser.found
+
+
 def check(output: Path, root: Path) -> None:
-    """No page asks the network, has an image without text, is larger than it may be, or names the folder `root`.
+    """No page executes what it shows, asks the network, has an image without text, is too large, or names `root`.
 
     Raises:
         ReportError: with every offence.
@@ -142,6 +173,7 @@ def check(output: Path, root: Path) -> None:
         text = page.read_text(encoding="utf-8")
         name = page.relative_to(output)
         wrong += [f"{name} loads {found!r} from the network" for found in _REMOTE.findall(text)]
+        wrong += [f"{name} has active content, {found[:120]}: show it as text" for found in active(text)]
         images = re.findall(r"<img\b[^>]*>", text)
         wrong += [f"{name}: no alternative text in {i[:120]}" for i in images if not re.search(r'alt="[^"]', i)]
         used = {(page.parent / src).resolve() for src in re.findall(r'<img\b[^>]*?src="([^"]+)"', text)}
