@@ -116,7 +116,7 @@ class DecorConv2d(DecorConvolution, nn.Conv2d):
             if self._fuses(x, self._out_size(padded)):
                 if d.due:
                     d.remember_samples(self._patches(padded), mean)
-                out = self._convolved(padded, *self.fused(mean))
+                out = self._conv_forward(x, *self.fused(mean))
             else:
                 y = self._patches_state(padded, mean)
                 out = F.linear(y, self.weight.flatten(1), self.bias) if self.groups == 1 else self._by_group(y)
@@ -134,12 +134,13 @@ class DecorConv2d(DecorConvolution, nn.Conv2d):
         if self._fuses(x, x.shape[2:]):
             if d.due:
                 d.remember_samples(_pixels(x, chosen), mean)
-            return self._convolved(self._padded(x), *self.fused(mean))
+            return self._conv_forward(x, *self.fused(mean))
         # R has a row and a column per channel, so it commutes with padding: it multiplies the image, not the larger
         # padded one, and what a mean and b_R add is one constant per channel, which the plain bias takes up.
-        R = d.weight.detach().to(x.dtype)
-        y = F.conv2d(x, R.reshape(self.in_channels, -1, 1, 1), groups=self.groups)
-        constant = self._constant(R, mean)
+        y, constant = d.product(x.movedim(1, -1)).movedim(-1, 1), self._constant(mean)
+        # As y comes, its channels lie innermost, and convolutions would go on in that layout, several times slower on
+        # a CPU. contiguous() would do nothing to images of one pixel, whose strides tell the layout all the same.
+        y = y.clone(memory_format=torch.contiguous_format) if x.is_contiguous() else y
         if d.due:
             states = _pixels(y, chosen)
             d.remember_samples(_pixels(x, chosen), mean, states if constant is None else states + constant.detach())
@@ -147,16 +148,13 @@ class DecorConv2d(DecorConvolution, nn.Conv2d):
         if constant is not None:
             extra = self._by_output(self.weight.sum((2, 3)), constant)
             bias = extra if bias is None else bias + extra
-        return self._convolved(self._padded(y), self.weight, bias)
+        return self._conv_forward(y, self.weight, bias)
 
-    def _constant(self, R: Tensor, mean: Tensor | None) -> Tensor | None:
+    def _constant(self, mean: Tensor | None) -> Tensor | None:
         """b_R - R mean, (C_in), or None where there is neither."""
         d = self.decorrelation
-        if mean is None:
-            return None if d.bias is None else d.bias.detach().to(R.dtype)
-        blocks = R.reshape(self.groups, -1, R.shape[-1])
-        shift = -torch.einsum("goi,gi->go", blocks, mean.to(R.dtype).unflatten(0, (self.groups, -1))).flatten()
-        return shift if d.bias is None else shift + d.bias.detach().to(R.dtype)
+        b = None if d.bias is None else d.bias.detach().to(self.weight.dtype)
+        return b if mean is None else d.product(-mean.to(self.weight.dtype), b)
 
     def fused(self, mean: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of the plain convolution that does the same."""
@@ -173,7 +171,7 @@ class DecorConv2d(DecorConvolution, nn.Conv2d):
         else:
             R = d.weight.detach().to(self.weight.dtype).reshape(self.groups, *d.weight.shape[-2:])
             w = self.weight.unflatten(0, (self.groups, -1))
-            weight = torch.einsum("gmohw,goi->gmihw", w, R).flatten(0, 1)
+            weight = torch.einsum("gmohw,goi->gmihw", w, R).flatten(0, 1).contiguous()
             shifts = [] if d.bias is None else [(d.bias, self.weight.sum((2, 3)))]
             shifts += [] if mean is None else [(-mean, weight.sum((2, 3)))]
         bias = self.bias
@@ -192,9 +190,6 @@ class DecorConv2d(DecorConvolution, nn.Conv2d):
         """What a constant input, (C_in ...), adds to each output channel through ``factor`` (M, C_in / groups ...)."""
         by_group = shift.unflatten(0, (self.groups, -1)).repeat_interleave(self.out_channels // self.groups, 0)
         return (factor * by_group).sum(1)
-
-    def _convolved(self, padded: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.conv2d(padded, weight, bias, self.stride, 0, self.dilation, self.groups)
 
     def _out_size(self, padded: Tensor) -> tuple[int, int]:
         return tuple(

@@ -212,9 +212,12 @@ class Decorrelation(Remembering):
 
     def transform(self, x: Tensor, mean: Tensor | None = None) -> Tensor:
         """y = R (x - mean) + b for x (*, D), without remembering."""
-        R = self.weight.detach().to(x.dtype)
         x = x if mean is None else x - mean.to(x.dtype)
-        b = None if self.bias is None else self.bias.detach().to(x.dtype)
+        return self.product(x, None if self.bias is None else self.bias.detach().to(x.dtype))
+
+    def product(self, x: Tensor, b: Tensor | None = None) -> Tensor:
+        """R x + b for x (*, D), with a b that is given."""
+        R = self.weight.detach().to(x.dtype)
         if self.groups == 1:
             return F.linear(x, R, b)
         y = torch.einsum("...gi,goi->...go", x.unflatten(-1, (self.groups, -1)), R).flatten(-2)

@@ -129,6 +129,28 @@ def test_bad_requests_stop_before_anything_is_written(tmp_path, capsys):
     assert not (tmp_path / "results").exists()
 
 
+def test_a_malicious_parameter_file_is_refused_before_anything_runs(tmp_path, capsys):
+    marker = tmp_path / "marker"
+    put(tmp_path, "01", "print('fine')")
+    put(tmp_path, "02", "print('fine')", yaml=f"seeds: !!python/object/apply:os.system ['mkdir {marker}']\n")
+    assert make(tmp_path) == reproduce.USAGE
+    said = capsys.readouterr()
+    assert re.search(r"params/02\.yaml is not YAML with plain values: .*python/object/apply:os\.system", said.err)
+    assert "01  " not in said.out
+    assert not marker.exists()
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("quote", ["'", '"', '"""', "\\", "'); ("])
+def test_code_in_a_parameter_stays_text(quote, tmp_path):
+    marker = tmp_path / "marker"
+    text = f"{quote}\n__import__('os').mkdir({str(marker)!r})\n# {quote} {{name}} %time !ls"
+    put(tmp_path, "01", "print(ascii(name))", yaml=json.dumps({"name": text}))
+    assert make(tmp_path) == 0
+    assert printed(tmp_path / "results" / "notebooks" / "01_why.ipynb") == [ascii(text) + "\n"]
+    assert not marker.exists()
+
+
 def test_no_notebooks(tmp_path, capsys):
     assert make(tmp_path) == reproduce.USAGE
     assert "no notebooks in" in capsys.readouterr().err
