@@ -250,6 +250,22 @@ class Decorrelation(Remembering):
         return self._learn(lr, max_step, in_place=True)
 
     @torch.no_grad()
+    def measure(self) -> Tensor | None:
+        """The loss that ``update()`` would return, without learning and without counting as an update.
+
+        Raises:
+            RuntimeError: there is no batch to measure; the message says why.
+        """
+        if not self._due:
+            return None
+        if not self._states:
+            raise RuntimeError(self.nothing_remembered("measure()"))
+        with torch.autocast(self.weight.device.type, enabled=False):
+            loss = self.rule.loss(self._moments()[0]).mean()
+        self._states.clear()
+        return loss
+
+    @torch.no_grad()
     def _learn(self, lr: float | None, max_step: float | None, in_place: bool) -> Tensor | None:
         if self._due and not self._states:
             raise RuntimeError(self.nothing_remembered())

@@ -137,7 +137,22 @@ def loader(
             f"{len(x)} samples give no batch of {batch_size}; take a smaller batch_size"
             + (" or drop_last=False" if len(x) else "; x is empty")
         )
-    data = TensorDataset(x, y)
+    data = _Samples(x, y)
     order = RandomSampler(data, generator=generator) if shuffle else SequentialSampler(data)
-    # torch's idiom for batched indexing: the sampler yields lists, batch_size=None passes each list on.
-    return DataLoader(data, sampler=BatchSampler(order, batch_size, drop_last), batch_size=None, generator=generator)
+    # torch's idiom for batched indexing: the sampler yields whole batches of indices, batch_size=None passes them on.
+    return DataLoader(data, sampler=_Batches(order, batch_size, drop_last), batch_size=None, generator=generator)
+
+
+class _Samples(TensorDataset):
+    """torch's TensorDataset for batches of indices: index_select takes half the time of square brackets."""
+
+    def __getitem__(self, index: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensor.index_select(0, index) for tensor in self.tensors)
+
+
+class _Batches(BatchSampler):
+    """torch's BatchSampler with each batch of indices as a tensor: the order is cut up once, not sample by sample."""
+
+    def __iter__(self):
+        order = torch.tensor(list(self.sampler))  # drawn at the first batch, as torch's does
+        yield from order[: len(self) * self.batch_size].split(self.batch_size)

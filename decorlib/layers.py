@@ -13,7 +13,15 @@ from decorlib.conv import DecorConv2d
 from decorlib.conv_transpose import DecorConvTranspose2d
 from decorlib.decorrelation import Decorrelation
 from decorlib.linear import DecorLinear
-from decorlib.models import bp_parameters, decor_modules, decor_parameters, decor_step, decor_update, padding
+from decorlib.models import (
+    bp_parameters,
+    decor_measure,
+    decor_modules,
+    decor_parameters,
+    decor_step,
+    decor_update,
+    padding,
+)
 from decorlib.remembering import NonFiniteInput
 
 __all__ = [
@@ -23,6 +31,7 @@ __all__ = [
     "Decorrelation",
     "NonFiniteInput",
     "bp_parameters",
+    "decor_measure",
     "decor_modules",
     "decor_parameters",
     "decor_step",

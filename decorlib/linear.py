@@ -22,6 +22,10 @@ class Decorrelated:
         """See :meth:`decorlib.layers.Decorrelation.step`."""
         return self.decorrelation.step(lr, max_step)
 
+    def measure(self) -> Tensor | None:
+        """See :meth:`decorlib.layers.Decorrelation.measure`."""
+        return self.decorrelation.measure()
+
     def reset_parameters(self) -> None:
         super().reset_parameters()
         if hasattr(self, "decorrelation"):  # torch's constructor calls this before R exists

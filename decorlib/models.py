@@ -41,9 +41,14 @@ def decor_step(model: nn.Module, lr: float, max_step: float | None = None) -> di
     return {name: _named(name, layer.step, lr, max_step) for name, layer in decor_modules(model)}
 
 
-def _named(name: str, call, lr: float | None, max_step: float | None) -> Tensor | None:
+def decor_measure(model: nn.Module) -> dict[str, Tensor | None]:
+    """The losses that :func:`decor_update` would return, without learning: for a pass that only measures."""
+    return {name: _named(name, layer.measure) for name, layer in decor_modules(model)}
+
+
+def _named(name: str, call, *arguments) -> Tensor | None:
     try:
-        return call(lr, max_step)
+        return call(*arguments)
     except (RuntimeError, ValueError) as error:
         raise (RuntimeError if isinstance(error, RuntimeError) else ValueError)(f"layer '{name}': {error}") from error
 

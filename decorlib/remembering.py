@@ -92,16 +92,16 @@ class Remembering(nn.Module):
         chosen = torch.randperm(count, generator=self.generator, device=where)[:size].to(device)
         return chosen if candidates is None else candidates[chosen]
 
-    def nothing_remembered(self) -> str:
+    def nothing_remembered(self, what: str = "update()") -> str:
         """Why there is no batch to learn from."""
         if not self.training:
-            return "update() in evaluation mode: statistics come from training forwards; call model.train() first"
+            return f"{what} in evaluation mode: statistics come from training forwards; call model.train() first"
         if self._calls:
             return (
-                "update() without a new training forward since the last one: its statistics would be stale; run a "
-                "training forward before each update()"
+                f"{what} without a new training forward since the last one: its statistics would be stale; run a "
+                f"training forward before each {what}"
             )
-        return "update() before any training forward: the layer was never reached; is it used in the model's forward?"
+        return f"{what} before any training forward: the layer was never reached; is it used in the model's forward?"
 
 
 def concatenated(states: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:

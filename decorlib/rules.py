@@ -211,7 +211,7 @@ class SeedRule(RowRule):
         total = moments.squared_norm()
         if self.variance is not None:  # (v - t)^2 takes the place of v^2 on the diagonal
             t = self._target(moments)
-            total = total + ((moments.variance - t).square() - moments.variance.square()).sum(-1)
+            total = total + (t * (t - 2 * moments.variance)).sum(-1)
         return total.clamp(min=0) / moments.variance.shape[-1] ** 2
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from decorlib.history import Epoch, History
-from decorlib.models import bp_parameters, decor_modules, decor_parameters, decor_step, decor_update
+from decorlib.models import bp_parameters, decor_measure, decor_modules, decor_parameters, decor_step, decor_update
 from decorlib.remembering import NonFiniteInput
 
 log = logging.getLogger("decorlib")
@@ -116,7 +116,9 @@ def train(
             if decor_optimizer is not None:
                 if watch is not None and stepping:
                     watch.expect()
-                if stepping and in_place:
+                if not stepping:
+                    decor_losses.append(decor_measure(model))
+                elif in_place:
                     decor_losses.append(decor_step(model, _rate(decor_optimizer), max_step))
                 else:
                     decor_losses.append(decor_update(model, _rate(decor_optimizer), max_step))

@@ -335,9 +335,10 @@ def test_loader_with_its_own_generator_leaves_the_global_one_alone():
 
 def test_loader_does_not_touch_single_samples(monkeypatch):
     asked = []
-    get = TensorDataset.__getitem__
-    monkeypatch.setattr(TensorDataset, "__getitem__", lambda self, index: asked.append(index) or get(self, index))
-    assert len(list(datasets.loader(torch.randn(64, 3), torch.arange(64), 16))) == 4
+    batches = datasets.loader(torch.randn(64, 3), torch.arange(64), 16)
+    get = type(batches.dataset).__getitem__
+    monkeypatch.setattr(type(batches.dataset), "__getitem__", lambda self, i: asked.append(i) or get(self, i))
+    assert len(list(batches)) == 4
     assert [len(index) for index in asked] == [16] * 4
 
 
