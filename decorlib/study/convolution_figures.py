@@ -93,7 +93,7 @@ def sampling(errors: Mapping[int, pd.DataFrame], laws: Mapping[int, SamplingLaw]
 
 
 def fractions_in_training(layers: pd.DataFrame, accuracy: pd.DataFrame, title: str) -> Figure:
-    """Correlation of each convolution's states, and test accuracy, against the fraction; every seed a dot."""
+    """Correlation of each convolution's states, and test accuracy, against the fraction: seeds, and how many diverged."""
     fig, (left, right) = plt.subplots(1, 2, figsize=(7.4, 3.6))
     for depth, style in arm_styles(sorted(layers["layer"].unique())).items():
         part = layers[layers["layer"] == depth]
@@ -106,7 +106,13 @@ def fractions_in_training(layers: pd.DataFrame, accuracy: pd.DataFrame, title: s
     left.legend(fontsize=8, loc="upper right")
     for _, run in accuracy.groupby("seed"):
         right.plot(run["fraction"], 100 * run["test_accuracy"], "o-", color=PALETTE[0], alpha=0.6, lw=1, ms=5)
+    diverged = accuracy[accuracy["test_accuracy"].isna()].groupby("fraction").size()
+    for fraction, count in diverged.items():
+        at_bottom = {"transform": right.get_xaxis_transform(), "color": "black"}
+        right.plot([fraction], [0.06], "X", ms=8, clip_on=False, **at_bottom)
+        right.text(fraction, 0.1, f" {count} diverged", fontsize=8, va="bottom", **at_bottom)
     right.set(xscale="log", xlabel="fraction of the positions", ylabel="test accuracy, %")
+    right.set_xlim(accuracy["fraction"].min() / 1.5, accuracy["fraction"].max() * 1.5)
     fig.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
     return fig
 

@@ -6,11 +6,12 @@ import argparse
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import lru_cache
 from importlib import resources
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from decorlib import datasets, inputs
@@ -35,9 +36,14 @@ def loader(seed: int = 42) -> DataLoader:
     """
     torch.manual_seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - the seed's own generator: another one would give other digits
-    images, targets = inputs.tensors(datasets.mnist(train=True))
+    images, targets = _digits()
     chosen = torch.as_tensor(np.random.permutation(len(images))[:1000])  # noqa: NPY002
     return inputs.loader(inputs.scale(images[chosen], "seed"), targets[chosen], batch_size=64)
+
+
+@lru_cache(maxsize=1)
+def _digits() -> tuple[Tensor, Tensor]:
+    return inputs.tensors(datasets.mnist(train=True))
 
 
 def model(run: str, variance: float = 1.0) -> nn.Module:

@@ -259,8 +259,10 @@ def test_figures_show_every_seed():
         for s in (0, 1)
     )
     accuracy = pd.DataFrame({"fraction": f, "seed": s, "test_accuracy": 0.9} for f in (0.1, 1.0) for s in (0, 1))
+    accuracy.loc[0, "test_accuracy"] = float("nan")
     figure = convolution_figures.fractions_in_training(layers, accuracy, "t")
-    assert len(figure.axes[1].lines) == 2  # seeds
+    assert len(figure.axes[1].lines) == 2 + 1  # seeds, and a cross where one diverged
+    assert [text.get_text().strip() for text in figure.axes[1].texts] == ["1 diverged"]
     assert sum(len(line.get_xdata()) for line in figure.axes[0].lines) == 3 * (4 + 2)  # dots, and medians
     plt.close("all")
 
