@@ -35,6 +35,7 @@ class Experiment:
         jitter: standard deviation of fixed Gaussian noise added to the training inputs, in scaled units.
         demean_inputs: subtract the training mean of each input, once.
         whiten_inputs: multiply the (demeaned) inputs by their ZCA matrix, once.
+        shrinkage: of the moment that this matrix comes from, towards its mean variance, in [0, 1].
         model: ``"decorrelation"`` (R alone), ``"mlp"`` or ``"convnet"``.
         hidden: widths of the MLP's hidden layers.
         normalisation: None or ``"batch"`` (BatchNorm before each nonlinearity).
@@ -48,6 +49,7 @@ class Experiment:
         max_step: bound on rate times curvature of R's steps, or None.
         batch_size, epochs, seed: as everywhere.
         evaluate_every: epochs between evaluations; 0: only at the end.
+        measures: ``"all"``, or only the ``"task"``: accuracy and loss, nothing about correlations.
     """
 
     data: str = "mnist"
@@ -59,6 +61,7 @@ class Experiment:
     jitter: float = 0.0
     demean_inputs: bool = False
     whiten_inputs: bool = False
+    shrinkage: float = 0.01
     model: str = "mlp"
     hidden: tuple[int, ...] = (100,)
     normalisation: str | None = None
@@ -76,6 +79,7 @@ class Experiment:
     epochs: int = 10
     seed: int = 0
     evaluate_every: int = 0
+    measures: str = "all"
 
     def __post_init__(self):
         allowed = {
@@ -88,6 +92,7 @@ class Experiment:
             "optimizer": tuple(_OPTIMIZERS),
             "decor_optimizer": tuple(_OPTIMIZERS),
             "decor_schedule": (None, "cosine", "drop"),
+            "measures": ("all", "task"),
         }
         for name, values in allowed.items():
             if getattr(self, name) not in values:
@@ -132,7 +137,7 @@ def arrays(spec: Experiment) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         from decorlib.statistics import second_moment
         from decorlib.whitening import shrink, zca
 
-        W = zca(shrink(second_moment(x.double()), 0.01)).float()
+        W = zca(shrink(second_moment(x.double()), spec.shrinkage)).float()
         x, z = x @ W.T, z @ W.T
     return x, targets, z, test_targets
 
@@ -208,7 +213,7 @@ def run(spec: Experiment) -> dict:
         epochs_done += 1
         last = epochs_done == spec.epochs
         wanted = last or (spec.evaluate_every and epochs_done % spec.evaluate_every == 0)
-        return measure(model, x, t, z, u) if wanted else {}
+        return measure(model, x, t, z, u, spec.measures == "all") if wanted else {}
 
     history = train(
         model,
@@ -244,7 +249,9 @@ def _schedule(optimizer: torch.optim.Optimizer, spec: Experiment):
 
 
 @torch.no_grad()
-def measure(model: nn.Module, x: Tensor, t: Tensor, z: Tensor, u: Tensor) -> dict[str, float]:
+def measure(
+    model: nn.Module, x: Tensor, t: Tensor, z: Tensor, u: Tensor, correlations: bool = True
+) -> dict[str, float]:
     """Accuracy and loss on held-out and training data, and what is left of correlations in the first R's outputs."""
     found: dict[str, float] = {}
     if any(True for _ in bp_parameters(model)):
@@ -253,7 +260,7 @@ def measure(model: nn.Module, x: Tensor, t: Tensor, z: Tensor, u: Tensor) -> dic
             found[f"{name}_accuracy"] = float((outputs.argmax(1) == targets).double().mean())
             found[f"{name}_loss"] = float(nn.functional.cross_entropy(outputs.double(), targets))
     first = next((layer for _, layer in decor_modules(model)), None)
-    if first is not None and first.in_features == x.shape[1]:  # not a convolution's patches
+    if correlations and first is not None and first.in_features == x.shape[1]:  # not a convolution's patches
         y = first(x[:2000]).double()
         found["correlation"] = metrics.mean_correlation(y)
         found["cosine"] = metrics.mean_correlation(y, centred=False)
