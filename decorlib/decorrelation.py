@@ -231,8 +231,9 @@ class Decorrelation(Remembering):
         Args:
             lr: rate of the step that will follow; needed by rules that are not linear in it, and by ``max_step``.
             max_step: shrink the gradient so that lr times the largest eigenvalue of what multiplies R stays below
-                this. 1.0 is safe; where one mode dominates, 2.0 is the edge of stability. Estimated by power iteration.
-                Default: no bound.
+                this. Where one mode dominates 2.0 is the edge of stability, and 1.0 takes that mode to zero in one
+                step, which a rule without a target never mends: 0.5 is safe. Estimated by power iteration. Default:
+                no bound.
 
         Returns:
             The loss, or None where ``update_every`` says that this step does not learn.

@@ -43,6 +43,7 @@ def pca(S: Matrix) -> Matrix:
 
 def cholesky(S: Matrix) -> Matrix:
     """The inverse of the lower Cholesky factor of S: Gram-Schmidt in the order of the features."""
+    _check_finite(S)
     factor, info = torch.linalg.cholesky_ex(S)
     if info.any():
         raise ValueError(_SINGULAR.format("Cholesky factor does not exist"))
@@ -66,6 +67,7 @@ def newton_schulz(S: Matrix, steps: int = 20) -> Matrix:
     Raises:
         ValueError: for S without any variance. One that is singular otherwise is whitened as far as ``steps`` go.
     """
+    _check_finite(S)
     trace = S.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
     if not (trace > 0).all():
         raise ValueError(_SINGULAR.format(f"trace {trace.min().item():.3g}"))
@@ -80,7 +82,18 @@ def newton_schulz(S: Matrix, steps: int = 20) -> Matrix:
 _SINGULAR = "{}: the second moment is singular. Use shrinkage > 0, more samples than features, or drop dead features"
 
 
+def _check_finite(S: Matrix) -> None:
+    # eigh would say that it did not converge, and Newton-Schulz would hand on the NaN.
+    if not S.isfinite().all():
+        raise ValueError(
+            f"the second moment is non-finite: the inputs are too large to be squared in {S.dtype} (its largest number "
+            f"is {torch.finfo(S.dtype).max:.1e}), or the running mean has followed such a batch: scale the inputs, and "
+            "call reset_parameters() on the layer"
+        )
+
+
 def _eigen(S: Matrix) -> tuple[Tensor, Tensor]:
+    _check_finite(S)
     values, vectors = torch.linalg.eigh(S)
     floor = values[..., -1:] * S.shape[-1] * torch.finfo(S.dtype).eps
     if (values <= floor).any():

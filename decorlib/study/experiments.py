@@ -42,7 +42,7 @@ class Experiment:
         rule: a key of :data:`decorlib.RULES`; None: a plain network.
         rule_options: hyperparameters of the rule, as (name, value) pairs.
         layer_options: further options of the layers (center, momentum, update_every, fraction, ...), likewise.
-        decorrelated: ``"all"`` layers, or only the ``"first"``.
+        decorrelated: ``"all"`` layers, only the ``"first"``, or only the ``"deeper"`` ones.
         lr, optimizer: rate and kind of the weights' optimizer: ``"adam"``, ``"sgd"``, ``"momentum"`` (0.9).
         decor_lr, decor_optimizer: the same for R.
         decor_schedule: None, ``"cosine"`` to zero, or ``"drop"`` (by 10 at half the epochs).
@@ -88,7 +88,7 @@ class Experiment:
             "pixels": ("all", "alive", "lively"),
             "model": ("decorrelation", "mlp", "convnet"),
             "normalisation": (None, "batch"),
-            "decorrelated": ("all", "first"),
+            "decorrelated": ("all", "first", "deeper"),
             "optimizer": tuple(_OPTIMIZERS),
             "decor_optimizer": tuple(_OPTIMIZERS),
             "decor_schedule": (None, "cosine", "drop"),
@@ -166,12 +166,15 @@ def _layer_options(spec: Experiment) -> dict:
     return {"rule": make_rule(spec.rule, **dict(spec.rule_options)), **options}
 
 
+def _decorrelates(spec: Experiment, depth: int) -> bool:
+    return spec.rule is not None and {"all": True, "first": depth == 0, "deeper": depth > 0}[spec.decorrelated]
+
+
 def _mlp(spec: Experiment, features: int, options: dict) -> nn.Sequential:
     layers: list[nn.Module] = []
     widths = (features, *spec.hidden, 10)
     for depth, (D, M) in enumerate(pairwise(widths)):
-        decorrelates = spec.rule is not None and (spec.decorrelated == "all" or depth == 0)
-        layers.append(DecorLinear(D, M, **options) if decorrelates else nn.Linear(D, M))
+        layers.append(DecorLinear(D, M, **options) if _decorrelates(spec, depth) else nn.Linear(D, M))
         if depth < len(spec.hidden):
             layers += [nn.BatchNorm1d(M)] if spec.normalisation == "batch" else []
             layers.append(nn.LeakyReLU())
@@ -181,13 +184,13 @@ def _mlp(spec: Experiment, features: int, options: dict) -> nn.Sequential:
 def _convnet(spec: Experiment, options: dict) -> nn.Sequential:
     layers: list[nn.Module] = [nn.Unflatten(1, (1, 28, 28))]
     for depth, (C, M) in enumerate(((1, 16), (16, 32), (32, 32))):
-        decorrelates = spec.rule is not None and (spec.decorrelated == "all" or depth == 0)
         geometry = {"kernel_size": 3, "stride": 2, "padding": 1}
+        decorrelates = _decorrelates(spec, depth)
         layers.append(DecorConv2d(C, M, **geometry, **options) if decorrelates else nn.Conv2d(C, M, **geometry))
         layers += [nn.BatchNorm2d(M)] if spec.normalisation == "batch" else []
         layers.append(nn.LeakyReLU())
     linear = {k: v for k, v in options.items() if k != "span"}
-    last = nn.Linear(512, 10) if spec.rule is None or spec.decorrelated == "first" else DecorLinear(512, 10, **linear)
+    last = DecorLinear(512, 10, **linear) if _decorrelates(spec, 3) else nn.Linear(512, 10)
     return nn.Sequential(*layers, nn.Flatten(), last)
 
 

@@ -87,16 +87,35 @@ def linear(batch: int, inputs: int, outputs: int, input_gradient: bool = True) -
 
 
 def decor_linear(
-    rule: Rule, batch: int, inputs: int, outputs: int, input_gradient: bool = True, update_every: int = 1
+    rule: Rule,
+    batch: int,
+    inputs: int,
+    outputs: int,
+    input_gradient: bool = True,
+    update_every: int = 1,
+    fraction: float = 1.0,
 ) -> Flops:
-    """A DecorLinear layer, in the form that it picks by shape: R and then W, or (W R) as one matrix."""
-    B, D, M = batch, inputs, outputs
-    learns = learning(rule, B, D, update_every)
-    if B * (1 + input_gradient) > 2 * M + B:  # fused where that is cheaper, see DecorLinear
-        fused = Flops(forward=2 * M * D**2, backward=2 * M * D**2, statistics=2 * B * D**2 / update_every)
-        return linear(B, D, M, input_gradient) + fused + learns
-    apart = Flops(forward=2 * B * D**2, backward=2 * B * D**2 * input_gradient)
-    return linear(B, D, M, input_gradient) + apart + learns
+    """A DecorLinear layer, in the form that it picks by shape: R and then W, or (W R) as one matrix.
+
+    For a convolution with R over patches, ``batch`` counts positions, ``inputs`` the features of a patch.
+    """
+    B, D, M, sampled = batch, inputs, outputs, max(1, round(fraction * batch))
+
+    def step(due: bool) -> Flops:
+        if B * (1 + input_gradient) > 2 * M + due * sampled:  # fused where that is cheaper, see DecorLinear
+            return Flops(forward=2 * M * D**2, backward=2 * M * D**2, statistics=2 * due * sampled * D**2)
+        return Flops(forward=2 * B * D**2, backward=2 * B * D**2 * input_gradient)
+
+    learns = learning(rule, sampled, D, update_every)
+    transform = _mixed(step(True), step(False), 1 / update_every)
+    return linear(B, D, M, input_gradient) + transform + learns
+
+
+def _mixed(a: Flops, b: Flops, share: float) -> Flops:
+    """The mean work of steps of which a share is a and the rest b."""
+    if share == 1:
+        return a
+    return Flops(*(share * getattr(a, n) + (1 - share) * getattr(b, n) for n in Flops.__dataclass_fields__))
 
 
 def mlp(rule: Rule | None, batch: int, widths: Sequence[int], update_every: int = 1) -> Flops:
