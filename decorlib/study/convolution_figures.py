@@ -93,7 +93,7 @@ def sampling(errors: Mapping[int, pd.DataFrame], laws: Mapping[int, SamplingLaw]
 
 
 def fractions_in_training(layers: pd.DataFrame, accuracy: pd.DataFrame, title: str) -> Figure:
-    """Correlation of each convolution's states, and test accuracy, against the fraction: seeds, and how many diverged."""
+    """Correlation of each convolution's states, and test accuracy, against the fraction; every seed, also diverged."""
     fig, (left, right) = plt.subplots(1, 2, figsize=(7.4, 3.6))
     for depth, style in arm_styles(sorted(layers["layer"].unique())).items():
         part = layers[layers["layer"] == depth]

@@ -128,7 +128,7 @@ class Patches:
     max_step: float = 0.5
     steps: int = 120
     fraction: float = 0.05
-    train_size: int = 1000
+    train_size: int = 600
     seed: int = 0
 
 
