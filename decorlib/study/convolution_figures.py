@@ -32,7 +32,9 @@ def spectra(specs: Sequence[Patches], records: Sequence[dict], title: str) -> Fi
         ax.loglog(ranks, found["exact"], color="0.6", lw=3, zorder=1, label=None if i else "after exact ZCA")
         ax.loglog(ranks, found["after"], color=style["color"], ls=style["linestyle"], lw=1.2)
     ax.set(xlabel="rank of the eigenvalue", ylabel="eigenvalue of the covariance", title=title)
-    ax.legend(loc="lower left", fontsize=9)
+    handles, labels = ax.get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=lambda i: labels[i].endswith("rule"))  # what is compared with comes first
+    ax.legend([handles[i] for i in order], [labels[i] for i in order], loc="lower left", fontsize=9)
     return fig
 
 
