@@ -133,7 +133,7 @@ class Soak:
         once = True
         while True:
             try:
-                with self.suffering(fault if once else "nothing"):
+                with self.suffering(fault if once else "nothing", within=6.0 if engine == "local" else 0.4):
                     return runs.sweep(specs, experiments.run, engine=engine, jobs=self.jobs, cache=self.cache)
             except KeyboardInterrupt:
                 if fault != "Ctrl-C":
@@ -146,9 +146,9 @@ class Soak:
             once = False
 
     @contextlib.contextmanager
-    def suffering(self, fault: str):
-        """The fault during the block, after a random time."""
-        over, delay = threading.Event(), self.draw.uniform(0.05, 6)
+    def suffering(self, fault: str, within: float):
+        """The fault during the block, after a random time of at most so many seconds, about what a sweep takes."""
+        over, delay = threading.Event(), self.draw.uniform(0.05, within)
 
         def strike():
             if over.wait(delay):
@@ -207,7 +207,9 @@ class Soak:
         wrong += [f"{fault}: {path.name} was left" for path in self.cache.rglob(f"*{SUFFIX}")]
         if fault == "disk full" and any("could not be stored" in text for text in said):
             self.found.noticed["disk full, said"] += 1
-        left = children()
+        end = time.monotonic() + 10  # after Ctrl-C a sweep returns at once, while its workers take their leave
+        while (left := children()) and time.monotonic() < end:
+            time.sleep(0.05)
         if left:
             wrong.append(f"{fault}: workers {left} outlive their sweep")
 
