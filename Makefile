@@ -15,7 +15,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup reproduce report lab refresh test test-slow test-notebooks lint format lock clean
+.PHONY: help setup reproduce report lab refresh test test-slow test-notebooks soak lint format lock clean
 
 # Each on its own line: `export A=0 B=1` would make A the text "0 B=1".
 export PYTHONHASHSEED = 0
@@ -72,6 +72,10 @@ test-notebooks: $(STAMP)  ## only the notebooks
 test-slow: $(STAMP)  ## the slow tests: the report in a headless Chromium, long statistics
 	@command -v npm >/dev/null && npm install --silent --no-audit --no-fund --prefix build/npm axe-core@4.14.1 || echo "no axe-core"
 	$(PY) -m pytest -m slow tests
+
+# In a clone of its own: an edit of the library in the middle ends it.
+soak: $(STAMP)  ## sweeps under random faults for MINUTES=30, memory watched
+	$(PY) tests/soak.py --minutes $(or $(MINUTES),30)
 
 lint: $(STAMP)  ## ruff, formatting, and no volatile metadata in the notebooks
 	$(PY) -m ruff check .

@@ -89,8 +89,8 @@ class Experiment:
             "model": ("decorrelation", "mlp", "convnet"),
             "normalisation": (None, "batch"),
             "decorrelated": ("all", "first", "deeper"),
-            "optimizer": tuple(_OPTIMIZERS),
-            "decor_optimizer": tuple(_OPTIMIZERS),
+            "optimizer": tuple(OPTIMIZERS),
+            "decor_optimizer": tuple(OPTIMIZERS),
             "decor_schedule": (None, "cosine", "drop"),
             "measures": ("all", "task"),
         }
@@ -194,7 +194,7 @@ def _convnet(spec: Experiment, options: dict) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Flatten(), last)
 
 
-_OPTIMIZERS = {
+OPTIMIZERS = {
     "adam": torch.optim.Adam,
     "sgd": torch.optim.SGD,
     "momentum": lambda parameters, lr: torch.optim.SGD(parameters, lr=lr, momentum=0.9),
@@ -208,7 +208,7 @@ def run(spec: Experiment) -> dict:
     batches = inputs.loader(x, t, spec.batch_size, generator=torch.Generator().manual_seed(spec.seed))
     weights = list(bp_parameters(model))
     R = list(decor_parameters(model))
-    decor = _OPTIMIZERS[spec.decor_optimizer](R, lr=spec.decor_lr) if R else None
+    decor = OPTIMIZERS[spec.decor_optimizer](R, lr=spec.decor_lr) if R else None
     epochs_done = 0
 
     def evaluate(model: nn.Module) -> dict[str, float]:
@@ -223,7 +223,7 @@ def run(spec: Experiment) -> dict:
         nn.functional.cross_entropy if weights else lambda y, _: y.new_zeros(()),
         batches,
         epochs=spec.epochs,
-        optimizer=_OPTIMIZERS[spec.optimizer](weights, lr=spec.lr) if weights else None,
+        optimizer=OPTIMIZERS[spec.optimizer](weights, lr=spec.lr) if weights else None,
         decor_optimizer=decor,
         evaluate=evaluate,
         decor_scheduler=None if decor is None else _schedule(decor, spec),

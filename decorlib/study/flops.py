@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from decorlib.catalogue import make_rule
 from decorlib.maps import AdaptiveGainRule, FoldiakRule
 from decorlib.rules import RowRule, Rule
 from decorlib.variants import TriangularRule
@@ -125,3 +126,38 @@ def mlp(rule: Rule | None, batch: int, widths: Sequence[int], update_every: int 
         plain = linear(batch, D, M, depth > 0)
         total += plain if rule is None else decor_linear(rule, batch, D, M, depth > 0, update_every)
     return total
+
+
+# --------------------------------------------------------------------------------------------- whole experiments
+
+
+def experiment(spec, features: int = 784) -> Flops:
+    """One training step of an :class:`~decorlib.study.experiments.Experiment`."""
+    rule = None if spec.rule is None else make_rule(spec.rule, **dict(spec.rule_options))
+    options = dict(spec.layer_options)
+    every, fraction = options.get("update_every", 1), options.get("fraction", 1.0)
+    total = Flops()
+    for depth, (sites, pixels, C, kernel, M) in enumerate(_shapes(spec, features)):
+        rows, D = spec.batch_size * sites, C * kernel
+        if rule is None or not {"all": True, "first": depth == 0, "deeper": depth > 0}[spec.decorrelated]:
+            total += linear(rows, D, M, depth > 0)
+        elif options.get("span") == "channel" and kernel > 1:
+            over_channels = (rule, spec.batch_size * pixels, C, M * kernel, depth > 0, every, fraction)
+            total += linear(rows, D, M, depth > 0) + _channels(*over_channels)
+        else:
+            total += decor_linear(rule, rows, D, M, depth > 0, every, fraction)
+    return total
+
+
+def _channels(rule: Rule, pixels: int, channels: int, outputs: int, gradient: bool, every: int, fraction: float):
+    """R over channels: as a layer of its own in front of the convolution, or composed with its kernels."""
+    whole = decor_linear(rule, pixels, channels, outputs, gradient, every, fraction)
+    plain = linear(pixels, channels, outputs, gradient)
+    return Flops(*(getattr(whole, n) - getattr(plain, n) for n in Flops.__dataclass_fields__))
+
+
+def _shapes(spec, features: int) -> list[tuple[int, int, int, int, int]]:
+    """(output positions, input pixels, input channels, kernel size, outputs) of each layer of the model."""
+    if spec.model == "convnet":
+        return [(196, 784, 1, 9, 16), (49, 196, 16, 9, 32), (16, 49, 32, 9, 32), (1, 1, 512, 1, 10)]
+    return [(1, 1, D, 1, M) for D, M in pairwise((features, *spec.hidden, 10))]

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             raise BadParameters(f"{path}: {name!r} is not a parameter name")
         if not _plain(value):
             raise BadParameters(
-                f"{path}: {name} is a {type(value).__name__} ({value!r}); "
+                f"{path}: {name} is a {type(value).__name__} ({reprlib.repr(value)}); "
                 "allowed are numbers, text, true/false, null and flat lists of them"
             )
     return loaded
