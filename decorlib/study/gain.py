@@ -174,7 +174,7 @@ def preparation_seconds(arms: Mapping[str, Experiment], threads: int, repeats: i
     return {name: max(0.0, middle[(s.scaling, s.demean_inputs, s.whiten_inputs)] - least) for name, s in arms.items()}
 
 
-def costs(arms: Mapping[str, Experiment], batches: int, repeats: int, threads: int) -> pd.DataFrame:
+def costs(arms: Mapping[str, Experiment], batches: int, repeats: int = 5, threads: int = 2) -> pd.DataFrame:
     """One row per arm: seconds and counted GFLOP of an epoch, both relative to the baseline, and seconds before it."""
     seconds, before = epoch_seconds(arms, batches, repeats, threads), preparation_seconds(arms, threads)
     work = {name: work_of_epoch(spec) for name, spec in arms.items()}
