@@ -163,15 +163,13 @@ def preparation_seconds(arms: Mapping[str, Experiment], threads: int, repeats: i
     """Seconds that each arm spends on its inputs before the first step, beyond what the baseline does to them."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    kinds = {(s.scaling, s.demean_inputs, s.whiten_inputs): s for s in arms.values()}
+    kinds = {name: f"{s.scaling}, {s.demean_inputs}, {s.whiten_inputs}" for name, s in arms.items()}
+    calls = {kinds[name]: lambda s=s: arrays(s) for name, s in arms.items()}  # one for each kind of preparation
     try:
-        seconds = timing.take_turns({k: lambda s=s: arrays(s) for k, s in kinds.items()}, repeats, warmup=1)
+        middle = timing.medians(timing.take_turns(calls, repeats, warmup=1))
     finally:
         torch.set_num_threads(before)
-    middle = timing.medians(seconds)
-    base = arms[BASELINE]
-    least = middle[(base.scaling, base.demean_inputs, base.whiten_inputs)]
-    return {name: max(0.0, middle[(s.scaling, s.demean_inputs, s.whiten_inputs)] - least) for name, s in arms.items()}
+    return {name: max(0.0, middle[kind] - middle[kinds[BASELINE]]) for name, kind in kinds.items()}
 
 
 def costs(arms: Mapping[str, Experiment], batches: int, repeats: int = 5, threads: int = 2) -> pd.DataFrame:
