@@ -179,7 +179,7 @@ def costs(arms: Mapping[str, Experiment], batches: int, repeats: int = 5, thread
     rows = {
         name: {
             "seconds": seconds[name].median(),
-            "of baseline": timing.ratio(seconds, name, BASELINE),
+            "of baseline": timing.ratio(seconds.to_dict("list"), name, BASELINE),
             "GFLOP": work[name],
             "GFLOP of baseline": work[name] / work[BASELINE],
             "seconds before": before[name],
