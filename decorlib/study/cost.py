@@ -74,7 +74,8 @@ def parts(features: int, batch: int) -> dict[str, Callable[[], object]]:
         "loss": lambda: rule.loss(moments),
         "update": lambda: rule.step_(moments, R, 1e-6),
         "whole step": decorrelation_step(features, batch),
-        "dense step": dense_step(features, batch),
+        "dense step, as written": dense_step(features, batch, literal=True),
+        "dense step, rows scaled": dense_step(features, batch),
         "plain linear step": linear_step(features, batch),
     }
 
