@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 
@@ -261,8 +262,8 @@ class Decorrelation(Remembering):
             return None
         if not self._states:
             raise RuntimeError(self.nothing_remembered("measure()"))
-        with torch.autocast(self.weight.device.type, enabled=False):
-            loss = self.rule.loss(self._moments()[0]).mean()
+        with _full_precision(self.weight.device.type):
+            loss = self._loss(self._moments()[0])
         self._states.clear()
         return loss
 
@@ -274,9 +275,9 @@ class Decorrelation(Remembering):
             raise ValueError(f"max_step={max_step} bounds lr times an eigenvalue: call update(lr=..., max_step=...)")
         R, b, loss, grads = self.weight, self.bias, None, (None, None)
         if self._due:
-            with torch.autocast(R.device.type, enabled=False):
+            with _full_precision(R.device.type):
                 moments, input_moment, toward_zero = self._moments()
-                loss = self.rule.loss(moments).mean()
+                loss = self._loss(moments)
                 scale = 1.0 if max_step is None else (max_step / (lr * self.rule.sharpness(moments))).clamp(max=1)
                 if in_place:
                     self.rule.step_(moments, R.data, lr, scale)
@@ -296,6 +297,10 @@ class Decorrelation(Remembering):
         self._due = self._calls % self.update_every == 0
         self.num_updates += 1
         return loss
+
+    def _loss(self, moments: Moments) -> Tensor:
+        loss = self.rule.loss(moments)
+        return loss.mean() if loss.dim() else loss  # over groups
 
     def _moments(self) -> tuple[Moments, Tensor | None, Tensor | None]:
         """Moments of what is remembered, over all processes; the new average of <x x'>; the direction of b."""
@@ -350,6 +355,12 @@ class Decorrelation(Remembering):
         defaults = {"groups": 1, "center": None, "update_every": 1, "fraction": 1.0, "accumulate": False}
         parts += [f"{k}={getattr(self, k)!r}" for k, v in defaults.items() if getattr(self, k) != v]
         return ", ".join(parts + ([] if self.bias is None else ["bias=True"]))
+
+
+def _full_precision(device_type: str):
+    """Autocast off. Asking whether it is on costs a tenth of switching it off, which a small step would notice."""
+    on = torch.is_autocast_enabled(device_type)
+    return torch.autocast(device_type, enabled=False) if on else contextlib.nullcontext()
 
 
 def _check(holds: bool, name: str, value, allowed: str) -> None:

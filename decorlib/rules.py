@@ -123,8 +123,8 @@ class RowRule(Rule):
         # R <- diag(1 - lr a) R - diag(lr b) X R without a gradient in between: at D = 784 and B = 64 allocating and
         # passing over one more D x D matrix costs as much as one of the two products.
         rate = as_rows(lr * scale, moments.variance)
-        a, b = (rate * c for c in self.rows(moments))
-        moments.add_product_(R, decay=1 - a, weight=-b)
+        a, b = self.rows(moments)
+        moments.add_product_(R, decay=1 - rate * a, weight=-rate * b)
 
     def sharpness(self, moments: Moments) -> Scalar:
         a, b = (as_rows(c, moments.variance.unsqueeze(-1)) for c in self.rows(moments))
@@ -204,8 +204,8 @@ class SeedRule(RowRule):
         if self.variance is None:
             return 0.0, self.eta
         v = moments.variance
-        n = torch.where(v < self.dead_variance, torch.ones_like(v), self._target(moments) / v)
-        return 1 - n, self.eta * n
+        n = (self._target(moments) / v).masked_fill_(v < self.dead_variance, 1.0)
+        return 1 - n, n if self.eta == 1 else self.eta * n
 
     def loss(self, moments):
         total = moments.squared_norm()

@@ -95,10 +95,8 @@ class Moments:
             R.mul_(decay).add_(product.mul_(weight))
             return
         right = self.samples @ R  # before R changes
-        left = (
-            self.samples
-            * ((weight.unsqueeze(-2) if isinstance(weight, Tensor) and weight.dim() else weight) / self.count)
-        ).mT
+        weight = weight.unsqueeze(-2) if isinstance(weight, Tensor) and weight.dim() else weight
+        left = (self.samples * (weight / self.count)).mT
         R.mul_(decay)
         if R.dim() == 2:
             R.addmm_(left, right)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 import warnings
@@ -14,8 +13,6 @@ from torch import Tensor, nn
 from decorlib.history import Epoch, History
 from decorlib.models import bp_parameters, decor_measure, decor_modules, decor_parameters, decor_step, decor_update
 from decorlib.remembering import NonFiniteInput
-
-log = logging.getLogger("decorlib")
 
 
 class SilentNoOp(RuntimeError):
@@ -38,6 +35,7 @@ def train(
     max_step: float | None = None,
     allow_no_op: bool = False,
     in_place: bool | None = None,
+    history: History | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> History:
     r"""Train weights by backpropagation and R by its rule, side by side.
@@ -67,13 +65,16 @@ def train(
         allow_no_op: accept decorrelation steps that change nothing. Default: False, they raise.
         in_place: take the steps of R without a gradient in between (:func:`decor_step`), the same but for rounding.
             Only plain SGD can. Default: None, where it can.
+        history: of the run that this one continues, whose model, optimizers and generators were restored: epochs are
+            counted on from its last to ``epochs`` in all. It is not changed. Default: a new run.
         on_epoch: called with each finished epoch (printing, progress).
 
     Returns:
-        A :class:`History` with one row per epoch.
+        A :class:`History` with one row per epoch, those of ``history`` among them.
 
     Raises:
-        ValueError: an optimizer that owns what is not its own, a negative rate, an empty loader, NaN in the data.
+        ValueError: an optimizer that owns what is not its own, a negative rate, an empty loader, NaN in the data, a
+            ``history`` that diverged.
         SilentNoOp: a decorrelation step at a positive rate that changed no R, at the first step or over an epoch.
         RuntimeError: a decorrelation layer that the forward never reaches; the message names it.
 
@@ -94,8 +95,8 @@ def train(
     in_place = plain if in_place is None else in_place
     device = device or next((p.device for p in model.parameters()), torch.device("cpu"))
     watch = None if decor_optimizer is None or allow_no_op else _NoOpWatch(model, decor_optimizer, in_place)
-    history = History()
-    first = 0 if measure_first else 1
+    history = _continued(history)
+    first = history[-1].epoch + 1 if len(history) else 0 if measure_first else 1
     model.train()
     for epoch in range(first, epochs + 1):
         stepping = epoch > 0
@@ -190,8 +191,10 @@ def decor_train(
         on_epoch=show,
     )
     if history.status == "diverged":
-        log.warning(
-            "diverged in epoch %s: %s. Lower the rates, or centre the inputs", history.diverged_at, history.cause
+        warnings.warn(
+            f"diverged in epoch {history.diverged_at}: {history.cause}. Lower the rates, or centre the inputs",
+            RuntimeWarning,
+            stacklevel=2,
         )
     return history
 
@@ -210,8 +213,11 @@ class _NoOpWatch:
         return {name: layer.weight.detach().clone() for name, layer in self.layers.items()}
 
     def expect(self) -> None:
-        """Before an update: the layers that ``update_every`` lets learn in it ought to move."""
-        self.learning |= {name for name, layer in self.layers.items() if layer.due}
+        """Before an update: the layers that ``update_every`` lets learn in it ought to move.
+
+        An R of one entry is not expected to: it can reach its fixed point to the bit, and rightly stay there.
+        """
+        self.learning |= {n for n, layer in self.layers.items() if layer.due and layer.weight.shape[-1] > 1}
 
     def check(self, when: str) -> None:
         """Raise where no R moved although some should have, warn where one did not."""
@@ -238,6 +244,18 @@ class _NoOpWatch:
             "Restart the kernel if library code was edited, check that decor_optimizer holds decor_parameters(model), "
             "or pass allow_no_op=True if R is meant to stand still"
         )
+
+
+def _continued(history: History | None) -> History:
+    """A copy to go on with, or a new one."""
+    if history is None:
+        return History()
+    if history.status == "diverged":
+        raise ValueError(
+            f"history diverged in epoch {history.diverged_at}: there is nothing to continue. Restore a checkpoint from "
+            "before, and pass the history saved with it"
+        )
+    return History(list(history))
 
 
 def _check_ownership(model, optimizer, decor_optimizer) -> None:

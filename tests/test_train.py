@@ -3,6 +3,7 @@
 import argparse
 import copy
 import math
+import warnings
 
 import pytest
 import torch
@@ -259,6 +260,25 @@ def test_a_task_loss_that_is_nan_is_divergence_with_or_without_layers_of_ours():
         assert (history.status, history.diverged_at, len(history)) == ("diverged", 1, 0)
 
 
+def test_decor_train_warns_of_divergence_with_its_epoch_and_the_way_out():
+    args = argparse.Namespace(lr=1e-3, eta=0.4, epochs=50)
+    with pytest.warns(RuntimeWarning, match=r"diverged in epoch \d+: .*\. Lower the rates, or centre the inputs"):
+        history = decor_train(args, network(), nn.functional.mse_loss, batches(2, scale=4.0), "cpu", verbose=False)
+    assert history.status == "diverged"
+
+
+def test_an_r_of_one_entry_may_stand_still_at_its_fixed_point():
+    inputs = torch.ones(4, 1)  # <x^2> = 1: R = 1 is the rule's fixed point, to the bit
+    for in_place in (True, False):
+        alone = nn.Sequential(DecorLinear(1, 1, rule=HALF))
+        moving = nn.Sequential(DecorLinear(1, D, rule=HALF), DecorLinear(D, 1, rule=HALF))
+        for model in (alone, moving):
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                trained(model, [(inputs, torch.zeros(4, 1))], epochs=2, in_place=in_place, **owners(model))
+            assert model[0].decorrelation.weight.item() == 1.0
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_bad_data_is_an_error_that_names_the_batch_not_divergence(bad):
     data = batches()
@@ -295,6 +315,32 @@ def test_training_goes_on_from_a_checkpoint_to_the_bit(kind, tmp_path):
         optimizer.load_state_dict(saved[name])
     run(resumed, own, generator, 2)
     assert_equal_models(straight, resumed)
+
+
+def test_a_history_is_continued_and_not_changed():
+    def run(model, own, epochs, history=None):
+        return trained(model, epochs=epochs, measure_first=True, history=history, **own)
+
+    straight, halves = network(), network()
+    whole = run(straight, owners(straight), 4)
+    own = owners(halves)
+    first = run(halves, own, 2)
+    second = run(halves, own, 4, first)
+    assert_equal_models(straight, halves)
+    assert [row.epoch for row in first] == [0, 1, 2]
+    assert [row.epoch for row in second] == [row.epoch for row in whole] == [0, 1, 2, 3, 4]
+    for a, b in zip(second, whole, strict=True):
+        assert (a.loss, a.decor_losses) == (b.loss, b.decor_losses)
+    assert len(run(halves, own, 4, second)) == 5  # nothing is left to do
+    assert_equal_models(straight, halves)
+
+
+def test_a_history_that_diverged_is_not_continued():
+    model = network()
+    before = copy.deepcopy(model)
+    with pytest.raises(ValueError, match=r"history diverged in epoch 3: .*Restore a checkpoint from before"):
+        trained(model, history=History(status="diverged", diverged_at=3), **owners(model))
+    assert_equal_models(before, model)
 
 
 # ---------------------------------------------------------------------------------------------- the seed's accounting

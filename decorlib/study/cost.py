@@ -36,16 +36,25 @@ def dense_step(features: int, batch: int, lr: float = 1e-6, literal: bool = Fals
 
     def step() -> torch.Tensor:
         nonlocal R
-        y = x @ R.T
-        C = y.T @ y / batch
-        v = C.diagonal()
-        n = torch.where(v < 1e-8, torch.ones_like(v), 1 / v)
-        loss = (C - eye).square().mean()
-        scaled = torch.diag(n) @ (eye - C) if literal else n[:, None] * (eye - C)
-        R = R - lr * (R - scaled @ R)
+        R, loss = dense_update(R, x, eye, lr, literal)
         return loss
 
     return step
+
+
+def dense_update(
+    R: torch.Tensor, x: torch.Tensor, eye: torch.Tensor, lr: float, literal: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """R after one step on the inputs x, and the loss before it; with lr = 0 only the loss is computed."""
+    y = x @ R.T
+    C = y.T @ y / len(y)
+    loss = (C - eye).square().mean()
+    if lr == 0:
+        return R, loss
+    v = C.diagonal()
+    n = torch.where(v < 1e-8, torch.ones_like(v), 1 / v)
+    scaled = torch.diag(n) @ (eye - C) if literal else n[:, None] * (eye - C)
+    return R - lr * (R - scaled @ R), loss
 
 
 def linear_step(features: int, batch: int, outputs: int | None = None, lr: float = 1e-6) -> Callable[[], object]:

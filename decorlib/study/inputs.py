@@ -1,6 +1,5 @@
 """What a notebook's results depend on, as hashes: is there anything to be done?"""
 
-import ast
 import hashlib
 import json
 import platform
@@ -10,6 +9,7 @@ from pathlib import Path
 from decorlib.study.notebooks import Source
 from decorlib.study.provenance import DATA
 from decorlib.study.records import Record, RecordDamaged, dumps, write_atomic
+from decorlib.study.source import code_of
 
 PACKAGE = DATA.parent
 # These run or arrange notebooks; an edit of them cannot change a number inside one.
@@ -20,17 +20,6 @@ _OUTSIDE = {f"study/{name}.py" for name in (*_ARRANGING, "spread", "soak")}
 def sha(data: bytes | str) -> str:
     """Hex digest of bytes or of a text."""
     return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
-
-
-def code_of(text: str) -> str:
-    """Python source without comments, layout and docstrings: an edited explanation needs no new run."""
-    tree = ast.parse(text)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(getattr(first, "value", None), ast.Constant):
-                node.body = node.body[1:] or [ast.Pass()]
-    return ast.dump(tree)
 
 
 def code_hashes(package: Path = PACKAGE) -> dict[str, str]:

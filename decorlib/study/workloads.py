@@ -15,6 +15,7 @@ from decorlib.convert import decorrelate
 from decorlib.models import bp_parameters, decor_step
 from decorlib.rules import KappaRule
 from decorlib.study import seed
+from decorlib.study.cost import dense_update
 from decorlib.train import train
 
 
@@ -48,14 +49,8 @@ def dense_run(batches: DataLoader, epochs: int, lr: float = 1e-5, literal: bool 
     for epoch in range(epochs + 1):
         total = 0.0
         for x, _ in batches:
-            y = x.flatten(1) @ R.T
-            C = y.T @ y / len(y)
-            v = C.diagonal()
-            n = torch.where(v < 1e-8, torch.ones_like(v), 1 / v)
-            total += float((C - eye).square().mean())
-            if epoch:
-                scaled = torch.diag(n) @ (eye - C) if literal else n[:, None] * (eye - C)
-                R = R - lr * (R - scaled @ R)
+            R, loss = dense_update(R, x.flatten(1), eye, lr if epoch else 0, literal)
+            total += float(loss)
         totals.append(total)
     return totals
 

@@ -408,6 +408,6 @@ def test_an_interrupt_keeps_what_is_finished(tmp_path, monkeypatch, capsys):
     ],
 )
 def test_only_code_that_runs_counts_as_a_change(one, two, same):
-    from decorlib.study import inputs
+    from decorlib.study.source import code_of
 
-    assert (inputs.code_of(one) == inputs.code_of(two)) == same
+    assert (code_of(one) == code_of(two)) == same
