@@ -290,12 +290,13 @@ class Decorrelation(Remembering):
             self._states.clear()
             if input_moment is not None:
                 self.input_moment.copy_(input_moment)
-        R.grad = grads[0]
+        if R.grad is not grads[0]:  # setting an attribute of a parameter is not free, even to the None that it was
+            R.grad = grads[0]
         if b is not None:
             b.grad = grads[1]
         self._calls += 1
         self._due = self._calls % self.update_every == 0
-        self.num_updates += 1
+        self.num_updates.add_(1)
         return loss
 
     def _loss(self, moments: Moments) -> Tensor:

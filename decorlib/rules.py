@@ -120,11 +120,15 @@ class RowRule(Rule):
         return torch.addcmul(product, a, R, out=product) if isinstance(a, Tensor) else product.add_(R, alpha=a)
 
     def step_(self, moments: Moments, R: Matrix, lr: float, scale: Scalar | float = 1.0) -> None:
-        # R <- diag(1 - lr a) R - diag(lr b) X R without a gradient in between: at D = 784 and B = 64 allocating and
-        # passing over one more D x D matrix costs as much as one of the two products.
-        rate = as_rows(lr * scale, moments.variance)
+        # Without a gradient in between: at D = 784 and B = 64 allocating and passing over one more D x D matrix costs
+        # as much as one of the two products.
         a, b = self.rows(moments)
-        moments.add_product_(R, decay=1 - rate * a, weight=-rate * b)
+        if isinstance(scale, Tensor):
+            scale = as_rows(scale, moments.variance)
+            a, b = scale * a, scale * b
+        elif scale != 1:
+            lr = lr * scale
+        moments.add_product_(R, a, b, alpha=-lr)
 
     def sharpness(self, moments: Moments) -> Scalar:
         a, b = (as_rows(c, moments.variance.unsqueeze(-1)) for c in self.rows(moments))
@@ -208,11 +212,14 @@ class SeedRule(RowRule):
         return 1 - n, n if self.eta == 1 else self.eta * n
 
     def loss(self, moments):
-        total = moments.squared_norm()
-        if self.variance is not None:  # (v - t)^2 takes the place of v^2 on the diagonal
-            t = self._target(moments)
-            total = total + (t * (t - 2 * moments.variance)).sum(-1)
-        return total.clamp(min=0) / moments.variance.shape[-1] ** 2
+        total, v = moments.squared_norm(), moments.variance
+        t = None if self.variance is None else self._target(moments)
+        # (v - t)^2 takes the place of v^2 on the diagonal
+        if isinstance(t, Tensor):
+            total += (t * (t - 2 * v)).sum(-1)
+        elif t is not None:
+            total.sub_(v.sum(-1), alpha=2 * t).add_(v.shape[-1] * t**2)
+        return total.clamp_(min=0).div_(v.shape[-1] ** 2)
 
 
 # ------------------------------------------------------------------------------- decorrelation, and (1 - k) C + k V
