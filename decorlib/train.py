@@ -207,10 +207,8 @@ class _NoOpWatch:
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, in_place: bool):
         self.layers, self.optimizer, self.in_place = dict(decor_modules(model)), optimizer, in_place
-        self.before, self.learning, self.checks = self._copy(), set(), 0
-
-    def _copy(self) -> dict[str, Tensor]:
-        return {name: layer.weight.detach().clone() for name, layer in self.layers.items()}
+        self.before = {name: layer.weight.detach().clone() for name, layer in self.layers.items()}
+        self.learning, self.checks = set(), 0
 
     def expect(self) -> None:
         """Before an update: the layers that ``update_every`` lets learn in it ought to move.
@@ -224,10 +222,11 @@ class _NoOpWatch:
         rate = max((group["lr"] for group in self.optimizer.param_groups), default=0.0)
         if not self.learning or not rate > 0:
             return
-        now = self._copy()
-        still = sorted(name for name in self.learning if torch.equal(self.before[name], now[name]))
+        still = sorted(n for n in self.learning if torch.equal(self.before[n], self.layers[n].weight))
         moved = len(self.learning) > len(still)
-        self.before, self.learning, self.checks = now, set(), self.checks + 1
+        for name, layer in self.layers.items():
+            self.before[name].copy_(layer.weight.detach())  # into the same memory: a fresh D x D costs a step's time
+        self.learning, self.checks = set(), self.checks + 1
         if not still:
             return
         without = [] if self.in_place else [name for name in still if self.layers[name].weight.grad is None]

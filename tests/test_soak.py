@@ -11,7 +11,8 @@ from decorlib.study import runs
 @pytest.fixture
 def few(monkeypatch):
     monkeypatch.setenv("DECORLIB_PROGRESS", "off")
-    monkeypatch.setattr(soak, "SPECS", [soak.BASE.but(seed=seed, train_size=64, epochs=1) for seed in range(6)])
+    # long enough, each, for a strike after 0.02 s to find one under way
+    monkeypatch.setattr(soak, "SPECS", [soak.BASE.but(seed=seed, train_size=256, epochs=10) for seed in range(6)])
 
 
 @pytest.fixture

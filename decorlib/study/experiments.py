@@ -7,7 +7,7 @@ them: with the same seed they get the same digits, the same initial weights and 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 
 import numpy as np
@@ -195,7 +195,7 @@ def _convnet(spec: Experiment, options: dict) -> nn.Sequential:
 
 
 OPTIMIZERS = {
-    "adam": torch.optim.Adam,
+    "adam": partial(torch.optim.Adam, fused=True),  # one pass over the weights instead of ten
     "sgd": torch.optim.SGD,
     "momentum": lambda parameters, lr: torch.optim.SGD(parameters, lr=lr, momentum=0.9),
 }
@@ -255,10 +255,11 @@ def _schedule(optimizer: torch.optim.Optimizer, spec: Experiment):
 def measure(
     model: nn.Module, x: Tensor, t: Tensor, z: Tensor, u: Tensor, correlations: bool = True
 ) -> dict[str, float]:
-    """Accuracy and loss on held-out and training data, and what is left of correlations in the first R's outputs."""
+    """Accuracy and loss on held-out and on at most as many training images as a validation split has, and what is left
+    of correlations in the first R's outputs."""
     found: dict[str, float] = {}
     if any(True for _ in bp_parameters(model)):
-        for name, inputs_, targets in (("test", z, u), ("train", x, t)):
+        for name, inputs_, targets in (("test", z, u), ("train", x[:VALIDATION], t[:VALIDATION])):
             outputs = torch.cat([model(part) for part in inputs_.split(2000)])
             found[f"{name}_accuracy"] = float((outputs.argmax(1) == targets).double().mean())
             found[f"{name}_loss"] = float(nn.functional.cross_entropy(outputs.double(), targets))
