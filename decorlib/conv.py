@@ -144,11 +144,8 @@ class DecorConv2d(DecorConvolution, nn.Conv2d):
         if d.due:
             states = _pixels(y, chosen)
             d.remember_samples(_pixels(x, chosen), mean, states if constant is None else states + constant.detach())
-        bias = self.bias
-        if constant is not None:
-            extra = self._by_output(self.weight.sum((2, 3)), constant)
-            bias = extra if bias is None else bias + extra
-        return self._conv_forward(y, self.weight, bias)
+        shifts = [] if constant is None else [(constant, self.weight.sum((2, 3)))]
+        return self._conv_forward(y, self.weight, self._shifted_bias(shifts))
 
     def _constant(self, mean: Tensor | None) -> Tensor | None:
         """b_R - R mean, (C_in), or None where there is neither."""
@@ -174,11 +171,7 @@ class DecorConv2d(DecorConvolution, nn.Conv2d):
             weight = torch.einsum("gmohw,goi->gmihw", w, R).flatten(0, 1).contiguous()
             shifts = [] if d.bias is None else [(d.bias, self.weight.sum((2, 3)))]
             shifts += [] if mean is None else [(-mean, weight.sum((2, 3)))]
-        bias = self.bias
-        for shift, factor in shifts:
-            extra = self._by_output(factor, shift.to(factor))
-            bias = extra if bias is None else bias + extra
-        return weight.view_as(self.weight), bias
+        return weight.view_as(self.weight), self._shifted_bias(shifts)
 
     # --------------------------------------------------------------------------------------------------- internals
 
@@ -186,10 +179,14 @@ class DecorConv2d(DecorConvolution, nn.Conv2d):
         around = self._reversed_padding_repeated_twice
         return F.pad(x, around, mode=_PAD[self.padding_mode]) if any(around) else x
 
-    def _by_output(self, factor: Tensor, shift: Tensor) -> Tensor:
-        """What a constant input, (C_in ...), adds to each output channel through ``factor`` (M, C_in / groups ...)."""
-        by_group = shift.unflatten(0, (self.groups, -1)).repeat_interleave(self.out_channels // self.groups, 0)
-        return (factor * by_group).sum(1)
+    def _shifted_bias(self, shifts: list[tuple[Tensor, Tensor]]) -> Tensor | None:
+        """The plain bias and what constant inputs, (C_in ...), add to it through weights (M, C_in / groups ...)."""
+        bias = self.bias
+        for shift, weight in shifts:
+            by_group = shift.to(weight).unflatten(0, (self.groups, -1))
+            extra = (weight * by_group.repeat_interleave(self.out_channels // self.groups, 0)).sum(1)
+            bias = extra if bias is None else bias + extra
+        return bias
 
     def _out_size(self, padded: Tensor) -> tuple[int, int]:
         return tuple(

@@ -255,8 +255,7 @@ def _schedule(optimizer: torch.optim.Optimizer, spec: Experiment):
 def measure(
     model: nn.Module, x: Tensor, t: Tensor, z: Tensor, u: Tensor, correlations: bool = True
 ) -> dict[str, float]:
-    """Accuracy and loss on held-out and on at most as many training images as a validation split has, and what is left
-    of correlations in the first R's outputs."""
+    """Accuracy and loss on held-out data and on the first 10,000 training images, and what is left of correlations."""
     found: dict[str, float] = {}
     if any(True for _ in bp_parameters(model)):
         for name, inputs_, targets in (("test", z, u), ("train", x[:VALIDATION], t[:VALIDATION])):

@@ -150,25 +150,17 @@ def work_of_epoch(spec: Experiment) -> float:
 
 def epoch_seconds(arms: Mapping[str, Experiment], batches: int, repeats: int, threads: int) -> pd.DataFrame:
     """Seconds of an epoch of each arm (columns), measured ``repeats`` times (rows), the arms taking turns."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with timing.threads(threads):
         seconds = timing.take_turns({n: some_steps(s, batches) for n, s in arms.items()}, repeats, warmup=1)
-    finally:
-        torch.set_num_threads(before)
     return pd.DataFrame({n: [v / batches * steps_per_epoch(arms[n]) for v in vs] for n, vs in seconds.items()})
 
 
 def preparation_seconds(arms: Mapping[str, Experiment], threads: int, repeats: int = 1) -> dict[str, float]:
     """Seconds that each arm spends on its inputs before the first step, beyond what the baseline does to them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     kinds = {name: f"{s.scaling}, {s.demean_inputs}, {s.whiten_inputs}" for name, s in arms.items()}
     calls = {kinds[name]: lambda s=s: arrays(s) for name, s in arms.items()}  # one for each kind of preparation
-    try:
+    with timing.threads(threads):
         middle = timing.medians(timing.take_turns(calls, repeats, warmup=1))
-    finally:
-        torch.set_num_threads(before)
     return {name: max(0.0, middle[kind] - middle[kinds[BASELINE]]) for name, kind in kinds.items()}
 
 
