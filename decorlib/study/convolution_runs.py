@@ -14,7 +14,7 @@ from decorlib.rules import KappaRule
 from decorlib.statistics import Moments
 from decorlib.study import flops, timing
 from decorlib.study.convolutions import patches, whole
-from decorlib.study.experiments import Experiment, arrays, build
+from decorlib.study.experiments import OPTIMIZERS, Experiment, arrays, build
 from decorlib.study.flops import Flops
 from decorlib.study.positions import border_effect
 from decorlib.train import train
@@ -67,7 +67,7 @@ def look(spec: Experiment) -> dict:
         nn.functional.cross_entropy,
         inputs.loader(x, t, spec.batch_size, generator=torch.Generator().manual_seed(spec.seed)),
         epochs=spec.epochs,
-        optimizer=torch.optim.Adam(bp_parameters(model), lr=spec.lr),
+        optimizer=OPTIMIZERS[spec.optimizer](list(bp_parameters(model)), lr=spec.lr),
         decor_optimizer=torch.optim.SGD(R, lr=spec.decor_lr) if R else None,
         max_step=spec.max_step,
         allow_no_op=spec.decor_lr == 0,
