@@ -82,7 +82,8 @@ def site_foot(records: dict[str, Record]) -> str:
 def answer_table(records: dict[str, Record], pages: dict[str, Path], results: str) -> str:
     """The answer sheet, each row with its notebook's page and its record.
 
-    As HTML, because each cell carries the name of its column: on a phone a row becomes a card.
+    As HTML, because each cell carries the name of its column: on a phone a row becomes a card. The way to the evidence
+    comes second, not last as in the README: where the table is wider than the page its end must be scrolled to.
     """
     rows = answers.rows(records)
     if not rows:
@@ -93,10 +94,11 @@ def answer_table(records: dict[str, Record], pages: dict[str, Path], results: st
         page = f'<a href="notebooks/{name}">{notebook}</a>' if name else notebook
         return f'{page}, <a href="{results}/records/{notebook}.json">record</a>'
 
-    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in rows[0])
+    names = sorted(rows[0], key=["hypothesis", "notebook"].__contains__, reverse=True)
+    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in names)
     lines = ['<table class="answers table">', f"<thead><tr>{head}</tr></thead>", "<tbody>"]
     for row in rows:
-        cells = {name: html.escape(str(text)) for name, text in row.items()}
+        cells = {name: html.escape(str(row[name])) for name in names}
         cells["notebook"] = evidence(row["notebook"])
         label = "<td data-label="
         lines.append("<tr>" + "".join(f'{label}"{html.escape(k)}">{v}</td>' for k, v in cells.items()) + "</tr>")
