@@ -37,6 +37,7 @@ def browser(tmp_path_factory):
     for flag in (
         *("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run"),
         *("disable-background-networking", "disable-component-update", "disable-sync"),
+        "force-prefers-reduced-motion",  # a colour that is still fading is no colour of the page
         # Every host but the driver's own is unknown: what a page fetches from elsewhere fails and is logged.
         "host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
         f"user-data-dir={tmp_path_factory.mktemp('chromium')}",
