@@ -62,6 +62,17 @@ class Found:
         spread = sum((a - statistics.fmean(x)) ** 2 for a in x)
         return slope, (left / spread) ** 0.5 if spread else 0.0
 
+    def never_noticed(self, enough: int = 20) -> list[str]:
+        """Faults that changed nothing in so many rounds: then they were not there, and nothing was tested."""
+        played = Counter()
+        for name, count in self.rounds.items():
+            played[name.rsplit(",", 1)[0]] += count
+        return [
+            f"{fault}: not once noticed in {played[fault]} rounds"
+            for fault in FAULTS
+            if fault != "nothing" and played[fault] >= enough and not self.noticed[fault]
+        ]
+
 
 def resident() -> float:
     """MiB of this process."""
@@ -240,6 +251,7 @@ def soak(minutes: float, seed: int, jobs: int, folder: Path, tell=print) -> Foun
     runs.sweep(SPECS, experiments.run, engine="serial", cache=work.cache)
     if len(before) != len(SPECS) or entries(work.cache) != before:
         work.found.wrong.append("after the last round: the cache is not whole")
+    work.found.wrong += work.found.never_noticed()
     return work.found
 
 
@@ -265,6 +277,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="workers of a sweep; default: 1")
     options = parser.parse_args(arguments)
     os.environ["DECORLIB_PROGRESS"] = "off"
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores
     with tempfile.TemporaryDirectory() as folder:
         found = soak(options.minutes, options.seed, options.jobs, Path(folder))
     print(summary(found))

@@ -1,6 +1,7 @@
 """The soak itself: it passes where all is well, and says so where something was lost. Half an hour of it: soak.py."""
 
 import json
+import signal
 
 import pytest
 import soak
@@ -10,9 +11,13 @@ from decorlib.study import runs
 
 @pytest.fixture
 def few(monkeypatch):
+    # A shell's background job ignores Ctrl-C, and so does Python in it: then there would be nothing to interrupt.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setenv("DECORLIB_PROGRESS", "off")
     # long enough, each, for a strike after 0.02 s to find one under way
     monkeypatch.setattr(soak, "SPECS", [soak.BASE.but(seed=seed, train_size=256, epochs=10) for seed in range(6)])
+    yield
+    signal.signal(signal.SIGINT, handler)
 
 
 @pytest.fixture
@@ -82,6 +87,14 @@ def order(work, whole):
     """Contents of the entries in the order of the specifications."""
     by_spec = {json.dumps(json.loads(b)["spec"], sort_keys=True): b for b in whole.values()}
     return [by_spec[json.dumps(json.loads(json.dumps(runs.spec_dict(s))), sort_keys=True)] for s in soak.SPECS]
+
+
+def test_a_fault_that_was_never_there_is_seen():
+    found = soak.Found()
+    found.rounds.update({"Ctrl-C, serial": 15, "Ctrl-C, local": 6, "bit flipped, serial": 30, "nothing, local": 40})
+    found.noticed["bit flipped"] = 1
+    assert found.never_noticed() == ["Ctrl-C: not once noticed in 21 rounds"]
+    assert found.never_noticed(enough=22) == []
 
 
 def test_the_slope_of_the_memory():

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-RUNS = 12  # in the sweep that is killed
+RUNS = 24  # in the sweep that is killed: enough to be under way when a loaded machine gets to the kill
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,7 @@ def main(cache: str, result: str) -> None:
 if __name__ == "__main__":
     import sweep_functions  # by its name, not __main__, so that workers find what is in it
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores
     SWEEP = sweep_functions.slow
     Spec = sweep_functions.Spec
     main(*sys.argv[1:])
