@@ -94,7 +94,8 @@ def answer_table(records: dict[str, Record], pages: dict[str, Path], results: st
         page = f'<a href="notebooks/{name}">{notebook}</a>' if name else notebook
         return f'{page}, <a href="{results}/records/{notebook}.json">record</a>'
 
-    names = sorted(rows[0], key=["hypothesis", "notebook"].__contains__, reverse=True)
+    first = ["hypothesis", "notebook"]
+    names = [*first, *(name for name in rows[0] if name not in first)]
     head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in names)
     lines = ['<table class="answers table">', f"<thead><tr>{head}</tr></thead>", "<tbody>"]
     for row in rows:
