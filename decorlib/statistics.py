@@ -88,23 +88,22 @@ class Moments:
 
     def add_product_(self, R: Float[Tensor, "*groups features columns"], a, b, alpha: float) -> None:
         """R <- R + alpha (diag(a) R + diag(b) X R) in place; ``a`` and ``b`` are numbers, or one per feature."""
-        weighs = isinstance(b, Tensor)
+        rows = b.unsqueeze(-1) if isinstance(b, Tensor) and b.dim() else b
+        # X = left right, and both forms are one product into R
         if self.matrix is not None:
-            product, alpha_product = self.matrix @ R, alpha if weighs else alpha * b
-            product = product.mul_(b.unsqueeze(-1) if b.dim() else b) if weighs else product
+            left, right, count = self.matrix, R.clone(), 1
         else:
-            right, alpha_product = self.samples @ R, (alpha if weighs else alpha * b) / self.count  # before R changes
-            left = (self.samples * (b.unsqueeze(-2) if b.dim() else b) if weighs else self.samples).mT
+            left, right, count = self.samples.mT, self.samples @ R, self.count
+        if isinstance(rows, Tensor):
+            left, rows = left * rows, 1
         if isinstance(a, Tensor):
             R.addcmul_(R, a.unsqueeze(-1) if a.dim() else a, value=alpha)
         elif a != 0:
             R.mul_(1 + alpha * a)
-        if self.matrix is not None:
-            R.add_(product, alpha=alpha_product)
-        elif R.dim() == 2:
-            R.addmm_(left, right, alpha=alpha_product)
+        if R.dim() == 2:
+            R.addmm_(left, right, alpha=alpha * rows / count)
         else:
-            R.view(-1, *R.shape[-2:]).baddbmm_(left.flatten(0, -3), right.flatten(0, -3), alpha=alpha_product)
+            R.view(-1, *R.shape[-2:]).baddbmm_(left.flatten(0, -3), right.flatten(0, -3), alpha=alpha * rows / count)
 
     def squared_norm(self) -> Float[Tensor, "*groups"]:
         """||X||_F^2, the sum of all squared entries of X."""

@@ -64,7 +64,7 @@ def train(
         max_step: bound on rate times curvature of each decorrelation step; see :meth:`Decorrelation.update`.
         allow_no_op: accept decorrelation steps that change nothing. Default: False, they raise.
         in_place: take the steps of R without a gradient in between (:func:`decor_step`), the same but for rounding.
-            Only plain SGD can. Default: None, where it can.
+            Only plain SGD without hooks can. Default: None, where it can.
         history: of the run that this one continues, whose model, optimizers and generators were restored: epochs are
             counted on from its last to ``epochs`` in all. It is not changed. Default: a new run.
         on_epoch: called with each finished epoch (printing, progress).
@@ -90,7 +90,8 @@ def train(
     plain = decor_optimizer is not None and _is_plain_sgd(decor_optimizer)
     if in_place and not plain:
         raise ValueError(
-            f"in_place=True takes plain SGD steps; decor_optimizer is {decor_optimizer}: use in_place=False"
+            "in_place=True takes plain SGD steps, and none that hooks wait for; decor_optimizer is "
+            f"{decor_optimizer}: use in_place=False"
         )
     in_place = plain if in_place is None else in_place
     device = device or next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -123,8 +124,7 @@ def train(
                     decor_losses.append(decor_step(model, _rate(decor_optimizer), max_step))
                 else:
                     decor_losses.append(decor_update(model, _rate(decor_optimizer), max_step))
-                if stepping:
-                    decor_optimizer.step()  # after decor_step no gradient is left: this only tells schedulers of a step
+                    decor_optimizer.step()
                 if watch is not None and watch.checks == 0:
                     watch.check("the first step")
             losses.append(loss.detach())
@@ -141,6 +141,8 @@ def train(
         history.epochs.append(row)
         if watch is not None and stepping:
             watch.check(f"epoch {epoch}")
+        if in_place and stepping:
+            decor_optimizer.step()  # there is no gradient: this only tells its schedule that steps were taken
         for schedule in (scheduler, decor_scheduler):
             if schedule is not None and stepping:
                 schedule.step()
@@ -296,6 +298,7 @@ def _is_plain_sgd(optimizer: torch.optim.Optimizer) -> bool:
         type(optimizer) is torch.optim.SGD
         and len(optimizer.param_groups) == 1
         and not any(optimizer.param_groups[0][name] for name in extras)
+        and not (optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)  # they want every step
     )
 
 

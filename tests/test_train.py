@@ -103,6 +103,27 @@ def test_in_place_steps_are_the_default_of_plain_sgd_and_the_same_but_for_roundi
         assert all((layer.weight.grad is None) is plain for _, layer in decor_modules(model))
 
 
+def test_hooks_of_the_optimizer_of_R_see_every_step():
+    model, seen = network(), []
+    own = owners(model)
+    own["decor_optimizer"].register_step_post_hook(lambda *_: seen.append(1))
+    trained(model, **own)
+    assert len(seen) == 2 * len(batches())
+    with pytest.raises(ValueError, match="none that hooks wait for"):
+        trained(model, in_place=True, **own)
+
+
+def test_a_schedule_of_R_is_told_of_steps_in_place():
+    model = network()
+    own = owners(model)
+    schedule = torch.optim.lr_scheduler.StepLR(own["decor_optimizer"], 1, gamma=0.5)
+    rates = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # torch warns where a schedule moves before any step
+        trained(model, decor_scheduler=schedule, on_epoch=lambda _: rates.extend(schedule.get_last_lr()), **own)
+    assert rates == [rates[0], rates[0] / 2]
+
+
 def test_losses_are_means_over_batches_of_any_size_in_double_precision():
     data = [(x, t) for x, t in batches(3)] + [(torch.zeros(2, D), torch.zeros(2, 1))]
     seen = []

@@ -176,8 +176,9 @@ def parameters(source: Source, profile: str, seeds: int | None = None, device: s
 def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Remove, in place, what differs between two equal runs, so that a diff shows what changed.
 
-    Times, papermill's bookkeeping, random ids of injected cells, widget state, the Python version that
-    JupyterLab notes, progress bars and the temporary paths in warnings go; source, tags and outputs stay.
+    Times, papermill's bookkeeping, random ids of injected cells and of styled tables, addresses in memory, widget
+    state, the Python version that JupyterLab notes, progress bars and the temporary paths in warnings go; source, tags
+    and outputs stay.
     """
     notebook.metadata = nbformat.from_dict(
         {
@@ -196,6 +197,8 @@ def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
             cell["id"] = f"cell-{index}"
         if cell.cell_type == "code":
             cell.outputs = [output for output in map(_clean_output, cell.outputs) if output is not None]
+            for number, output in enumerate(cell.outputs):
+                _settle_ids(output.get("data", {}), f"{cell['id']}_{number}")
     return notebook
 
 
@@ -210,6 +213,14 @@ def _clean_output(output):
     if "application/vnd.jupyter.widget-view+json" in data:
         return None  # its state is not kept, so it would be an empty box
     return output
+
+
+def _settle_ids(data: dict, name: str) -> None:
+    """pandas draws the id that ties a styled table to its CSS, where its place in the notebook does; no addresses."""
+    if "text/plain" in data:
+        data["text/plain"] = re.sub(r"(<[\w.]+( object)?) at 0x[0-9a-f]+>", r"\1>", data["text/plain"])
+    if "text/html" in data:
+        data["text/html"] = re.sub(r"\bT_[0-9a-f]{5}(?=_|\b)", f"T_{name}", data["text/html"])
 
 
 def write(notebook: nbformat.NotebookNode, path: Path) -> None:

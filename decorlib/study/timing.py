@@ -12,15 +12,21 @@ import torch
 
 
 def take_turns(
-    alternatives: dict[str, Callable[[], object]], repeats: int = 30, warmup: int = 3, synchronize: bool = False
+    alternatives: dict[str, Callable[[], object]],
+    repeats: int = 30,
+    warmup: int = 3,
+    synchronize: bool = False,
+    calls: int = 1,
 ) -> dict[str, list[float]]:
-    """Seconds of each call, A B C A B C ..., after some that do not count.
+    """Seconds of a call in each turn, A B C A B C ..., after some turns that do not count.
 
     Args:
         alternatives: name -> function without arguments.
-        repeats: counted calls of each.
-        warmup: calls of each before that.
-        synchronize: wait for the CUDA device after each call.
+        repeats: counted turns of each.
+        warmup: turns of each before that.
+        synchronize: wait for the CUDA device after each turn.
+        calls: calls in a row in each turn, as a loop makes them. In turns of one, each call also pays for bringing
+            what it works on back into the cache.
     """
     seconds: dict[str, list[float]] = {name: [] for name in alternatives}
     enabled = gc.isenabled()
@@ -29,11 +35,12 @@ def take_turns(
         for turn in range(-warmup, repeats):
             for name, call in alternatives.items():
                 start = time.perf_counter()
-                call()
+                for _ in range(calls):
+                    call()
                 if synchronize:
                     torch.cuda.synchronize()
                 if turn >= 0:
-                    seconds[name].append(time.perf_counter() - start)
+                    seconds[name].append((time.perf_counter() - start) / calls)
     finally:
         if enabled:
             gc.enable()

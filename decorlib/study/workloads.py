@@ -83,22 +83,21 @@ def seed_workload(epochs: int) -> dict[str, Callable[[], list[float]]]:
     }
 
 
-def training_step(model: nn.Module, shape: tuple[int, ...], classes: int = 10, repeat: int = 1) -> Callable[[], None]:
-    """``repeat`` training steps of a model: cross-entropy, Adam on the weights, and R's step where there is one."""
+def training_step(model: nn.Module, shape: tuple[int, ...], classes: int = 10) -> Callable[[], None]:
+    """A training step of a model: cross-entropy, Adam on the weights, and R's step where there is one."""
     generator = torch.Generator().manual_seed(0)
     x, t = torch.randn(shape, generator=generator), torch.randint(classes, shape[:1], generator=generator)
     optimizer = torch.optim.Adam(bp_parameters(model), lr=1e-4)
     model.train()
 
-    def steps() -> None:
-        for _ in range(repeat):
-            loss = nn.functional.cross_entropy(model(x), t)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            decor_step(model, lr=1e-6)
+    def step() -> None:
+        loss = nn.functional.cross_entropy(model(x), t)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        decor_step(model, lr=1e-6)
 
-    return steps
+    return step
 
 
 def mlp(**options) -> nn.Module:

@@ -1,6 +1,7 @@
 """Parameters of notebooks and their form without volatile metadata."""
 
 import nbformat
+import pandas as pd
 import pytest
 from nbformat import v4
 
@@ -122,3 +123,17 @@ def test_normalise_removes_what_is_volatile_and_keeps_the_rest():
     assert notebook.metadata.language_info == {"name": "python"}
     once = nbformat.writes(notebook)
     assert nbformat.writes(notebooks.normalise(notebook)) == once
+
+
+def test_a_styled_table_is_the_same_in_every_run():
+    def run():
+        table = pd.DataFrame({"a": [1.0, 2.0]}).style.highlight_max()
+        cell = v4.new_code_cell("table", id="c03")
+        cell.outputs = [v4.new_output("execute_result", data={"text/html": table.to_html(), "text/plain": repr(table)})]
+        return notebooks.normalise(v4.new_notebook(cells=[cell]))
+
+    first, second = run(), run()
+    assert nbformat.writes(first) == nbformat.writes(second)
+    page = first.cells[0].outputs[0].data["text/html"]
+    for part in ('<table id="T_c03_0">', "#T_c03_0_row1_col0 {", 'id="T_c03_0_row1_col0"'):
+        assert part in page
