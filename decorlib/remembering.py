@@ -34,7 +34,6 @@ class Remembering(nn.Module):
         """y for x."""
         raise NotImplementedError
 
-    @torch.no_grad()
     def remember(self, x: Tensor, mean: Tensor | None, y: Tensor | None = None) -> None:
         """Keep (a sample of) a batch's states for ``update()``; y is computed for the sample where it is not given."""
         real = self.real_rows(x)
@@ -50,9 +49,9 @@ class Remembering(nn.Module):
         """``remember`` for samples (n, D) that are already chosen."""
         if x.shape[0] == 0:
             raise ValueError(EMPTY)
-        self._check_finite(x, f"input of shape {tuple(x.shape)}")
         if y is None:
             y = self.transform(x, mean)
+        self._check_finite(x, "input", witness=y)
         inputs = None
         if self.rule.reads is not None:
             inputs = x if self.rule.reads == "raw input" or mean is None else x - mean.detach()
@@ -60,15 +59,18 @@ class Remembering(nn.Module):
             self._states.clear()
         self._states.append((y, inputs))
 
-    def _check_finite(self, x: Tensor, what: str) -> None:
-        # One number finds any NaN or inf. Only where reading it back is free: a GPU would have to be waited for.
+    def _check_finite(self, x: Tensor, what: str, witness: Tensor | None = None) -> None:
+        # One number finds any NaN or inf. Only where reading it back is free: a GPU would have to be waited for. What
+        # x does to y shows in y, which the processor has just written and still holds; x it would have to fetch again.
         if x.device.type != "cpu" or torch.compiler.is_compiling():
             return
-        flat = x.detach().reshape(-1)
+        flat = (x if witness is None else witness).detach().reshape(-1)
         if math.isfinite(float(flat.dot(flat))):  # of a sum or a norm, the quickest
             return
         if not bool(x.isfinite().all()):
-            error = NonFiniteInput(f"{what} holds NaN or infinity: check the data and the rates")
+            error = NonFiniteInput(
+                f"{what} of shape {tuple(x.shape)} holds NaN or infinity: check the data and the rates"
+            )
             error.layer = self
             raise error
 

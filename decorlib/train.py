@@ -217,7 +217,8 @@ class _NoOpWatch:
 
         An R of one entry is not expected to: it can reach its fixed point to the bit, and rightly stay there.
         """
-        self.learning |= {n for n, layer in self.layers.items() if layer.due and layer.weight.shape[-1] > 1}
+        if len(self.learning) < len(self.layers):
+            self.learning |= {n for n, layer in self.layers.items() if layer.due and layer.weight.shape[-1] > 1}
 
     def check(self, when: str) -> None:
         """Raise where no R moved although some should have, warn where one did not."""

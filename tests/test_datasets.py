@@ -322,6 +322,16 @@ def test_loader_gives_the_batches_of_a_plain_dataloader(shuffle, drop_last):
     assert len(datasets.loader(x, y, 16, shuffle, drop_last)) == len(fast) // 3
 
 
+def test_loader_draws_from_its_own_generator_what_a_plain_dataloader_draws():
+    x, y = torch.arange(40.0), torch.arange(40)
+    generators = [torch.Generator().manual_seed(3) for _ in range(2)]
+    plain = DataLoader(TensorDataset(x, y), 8, shuffle=True, drop_last=True, generator=generators[0])
+    fast = datasets.loader(x, y, 8, generator=generators[1])
+    for _ in range(2):
+        assert [b.tolist() for b, _ in plain] == [b.tolist() for b, _ in fast]
+    assert torch.equal(*(g.get_state() for g in generators))
+
+
 def test_loader_with_its_own_generator_leaves_the_global_one_alone():
     x, y = torch.randn(40, 2), torch.arange(40)
     before = torch.get_rng_state()
@@ -336,10 +346,12 @@ def test_loader_with_its_own_generator_leaves_the_global_one_alone():
 def test_loader_does_not_touch_single_samples(monkeypatch):
     asked = []
     batches = datasets.loader(torch.randn(64, 3), torch.arange(64), 16)
-    get = type(batches.dataset).__getitem__
-    monkeypatch.setattr(type(batches.dataset), "__getitem__", lambda self, i: asked.append(i) or get(self, i))
+    get = TensorDataset.__getitem__
+    monkeypatch.setattr(TensorDataset, "__getitem__", lambda self, i: asked.append(i) or get(self, i))
+    assert len(list(DataLoader(batches.dataset, 16))) == 4
+    assert len(asked) == 64
     assert len(list(batches)) == 4
-    assert [len(index) for index in asked] == [16] * 4
+    assert len(asked) == 64
 
 
 def test_loader_without_a_batch_is_an_error():
