@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from decorlib.decorrelation import Decorrelation
 from decorlib.linear import DecorLinear
@@ -87,6 +90,89 @@ def parts(features: int, batch: int) -> dict[str, Callable[[], object]]:
         "dense step, rows scaled": dense_step(features, batch),
         "plain linear step": linear_step(features, batch),
     }
+
+
+def floats_moved(features: int, batch: int) -> dict[str, int]:
+    """Numbers that each of :func:`parts` reads and writes at least, every pass over a matrix counted.
+
+    An operand counts once for each operation that reads or writes it, and what stays inside a product (its blocks in
+    the cache) does not: the horizontal place of a piece in the roofline figure is its operations over 4 times this.
+    """
+    states, R = batch * features, features**2
+    forward = R + 2 * states
+    loss = states + 2 * batch**2
+    # Y R; Y' scaled by rows; R's own decay; the product added to R
+    update = (R + 2 * states) + 2 * states + 2 * R + (2 * R + 2 * states)
+    # y; C and its division; two differences, square and mean; rows scaled; the product; three more passes
+    dense = forward + (2 * states + R) + 2 * R + 2 * 3 * R + 3 * R + 2 * R + 3 * R + 3 * R + 2 * R + 3 * R
+    return {
+        "forward": forward,
+        "loss": loss,
+        "update": update,
+        "whole step": forward + 2 * states + loss + update,
+        "dense step, as written": dense + 2 * R,  # diag(n) is a matrix, written and read
+        "dense step, rows scaled": dense,
+        "plain linear step": forward + (R + 2 * states) + 3 * R,  # z; the gradient; SGD
+    }
+
+
+class _Held(TorchDispatchMode):
+    """Counts the bytes of storages that operations make, until they are freed."""
+
+    def __init__(self):
+        super().__init__()
+        self.held, self.most, self.known = 0, 0, weakref.WeakSet()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.known.update(_storages((args, kwargs)))  # what came from outside is not held by the call
+        out = function(*args, **(kwargs or {}))
+        for storage in _storages(out):
+            if storage not in self.known:
+                self.known.add(storage)
+                self.held += storage.nbytes()
+                self.most = max(self.most, self.held)
+                weakref.finalize(storage, self._freed, storage.nbytes())
+        return out
+
+    def _freed(self, size: int) -> None:
+        self.held -= size
+
+
+def _storages(tree) -> list[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """The most memory, in bytes, that a call's tensors hold at one time beyond what was there before it.
+
+    Counted in a second call: buffers that are made once and kept (an optimizer's) do not count, nor does what an
+    operation needs within itself.
+    """
+    call()
+    with _Held() as mode:
+        call()
+    return mode.most
+
+
+def layer_steps(features: int, outputs: int, batch: int, settings: dict[str, dict]) -> dict[str, Callable[[], object]]:
+    """Forward, backward, SGD and R's step of a whole layer: plain, and decorrelated under each of the settings."""
+    torch.manual_seed(0)
+    x, lr = _inputs(features, batch), 1e-6
+
+    def step(layer: nn.Linear) -> Callable[[], object]:
+        optimizer = torch.optim.SGD([layer.weight, layer.bias], lr=lr)
+
+        def call() -> None:
+            optimizer.zero_grad()
+            layer(x).sum().backward()
+            optimizer.step()
+            if isinstance(layer, DecorLinear):
+                layer.step(lr)
+
+        return call
+
+    layers = {name: DecorLinear(features, outputs, variance=1.0, **options) for name, options in settings.items()}
+    return {name: step(layer) for name, layer in {"plain": nn.Linear(features, outputs), **layers}.items()}
 
 
 def forms(features: int, batch: int) -> dict[str, Callable[[], object]]:
