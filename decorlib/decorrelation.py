@@ -278,14 +278,14 @@ class Decorrelation(Remembering):
             with _full_precision(R.device.type):
                 moments, input_moment, toward_zero = self._moments()
                 loss = self._loss(moments)
-                scale = 1.0 if max_step is None else (max_step / (lr * self.rule.sharpness(moments))).clamp(max=1)
+                scale = self._scale(moments, lr, max_step)
                 if in_place:
                     self.rule.step_(moments, R.data, lr, scale)
                     if b is not None:
                         b.sub_(lr * toward_zero)
                 else:
                     grad = self.rule.direction(moments, R.data, lr)
-                    grads = (grad if max_step is None else as_rows(scale, grad) * grad), toward_zero
+                    grads = (as_rows(scale, grad) * grad if isinstance(scale, Tensor) else grad), toward_zero
             # Only now, past all that can raise, does anything change.
             self._states.clear()
             if input_moment is not None:
@@ -298,6 +298,10 @@ class Decorrelation(Remembering):
         self._due = self._calls % self.update_every == 0
         self.num_updates.add_(1)
         return loss
+
+    def _scale(self, moments: Moments, lr: float | None, max_step: float | None) -> Tensor | float:
+        """What shrinks the step: 1, or one number per group."""
+        return 1.0 if max_step is None else (max_step / (lr * self.rule.sharpness(moments))).clamp(max=1)
 
     def _loss(self, moments: Moments) -> Tensor:
         loss = self.rule.loss(moments)

@@ -6,6 +6,7 @@ them: with the same seed they get the same digits, the same initial weights and 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache, partial
 from itertools import pairwise
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from decorlib import datasets, inputs, metrics
 from decorlib.catalogue import make_rule
+from decorlib.history import History
 from decorlib.layers import DecorConv2d, DecorLinear, Decorrelation, bp_parameters, decor_modules, decor_parameters
 from decorlib.train import train
 
@@ -210,6 +212,24 @@ def run(spec: Experiment) -> dict:
     weights = list(bp_parameters(model))
     R = list(decor_parameters(model))
     decor = OPTIMIZERS[spec.decor_optimizer](R, lr=spec.decor_lr) if R else None
+
+    history = train(
+        model,
+        nn.functional.cross_entropy if weights else lambda y, _: y.new_zeros(()),
+        batches,
+        epochs=spec.epochs,
+        optimizer=OPTIMIZERS[spec.optimizer](weights, lr=spec.lr) if weights else None,
+        decor_optimizer=decor,
+        evaluate=evaluation(spec, x, t, z, u),
+        decor_scheduler=None if decor is None else _schedule(decor, spec),
+        max_step=spec.max_step,
+        allow_no_op=spec.decor_lr == 0,
+    )
+    return record(history)
+
+
+def evaluation(spec: Experiment, x: Tensor, t: Tensor, z: Tensor, u: Tensor) -> Callable[[nn.Module], dict[str, float]]:
+    """What the trainer calls after each epoch: :func:`measure`, where ``evaluate_every`` wants it and at the end."""
     epochs_done = 0
 
     def evaluate(model: nn.Module) -> dict[str, float]:
@@ -219,18 +239,11 @@ def run(spec: Experiment) -> dict:
         wanted = last or (spec.evaluate_every and epochs_done % spec.evaluate_every == 0)
         return measure(model, x, t, z, u, spec.measures == "all") if wanted else {}
 
-    history = train(
-        model,
-        nn.functional.cross_entropy if weights else lambda y, _: y.new_zeros(()),
-        batches,
-        epochs=spec.epochs,
-        optimizer=OPTIMIZERS[spec.optimizer](weights, lr=spec.lr) if weights else None,
-        decor_optimizer=decor,
-        evaluate=evaluate,
-        decor_scheduler=None if decor is None else _schedule(decor, spec),
-        max_step=spec.max_step,
-        allow_no_op=spec.decor_lr == 0,
-    )
+    return evaluate
+
+
+def record(history: History) -> dict:
+    """A history as the record of a run."""
     rows = history.rows()
     seconds = [row.pop("seconds") for row in rows]
     finished = history.status == "finished"

@@ -1,0 +1,259 @@
+"""Many seeds at once: experiments that differ only in seed and rates, side by side in one network on one device.
+
+S models of one kind are S groups of one wide model: features of all lie next to each other, (B, S D), and each group
+has its own R, its own weights and its own batch. A small network leaves a GPU idle between its many short operations;
+this gives each of them S times the work. Weights stay the models' own parameters, so that torch's optimizers train
+them and :func:`decorlib.study.experiments.measure` reads them as it reads any model.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from decorlib import inputs
+from decorlib.decorrelation import Decorrelation
+from decorlib.history import History
+from decorlib.linear import DecorLinear
+from decorlib.models import decor_modules, decor_parameters
+from decorlib.remembering import NonFiniteInput
+from decorlib.study import experiments, runs
+from decorlib.study.experiments import OPTIMIZERS, Experiment
+from decorlib.train import _not_finite, _summarise
+
+VARIED = ("seed", "lr", "decor_lr")
+SHARED_OPTIONS = ("center", "momentum", "update_every", "accumulate")
+LARGEST = 16  # models in one network
+
+
+@dataclass(frozen=True)
+class Together:
+    """Some experiments to run side by side: what they share, and a triple (seed, lr, decor_lr) for each."""
+
+    shared: tuple[tuple[str, object], ...]
+    varied: tuple[tuple[int, float, float], ...]
+    device: str = "cpu"
+
+    @classmethod
+    def of(cls, specs: Sequence[Experiment], device: str = "cpu") -> Together:
+        """Those of one :func:`kind`."""
+        varied = tuple(tuple(getattr(spec, name) for name in VARIED) for spec in specs)
+        return cls(tuple(sorted(_shared(specs[0]).items())), varied, device)
+
+    def specs(self) -> list[Experiment]:
+        """The experiments, in their order."""
+        return [Experiment(**dict(self.shared), **dict(zip(VARIED, v, strict=True))) for v in self.varied]
+
+
+def _shared(spec: Experiment) -> dict[str, object]:
+    return {f.name: getattr(spec, f.name) for f in fields(spec) if f.name not in VARIED}
+
+
+def kind(spec: Experiment) -> tuple | None:
+    """What experiments must have in common to run side by side; None for one that has to run alone.
+
+    Alone: convolutions, which have groups of their own; pixels chosen by the data of each seed; an R with momentum or
+    Adam; layer options other than :data:`SHARED_OPTIONS` (``fraction`` draws from a generator for each run); rules
+    whose step is not linear in its rate, or that have a parameter per feature.
+    """
+    rule = None if spec.rule is None else experiments.make_rule(spec.rule, **dict(spec.rule_options))
+    alone = (
+        spec.model == "convnet"
+        or spec.pixels != "all"
+        or spec.decor_optimizer != "sgd"
+        or not {name for name, _ in spec.layer_options} <= set(SHARED_OPTIONS)
+        or ("center", "bias") in spec.layer_options
+        or (rule is not None and (rule.needs_rate or isinstance(getattr(rule, "variance", None), Tensor)))
+    )
+    return None if alone else tuple(sorted(_shared(spec).items()))
+
+
+def sweep(specs: Sequence[Experiment], *, device: str | None = None, **options) -> list[dict]:
+    """:func:`decorlib.study.sweep` of experiments; on a GPU those of one :func:`kind` run side by side.
+
+    Args:
+        specs: the experiments.
+        device: ``"cpu"`` or ``"cuda"``: run side by side there. Default: None, side by side on a GPU where there is
+            one, else one by one as :func:`decorlib.study.sweep` does.
+        options: of :func:`decorlib.study.sweep`.
+
+    Returns:
+        The records in the order of the specifications. Side by side they are those of separate runs up to rounding.
+    """
+    specs = list(specs)
+    device = ("cuda" if torch.cuda.is_available() else None) if device is None else device
+    if device is None:
+        return runs.sweep(specs, experiments.run, **options)
+    kinds: dict[tuple, list[Experiment]] = {}
+    for spec in dict.fromkeys(specs):
+        if (key := kind(spec)) is not None:
+            kinds.setdefault(key, []).append(spec)
+    groups = [found[i : i + LARGEST] for found in kinds.values() for i in range(0, len(found), LARGEST)]
+    groups = [group for group in groups if len(group) > 1]
+    found = runs.sweep([Together.of(group, device) for group in groups], run_group, **options)
+    records = {
+        s: r for group, one in zip(groups, found, strict=True) for s, r in zip(group, one["records"], strict=True)
+    }
+    single = [spec for spec in dict.fromkeys(specs) if spec not in records]
+    records |= zip(single, runs.sweep(single, experiments.run, **options), strict=True)
+    return [records[spec] for spec in specs]
+
+
+def run_group(group: Together) -> dict:
+    """The records of a group of experiments, by :func:`run_together`; ``{"records": [...]}``."""
+    return {"records": run_together(group.specs(), group.device)}
+
+
+def run_together(specs: Sequence[Experiment], device: str = "cpu") -> list[dict]:
+    """What ``[experiments.run(spec) for spec in specs]`` returns, up to rounding; an epoch's seconds are its S-th part.
+
+    Where one of them diverges they are run again one by one: what a run does after its first infinity, and which layer
+    is named, is for its own record to say.
+
+    Raises:
+        ValueError: experiments that cannot run side by side.
+    """
+    if len({kind(spec) for spec in specs}) != 1 or kind(specs[0]) is None:
+        raise ValueError(f"{len(specs)} experiments are not of one kind (see kind()): run them one by one")
+    try:
+        found = _train(list(specs), torch.device(device))
+    except NonFiniteInput:
+        found = None
+    return [experiments.run(spec) for spec in specs] if found is None else found
+
+
+# ------------------------------------------------------------------------------------------------- the wide model
+
+
+class _SideBySide(Decorrelation):
+    """The same layer of S models: S groups, each with its own loss and its own rate."""
+
+    def __init__(self, layers: Sequence[Decorrelation]):
+        one, count = layers[0], len(layers)
+        options = {name: getattr(one, name) for name in SHARED_OPTIONS}
+        super().__init__(count * one.in_features, rule=one.rule, groups=count, device=one.weight.device, **options)
+        self.rates = torch.zeros(count, device=one.weight.device)
+        # The models read and are measured with what is learned here: their R and running means are parts of these.
+        for s, layer in enumerate(layers):
+            layer.weight.data = self.weight.data[s]
+            if one.center is not None:
+                layer.running_mean = self.running_mean.view(count, -1)[s]
+
+    def _loss(self, moments) -> Tensor:
+        return self.rule.loss(moments)
+
+    def _scale(self, moments, lr: float, max_step: float | None):
+        if max_step is None:
+            return self.rates
+        return torch.minimum(self.rates, max_step / self.rule.sharpness(moments))
+
+
+def _linear(layers: Sequence[nn.Linear], x: Tensor) -> Tensor:
+    W, b = torch.stack([layer.weight for layer in layers]), torch.stack([layer.bias for layer in layers])
+    x = x.unflatten(1, (len(layers), -1)).transpose(0, 1)
+    return torch.baddbmm(b.unsqueeze(1), x, W.mT).transpose(0, 1).flatten(1)
+
+
+def _batch_norm(layers: Sequence[nn.BatchNorm1d], mean: Tensor, variance: Tensor, x: Tensor) -> Tensor:
+    W, b = torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
+    return F.batch_norm(x, mean, variance, W, b, True, layers[0].momentum, layers[0].eps)
+
+
+def _beside(models: Sequence[nn.Module]) -> tuple[dict[str, _SideBySide], Callable[[Tensor], Tensor]]:
+    """The wide layers by the names they have in each model, and the training forward of all models at once."""
+    wide = {
+        name: _SideBySide([layer for _, layer in same])
+        for (name, _), *same in zip(decor_modules(models[0]), *map(decor_modules, models), strict=True)
+    }
+    steps: list[Callable[[Tensor], Tensor]] = []
+    alone = isinstance(models[0], Decorrelation)
+    for name, *same in [("", *models)] if alone else [(n, *ms) for (n, _), *ms in _children(models)]:
+        if isinstance(same[0], Decorrelation):
+            steps.append(wide[name])
+        elif isinstance(same[0], nn.Linear):
+            if isinstance(same[0], DecorLinear):
+                steps.append(wide[f"{name}.decorrelation"])
+            steps.append(lambda x, same=same: _linear(same, x))
+        elif isinstance(same[0], nn.BatchNorm1d):
+            mean, variance = (torch.cat([getattr(m, n) for m in same]) for n in ("running_mean", "running_var"))
+            for m, *parts in zip(same, mean.chunk(len(same)), variance.chunk(len(same)), strict=True):
+                m.running_mean, m.running_var = parts
+            steps.append(lambda x, same=same, mean=mean, variance=variance: _batch_norm(same, mean, variance, x))
+        else:
+            steps.append(same[0])  # a nonlinearity
+
+    def forward(x: Tensor) -> Tensor:
+        for step in steps:
+            x = step(x)
+        return x
+
+    return wide, forward
+
+
+def _children(models: Sequence[nn.Module]):
+    for named, *modules in zip(models[0].named_children(), *(m.children() for m in models), strict=True):
+        yield named, *modules
+
+
+# ----------------------------------------------------------------------------------------------------- the trainer
+
+
+def _train(specs: list[Experiment], device: torch.device) -> list[dict] | None:
+    """The records, or None where a run diverged or an R stood still: such runs speak for themselves."""
+    data = [[part.to(device) for part in experiments.arrays(spec)] for spec in specs]
+    models = [experiments.build(spec, x.shape[1]).to(device) for spec, (x, *_) in zip(specs, data, strict=True)]
+    batches = [
+        inputs.loader(x, t, spec.batch_size, generator=torch.Generator().manual_seed(spec.seed))
+        for spec, (x, t, *_) in zip(specs, data, strict=True)
+    ]
+    wide, forward = _beside(models)
+    R = [list(decor_parameters(model)) for model in models]
+    decor = [OPTIMIZERS["sgd"](own, lr=spec.decor_lr) if own else None for own, spec in zip(R, specs, strict=True)]
+    schedules = [o and experiments._schedule(o, spec) for o, spec in zip(decor, specs, strict=True)]
+    weights = [list(experiments.bp_parameters(model)) for model in models]
+    groups = [{"params": own, "lr": spec.lr} for own, spec in zip(weights, specs, strict=True)]
+    optimizer = OPTIMIZERS[specs[0].optimizer](groups, lr=specs[0].lr) if weights[0] else None
+    before = {name: layer.weight.detach().clone() for name, layer in wide.items()}
+    evaluations = [experiments.evaluation(spec, *own) for spec, own in zip(specs, data, strict=True)]
+    histories = [History() for _ in specs]
+    for epoch in range(1, specs[0].epochs + 1):
+        start, losses, decor_losses = time.perf_counter(), [], []
+        for layer in wide.values():
+            layer.rates.copy_(torch.tensor([o.param_groups[0]["lr"] for o in decor]))
+        for parts in zip(*batches, strict=True):
+            x, t = torch.cat([x for x, _ in parts], 1), torch.stack([t for _, t in parts], 1)
+            out = forward(x)
+            if optimizer is None:
+                loss = out.new_zeros(len(specs))
+            else:
+                scores = out.unflatten(1, (len(specs), -1)).flatten(0, 1)
+                loss = F.cross_entropy(scores, t.flatten(), reduction="none").view_as(t).mean(0)
+                optimizer.zero_grad()
+                loss.sum().backward()  # what one model's loss is does not depend on another's weights
+                optimizer.step()
+            decor_losses.append({name: layer.step(1.0, specs[0].max_step) for name, layer in wide.items()})
+            losses.append(loss.detach())
+        seconds = (time.perf_counter() - start) / len(specs)
+        for s, (model, history) in enumerate(zip(models, histories, strict=True)):
+            own = [{n: None if d is None else d[s] for n, d in step.items()} for step in decor_losses]
+            row = _summarise(epoch, seconds, [loss[s] for loss in losses], own)
+            if _not_finite(row):
+                return None
+            model.eval()
+            row.metrics.update(evaluations[s](model))
+            model.train()
+            history.epochs.append(row)
+        for optimizer_of_R, schedule in zip(decor, schedules, strict=True):
+            if schedule is not None:
+                optimizer_of_R.step()
+                schedule.step()
+    learning = torch.tensor([spec.decor_lr > 0 and spec.epochs > 0 for spec in specs])
+    moved = [(before[name] != layer.weight).flatten(1).any(1).cpu() for name, layer in wide.items()]
+    if wide and bool((learning & ~torch.stack(moved).any(0)).any()):
+        return None
+    return [experiments.record(history) for history in histories]
