@@ -13,8 +13,8 @@ from typing import Any
 
 import pandas as pd
 
-from decorlib.study.experiments import Experiment, run
-from decorlib.study.runs import sweep
+from decorlib.study import stacked
+from decorlib.study.experiments import Experiment
 from decorlib.study.stats import Interval, holm, paired
 
 OPTIONS = ("rule_options", "layer_options")
@@ -83,7 +83,7 @@ def compare(
     """
     pairs = [(name, arm.but(seed=seed)) for name, arm in arms.items() for seed in _listed(seeds)]
     names, specs = [name for name, _ in pairs], [spec for _, spec in pairs]
-    records = sweep(specs, run, desc=desc, **engine)
+    records = stacked.sweep(specs, desc=desc, **engine)
     table = frame(specs, records, names)
     if "seed" not in table:  # a single seed does not differ
         table.insert(1, "seed", [spec.seed for spec in specs])
@@ -191,7 +191,7 @@ def tune(
     if len(set(counts.values())) > 1:
         raise ValueError(f"arms get unequal numbers of tries, {counts}: give each as many, or it is not a fair choice")
     records = iter(
-        sweep([s for these in tries.values() for _, group in these for s in group], run, desc=desc, **engine)
+        stacked.sweep([s for these in tries.values() for _, group in these for s in group], desc=desc, **engine)
     )
     best, rows = {}, []
     for name, these in tries.items():
