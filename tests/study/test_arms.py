@@ -26,11 +26,11 @@ def fake(monkeypatch):
     asked = []
 
     def install(result):
-        def sweep(specs, function, **options):
+        def sweep(specs, **options):
             asked.extend(specs)
             return [result(spec) for spec in specs]
 
-        monkeypatch.setattr(arms, "sweep", sweep)
+        monkeypatch.setattr(arms.stacked, "sweep", sweep)
         return asked
 
     return install
