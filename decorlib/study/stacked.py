@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from warnings import warn
 
 import torch
 import torch.nn.functional as F
@@ -86,6 +87,9 @@ def sweep(specs: Sequence[Experiment], *, device: str | None = None, **options) 
 
     Returns:
         The records in the order of the specifications. Side by side they are those of separate runs up to rounding.
+
+    Raises:
+        SweepFailed: after everything else was done, where experiments failed; holds their errors and all records.
     """
     specs = list(specs)
     device = ("cuda" if torch.cuda.is_available() else None) if device is None else device
@@ -97,12 +101,28 @@ def sweep(specs: Sequence[Experiment], *, device: str | None = None, **options) 
             kinds.setdefault(key, []).append(spec)
     groups = [found[i : i + LARGEST] for found in kinds.values() for i in range(0, len(found), LARGEST)]
     groups = [group for group in groups if len(group) > 1]
-    found = runs.sweep([Together.of(group, device) for group in groups], run_group, **options)
+    try:
+        found = runs.sweep([Together.of(group, device) for group in groups], run_group, **options)
+    except runs.SweepFailed as failure:  # alone, only those fail that are at fault
+        found = failure.records
+        warn(
+            f"{len(failure.errors)} of {len(groups)} groups failed side by side on {device} "
+            f"({failure.errors[0].error}); their experiments run one by one",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     records = {
-        s: r for group, one in zip(groups, found, strict=True) for s, r in zip(group, one["records"], strict=True)
+        s: r
+        for group, one in zip(groups, found, strict=True)
+        if one
+        for s, r in zip(group, one["records"], strict=True)
     }
     single = [spec for spec in dict.fromkeys(specs) if spec not in records]
-    records |= zip(single, runs.sweep(single, experiments.run, **options), strict=True)
+    try:
+        records |= zip(single, runs.sweep(single, experiments.run, **options), strict=True)
+    except runs.SweepFailed as failure:
+        records |= zip(single, failure.records, strict=True)
+        raise runs.SweepFailed(failure.errors, [records[spec] for spec in specs]) from failure
     return [records[spec] for spec in specs]
 
 
@@ -122,6 +142,8 @@ def run_together(specs: Sequence[Experiment], device: str = "cpu") -> list[dict]
     """
     if len({kind(spec) for spec in specs}) != 1 or kind(specs[0]) is None:
         raise ValueError(f"{len(specs)} experiments are not of one kind (see kind()): run them one by one")
+    if len(specs) == 1:  # one group would be no group: R has no dimension for it
+        return [experiments.run(specs[0])]
     try:
         found = _train(list(specs), torch.device(device))
     except NonFiniteInput:
@@ -209,9 +231,11 @@ def _train(specs: list[Experiment], device: torch.device) -> list[dict] | None:
     """The records, or None where a run diverged or an R stood still: such runs speak for themselves."""
     data = [[part.to(device) for part in experiments.arrays(spec)] for spec in specs]
     models = [experiments.build(spec, x.shape[1]).to(device) for spec, (x, *_) in zip(specs, data, strict=True)]
+    # Of positions, not of images: the loader indexes on the CPU, where its generator is, and images stay on the device.
+    places = [torch.arange(len(t)) for _, t, *_ in data]
     batches = [
-        inputs.loader(x, t, spec.batch_size, generator=torch.Generator().manual_seed(spec.seed))
-        for spec, (x, t, *_) in zip(specs, data, strict=True)
+        inputs.loader(place, place, spec.batch_size, generator=torch.Generator().manual_seed(spec.seed))
+        for spec, place in zip(specs, places, strict=True)
     ]
     wide, forward = _beside(models)
     R = [list(decor_parameters(model)) for model in models]
@@ -228,7 +252,9 @@ def _train(specs: list[Experiment], device: torch.device) -> list[dict] | None:
         for layer in wide.values():
             layer.rates.copy_(torch.tensor([o.param_groups[0]["lr"] for o in decor]))
         for parts in zip(*batches, strict=True):
-            x, t = torch.cat([x for x, _ in parts], 1), torch.stack([t for _, t in parts], 1)
+            chosen = torch.stack([place for place, _ in parts]).to(device)  # all models' batches in one transfer
+            x = torch.cat([own[0].index_select(0, i) for own, i in zip(data, chosen, strict=True)], 1)
+            t = torch.stack([own[1].index_select(0, i) for own, i in zip(data, chosen, strict=True)], 1)
             out = forward(x)
             if optimizer is None:
                 loss = out.new_zeros(len(specs))

@@ -5,6 +5,7 @@ import torch
 
 from decorlib.study import experiments, stacked
 from decorlib.study.experiments import Experiment
+from decorlib.study.runs import SweepFailed
 
 SMALL = Experiment(train_size=300, hidden=(20,), epochs=2, rule="kappa", rule_options=(("kappa", 0.5),), decor_lr=2e-4)
 KINDS = {
@@ -116,6 +117,26 @@ def test_a_sweep_side_by_side(tmp_path, monkeypatch):
     assert together[0]["final"]["loss"] == together[-1]["final"]["loss"]
     monkeypatch.setattr(stacked, "run_together", lambda *_: pytest.fail("was computed again"))
     assert stacked.sweep(specs, device="cpu", **options) == together
+
+
+def test_an_error_of_one_is_not_that_of_its_group(tmp_path):
+    wrong, other_kind = SMALL.but(seed=2, decor_lr=1e-60), SMALL.but(epochs=1)
+    specs = [SMALL, wrong, SMALL.but(seed=1), other_kind]
+    options = {"engine": "serial", "cache": tmp_path / "cache"}
+    with pytest.warns(RuntimeWarning, match="one by one"), pytest.raises(SweepFailed) as failed:
+        stacked.sweep(specs, device="cpu", **options)
+    assert [error.spec for error in failed.value.errors] == [wrong]
+    assert "left every R unchanged" in failed.value.errors[0].error
+    assert [record and record["status"] for record in failed.value.records] == [
+        "finished",
+        None,
+        "finished",
+        "finished",
+    ]
+
+
+def test_one_alone_is_a_separate_run():
+    assert_same(*stacked.run_together([SMALL]), experiments.run(SMALL))
 
 
 def test_a_group_comes_back_from_its_plain_form():
