@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from decorlib.decorrelation import Decorrelation
 from decorlib.linear import DecorLinear
+from decorlib.models import bp_parameters
 from decorlib.rules import SeedRule
 from decorlib.statistics import Moments
 
@@ -60,16 +61,20 @@ def dense_update(
     return R - lr * (R - scaled @ R), loss
 
 
-def linear_step(features: int, batch: int, outputs: int | None = None, lr: float = 1e-6) -> Callable[[], object]:
+def linear_step(features: int, batch: int, lr: float = 1e-6) -> Callable[[], object]:
     """Forward, backward and SGD step of a plain nn.Linear, its input a leaf that needs no gradient."""
-    layer = nn.Linear(features, outputs or features)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=lr)
-    x = _inputs(features, batch)
+    return _layer_step(nn.Linear(features, features), _inputs(features, batch), lr)
+
+
+def _layer_step(layer: nn.Linear, x: torch.Tensor, lr: float) -> Callable[[], object]:
+    optimizer = torch.optim.SGD(bp_parameters(layer), lr=lr)
 
     def step() -> None:
         optimizer.zero_grad()
         layer(x).sum().backward()
         optimizer.step()
+        if isinstance(layer, DecorLinear):
+            layer.step(lr)
 
     return step
 
@@ -157,22 +162,10 @@ def peak_bytes(call: Callable[[], object]) -> int:
 def layer_steps(features: int, outputs: int, batch: int, settings: dict[str, dict]) -> dict[str, Callable[[], object]]:
     """Forward, backward, SGD and R's step of a whole layer: plain, and decorrelated under each of the settings."""
     torch.manual_seed(0)
-    x, lr = _inputs(features, batch), 1e-6
-
-    def step(layer: nn.Linear) -> Callable[[], object]:
-        optimizer = torch.optim.SGD([layer.weight, layer.bias], lr=lr)
-
-        def call() -> None:
-            optimizer.zero_grad()
-            layer(x).sum().backward()
-            optimizer.step()
-            if isinstance(layer, DecorLinear):
-                layer.step(lr)
-
-        return call
-
-    layers = {name: DecorLinear(features, outputs, variance=1.0, **options) for name, options in settings.items()}
-    return {name: step(layer) for name, layer in {"plain": nn.Linear(features, outputs), **layers}.items()}
+    layers: dict[str, nn.Linear] = {"plain": nn.Linear(features, outputs)}
+    layers |= {name: DecorLinear(features, outputs, variance=1.0, **options) for name, options in settings.items()}
+    x = _inputs(features, batch)
+    return {name: _layer_step(layer, x, lr=1e-6) for name, layer in layers.items()}
 
 
 def forms(features: int, batch: int) -> dict[str, Callable[[], object]]:

@@ -9,7 +9,7 @@ them and :func:`decorlib.study.experiments.measure` reads them as it reads any m
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from warnings import warn
 
@@ -44,15 +44,11 @@ class Together:
     def of(cls, specs: Sequence[Experiment], device: str = "cpu") -> Together:
         """Those of one :func:`kind`."""
         varied = tuple(tuple(getattr(spec, name) for name in VARIED) for spec in specs)
-        return cls(tuple(sorted(_shared(specs[0]).items())), varied, device)
+        return cls(kind(specs[0]), varied, device)
 
     def specs(self) -> list[Experiment]:
         """The experiments, in their order."""
         return [Experiment(**dict(self.shared), **dict(zip(VARIED, v, strict=True))) for v in self.varied]
-
-
-def _shared(spec: Experiment) -> dict[str, object]:
-    return {f.name: getattr(spec, f.name) for f in fields(spec) if f.name not in VARIED}
 
 
 def kind(spec: Experiment) -> tuple | None:
@@ -73,7 +69,7 @@ def kind(spec: Experiment) -> tuple | None:
         or ("center", "bias") in spec.layer_options
         or (rule is not None and (rule.needs_rate or isinstance(getattr(rule, "variance", None), Tensor)))
     )
-    return None if alone else tuple(sorted(_shared(spec).items()))
+    return None if alone else tuple((f.name, getattr(spec, f.name)) for f in fields(spec) if f.name not in VARIED)
 
 
 def sweep(specs: Sequence[Experiment], *, device: str | None = None, **options) -> list[dict]:
@@ -190,13 +186,10 @@ def _batch_norm(layers: Sequence[nn.BatchNorm1d], mean: Tensor, variance: Tensor
 
 def _beside(models: Sequence[nn.Module]) -> tuple[dict[str, _SideBySide], Callable[[Tensor], Tensor]]:
     """The wide layers by the names they have in each model, and the training forward of all models at once."""
-    wide = {
-        name: _SideBySide([layer for _, layer in same])
-        for (name, _), *same in zip(decor_modules(models[0]), *map(decor_modules, models), strict=True)
-    }
-    steps: list[Callable[[Tensor], Tensor]] = []
+    wide = {name: _SideBySide(layers) for name, layers in _aligned(*map(decor_modules, models))}
     alone = isinstance(models[0], Decorrelation)
-    for name, *same in [("", *models)] if alone else [(n, *ms) for (n, _), *ms in _children(models)]:
+    steps: list[Callable[[Tensor], Tensor]] = []
+    for name, same in _aligned(*([("", model)] if alone else model.named_children() for model in models)):
         if isinstance(same[0], Decorrelation):
             steps.append(wide[name])
         elif isinstance(same[0], nn.Linear):
@@ -219,9 +212,10 @@ def _beside(models: Sequence[nn.Module]) -> tuple[dict[str, _SideBySide], Callab
     return wide, forward
 
 
-def _children(models: Sequence[nn.Module]):
-    for named, *modules in zip(models[0].named_children(), *(m.children() for m in models), strict=True):
-        yield named, *modules
+def _aligned(*named) -> Iterator[tuple[str, list[nn.Module]]]:
+    """The modules that have the same place in each model, with the name of that place."""
+    for same in zip(*named, strict=True):
+        yield same[0][0], [module for _, module in same]
 
 
 # ----------------------------------------------------------------------------------------------------- the trainer
