@@ -164,7 +164,7 @@ def preparation_seconds(arms: Mapping[str, Experiment], threads: int, repeats: i
     return {name: max(0.0, middle[kind] - middle[kinds[BASELINE]]) for name, kind in kinds.items()}
 
 
-def costs(arms: Mapping[str, Experiment], batches: int, repeats: int = 5, threads: int = 2) -> pd.DataFrame:
+def costs(arms: Mapping[str, Experiment], batches: int, repeats: int = 3, threads: int = 2) -> pd.DataFrame:
     """One row per arm: seconds and counted GFLOP of an epoch, both relative to the baseline, and seconds before it."""
     seconds, before = epoch_seconds(arms, batches, repeats, threads), preparation_seconds(arms, threads)
     work = {name: work_of_epoch(spec) for name, spec in arms.items()}
