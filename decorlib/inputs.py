@@ -123,7 +123,7 @@ def loader(
     samples one by one.
 
     Args:
-        x: inputs.
+        x: inputs, on any device: batches are drawn there.
         y: labels, as many as inputs.
         batch_size: samples per batch. Default: 64.
         shuffle: new order each epoch. Default: True.
@@ -154,5 +154,8 @@ class _TensorLoader(DataLoader):
 
     def _batches(self) -> Iterator[tuple[Tensor, ...]]:
         order = torch.tensor(list(self.sampler))  # drawn at the first batch, as torch's does
-        for index in order[: len(self) * self.batch_size].split(self.batch_size):
-            yield tuple(tensor.index_select(0, index) for tensor in self.dataset.tensors)
+        tensors = self.dataset.tensors
+        # Each tensor is indexed where it lies: an epoch's order goes to a GPU once, not with every batch.
+        orders = [order[: len(self) * self.batch_size].to(tensor.device).split(self.batch_size) for tensor in tensors]
+        for indices in zip(*orders, strict=True):
+            yield tuple(tensor.index_select(0, index) for tensor, index in zip(tensors, indices, strict=True))

@@ -131,8 +131,8 @@ def train(
         if not losses:
             raise ValueError("train_loader gave no batch: fewer samples than batch_size with drop_last=True?")
         seconds = time.perf_counter() - start if stepping else 0.0
-        row = _summarise(epoch, seconds, losses, decor_losses)
-        if broken := _not_finite(row):
+        row = summarise(epoch, seconds, losses, decor_losses)
+        if broken := not_finite(row):
             return _diverged(history, epoch, f"{broken} not finite over epoch {epoch}")
         if evaluate is not None:
             model.eval()
@@ -307,7 +307,7 @@ def _rate(optimizer: torch.optim.Optimizer) -> float:
     return optimizer.param_groups[0]["lr"]
 
 
-def _summarise(epoch: int, seconds: float, losses: list[Tensor], decor_losses: list[dict]) -> Epoch:
+def summarise(epoch: int, seconds: float, losses: list[Tensor], decor_losses: list[dict]) -> Epoch:
     """Read the device once: means over the batches, per layer over the batches where it learned."""
     by_layer: dict[str, list[Tensor]] = {}
     for step in decor_losses:
@@ -319,7 +319,7 @@ def _summarise(epoch: int, seconds: float, losses: list[Tensor], decor_losses: l
     return Epoch(epoch, seconds, len(losses), float(torch.stack(losses).double().mean()), means)
 
 
-def _not_finite(row: Epoch) -> str:
+def not_finite(row: Epoch) -> str:
     """Which losses are NaN or infinite, as the subject of a sentence; "" where none is."""
     losses = {"the task loss": row.loss}
     losses |= {f"the decorrelation loss of layer '{name}'": loss for name, loss in row.decor_losses.items()}

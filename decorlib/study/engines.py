@@ -5,15 +5,11 @@ Every engine calls :func:`execute` and yields what it returns as the runs end, s
 
 import contextlib
 import functools
-import multiprocessing
-import multiprocessing.connection
-import os
 import random
-import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, CancelledError, ProcessPoolExecutor, as_completed, wait
+from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, CancelledError, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
 
@@ -21,16 +17,10 @@ import numpy as np
 import torch
 
 from decorlib import datasets
+from decorlib.study import workers
 from decorlib.study.cache import canonical
-from decorlib.study.source import code_hash, importable
+from decorlib.study.source import code_hash, importable, in_decorlib
 
-# Read by OpenMP, MKL and cuBLAS when torch is imported, so they are set before a worker starts.
-WORKER_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-}
 CLUSTER_TIMEOUT = 20  # seconds to wait for a scheduler, and for its first worker
 
 
@@ -145,71 +135,18 @@ def serial(function: Callable, tasks: Iterable[Task]) -> Iterator[Outcome]:
 # ------------------------------------------------------------------------------------------- local processes
 
 
-def _leave_with_parent() -> None:
-    """Initialiser of a worker: when the parent dies, however suddenly, the worker leaves too.
-
-    A worker that outlives its parent would hold its memory, on a GPU also the card's, and nobody would read its result.
-    """
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True, name="leave-with-parent").start()
-
-
-@contextlib.contextmanager
-def _environment_of_workers() -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in WORKER_ENVIRONMENT}
-    os.environ.update(WORKER_ENVIRONMENT)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-@contextlib.contextmanager
-def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool of started workers that is gone afterwards, at once where an exception (Ctrl-C) ends it."""
-    others = set(multiprocessing.active_children())
-    # spawn: a forked copy of a process in which torch has started threads may hang.
-    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_leave_with_parent)
-    try:
-        with _environment_of_workers():
-            try:
-                for future in [pool.submit(os.getpid) for _ in range(jobs)]:
-                    future.result()
-            except BrokenProcessPool as error:
-                raise RuntimeError(
-                    "the worker processes could not start; a script must call sweep() under "
-                    'if __name__ == "__main__": (workers import it), else see the error above, or use engine="serial"'
-                ) from error
-            yield pool
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in set(multiprocessing.active_children()) - others:
-            process.terminate()
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
 def local(function: Callable, tasks: Iterable[Task], jobs: int) -> Iterator[Outcome]:
-    """In `jobs` processes on this machine, one thread each.
+    """In `jobs` processes on this machine, one thread each (:mod:`decorlib.study.workers`).
 
     When a worker dies (a segmentation fault, the system's out-of-memory killer) the standard pool gives up all its
     runs. Here those that were running then are tried again, each in a process of its own: the one that kills that
     too is named, and all others are finished.
     """
     waiting = deque(tasks)
+    keep = bool(waiting) and in_decorlib(function, type(waiting[0].spec))
     while waiting:
         suspects: list[Task] = []
-        with _pool(min(jobs, len(waiting))) as pool:
+        with workers.pool(min(jobs, len(waiting)), keep=keep) as pool:
             running: dict[Any, Task] = {}
             broken = False
             while (waiting or running) and not broken:
@@ -234,7 +171,7 @@ def local(function: Callable, tasks: Iterable[Task], jobs: int) -> Iterator[Outc
 
 
 def _alone(function: Callable, task: Task) -> Outcome:
-    with _pool(1) as pool:
+    with workers.pool(1, keep=False) as pool:
         try:
             return pool.submit(execute, function, task).result()
         except BrokenProcessPool:

@@ -145,6 +145,22 @@ def arrays(spec: Experiment) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return x, targets, z, test_targets
 
 
+PREPARATION = (
+    *("data", "train_size", "subset_seed", "split", "scaling", "pixels", "jitter"),
+    *("demean_inputs", "whiten_inputs", "shrinkage", "seed"),
+)
+
+
+def kept_arrays(spec: Experiment) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """:func:`arrays`, the very same tensors again where the run before asked for them: read them, do not write."""
+    return _arrays_once(Experiment(**{name: getattr(spec, name) for name in PREPARATION}))
+
+
+@lru_cache(maxsize=2)  # 220 MB each, of all images
+def _arrays_once(spec: Experiment) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return arrays(spec)
+
+
 def lively_pixels(images: Tensor, at_least: int = 1) -> Tensor:
     """Which pixels differ from their most common value in at least that many images; (N, H, W) -> bool (H W)."""
     flat = images.flatten(1)
@@ -206,7 +222,7 @@ OPTIMIZERS = {
 
 def run(spec: Experiment) -> dict:
     """Do the experiment and return its record: status, one row per epoch, final measurements, timings apart."""
-    x, t, z, u = arrays(spec)
+    x, t, z, u = kept_arrays(spec)
     model = build(spec, x.shape[1])
     batches = inputs.loader(x, t, spec.batch_size, generator=torch.Generator().manual_seed(spec.seed))
     weights = list(bp_parameters(model))
@@ -221,7 +237,7 @@ def run(spec: Experiment) -> dict:
         optimizer=OPTIMIZERS[spec.optimizer](weights, lr=spec.lr) if weights else None,
         decor_optimizer=decor,
         evaluate=evaluation(spec, x, t, z, u),
-        decor_scheduler=None if decor is None else _schedule(decor, spec),
+        decor_scheduler=None if decor is None else schedule(decor, spec),
         max_step=spec.max_step,
         allow_no_op=spec.decor_lr == 0,
     )
@@ -257,7 +273,8 @@ def record(history: History) -> dict:
     }
 
 
-def _schedule(optimizer: torch.optim.Optimizer, spec: Experiment):
+def schedule(optimizer: torch.optim.Optimizer, spec: Experiment):
+    """What anneals the rate of R, or None."""
     if spec.decor_schedule == "cosine":
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(spec.epochs, 1))
     if spec.decor_schedule == "drop":

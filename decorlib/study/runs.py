@@ -135,7 +135,8 @@ def sweep(
         specs: instances of a frozen dataclass with plain fields; equal ones are computed once.
         function: specification -> dict of plain values, at the top level of a module. NaN is refused: a run that
             diverged says so in a status.
-        jobs: processes of the local engine. Default: DECORLIB_JOBS, else the number of cores.
+        jobs: processes of the local engine; for functions of decorlib they wait for the next sweep
+            (:mod:`decorlib.study.workers`). Default: DECORLIB_JOBS, else the number of cores.
         engine: "local", "serial" (in this process, for a debugger), or the address "tcp://host:port" of a Dask
             scheduler whose workers have the same decorlib installed. Default: DECORLIB_ENGINE, else "local".
         cache: folder of stored runs. Default: DECORLIB_CACHE, else the user's cache folder.

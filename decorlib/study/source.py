@@ -101,6 +101,11 @@ def edited(*modules: ModuleType) -> list[str]:
     ]
 
 
+def in_decorlib(*things: Callable | type) -> bool:
+    """Whether all of them are defined in decorlib's own files."""
+    return all(_file_of(thing.__module__) is not None for thing in things)
+
+
 def importable(thing: Callable | type) -> ModuleType:
     """The module that a function or class is found in by its name, here and in any other process.
 

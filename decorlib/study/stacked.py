@@ -25,7 +25,7 @@ from decorlib.models import decor_modules, decor_parameters
 from decorlib.remembering import NonFiniteInput
 from decorlib.study import experiments, runs
 from decorlib.study.experiments import OPTIMIZERS, Experiment
-from decorlib.train import _not_finite, _summarise
+from decorlib.train import not_finite, summarise
 
 VARIED = ("seed", "lr", "decor_lr")
 SHARED_OPTIONS = ("center", "momentum", "update_every", "accumulate")
@@ -225,16 +225,14 @@ def _train(specs: list[Experiment], device: torch.device) -> list[dict] | None:
     """The records, or None where a run diverged or an R stood still: such runs speak for themselves."""
     data = [[part.to(device) for part in experiments.arrays(spec)] for spec in specs]
     models = [experiments.build(spec, x.shape[1]).to(device) for spec, (x, *_) in zip(specs, data, strict=True)]
-    # Of positions, not of images: the loader indexes on the CPU, where its generator is, and images stay on the device.
-    places = [torch.arange(len(t)) for _, t, *_ in data]
     batches = [
-        inputs.loader(place, place, spec.batch_size, generator=torch.Generator().manual_seed(spec.seed))
-        for spec, place in zip(specs, places, strict=True)
+        inputs.loader(x, t, spec.batch_size, generator=torch.Generator().manual_seed(spec.seed))
+        for spec, (x, t, *_) in zip(specs, data, strict=True)
     ]
     wide, forward = _beside(models)
     R = [list(decor_parameters(model)) for model in models]
     decor = [OPTIMIZERS["sgd"](own, lr=spec.decor_lr) if own else None for own, spec in zip(R, specs, strict=True)]
-    schedules = [o and experiments._schedule(o, spec) for o, spec in zip(decor, specs, strict=True)]
+    schedules = [o and experiments.schedule(o, spec) for o, spec in zip(decor, specs, strict=True)]
     weights = [list(experiments.bp_parameters(model)) for model in models]
     groups = [{"params": own, "lr": spec.lr} for own, spec in zip(weights, specs, strict=True)]
     optimizer = OPTIMIZERS[specs[0].optimizer](groups, lr=specs[0].lr) if weights[0] else None
@@ -246,9 +244,7 @@ def _train(specs: list[Experiment], device: torch.device) -> list[dict] | None:
         for layer in wide.values():
             layer.rates.copy_(torch.tensor([o.param_groups[0]["lr"] for o in decor]))
         for parts in zip(*batches, strict=True):
-            chosen = torch.stack([place for place, _ in parts]).to(device)  # all models' batches in one transfer
-            x = torch.cat([own[0].index_select(0, i) for own, i in zip(data, chosen, strict=True)], 1)
-            t = torch.stack([own[1].index_select(0, i) for own, i in zip(data, chosen, strict=True)], 1)
+            x, t = torch.cat([x for x, _ in parts], 1), torch.stack([t for _, t in parts], 1)
             out = forward(x)
             if optimizer is None:
                 loss = out.new_zeros(len(specs))
@@ -263,8 +259,8 @@ def _train(specs: list[Experiment], device: torch.device) -> list[dict] | None:
         seconds = (time.perf_counter() - start) / len(specs)
         for s, (model, history) in enumerate(zip(models, histories, strict=True)):
             own = [{n: None if d is None else d[s] for n, d in step.items()} for step in decor_losses]
-            row = _summarise(epoch, seconds, [loss[s] for loss in losses], own)
-            if _not_finite(row):
+            row = summarise(epoch, seconds, [loss[s] for loss in losses], own)
+            if not_finite(row):
                 return None
             model.eval()
             row.metrics.update(evaluations[s](model))

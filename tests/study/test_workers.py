@@ -1,0 +1,170 @@
+"""Workers that rest between sweeps: the same processes again, unless anything changed that they would not notice."""
+
+import os
+import shutil
+import signal
+import threading
+import time
+
+import pytest
+from sweep_functions import Spec, train
+from test_runs import alive, run_script, wait_until
+
+from decorlib.study import experiments, source, workers
+from decorlib.study.experiments import Experiment
+from decorlib.study.runs import sweep
+
+
+@pytest.fixture(autouse=True)
+def _nobody_rests():
+    workers.end()
+    yield
+    workers.end()
+
+
+def pids(jobs: int = 2, keep: bool = True) -> set[int]:
+    """Those of the workers that a sweep would get."""
+    with workers.pool(jobs, keep=keep) as pool:
+        return {process.pid for process in pool._processes.values()}
+
+
+def gone(processes: set[int]) -> bool:
+    return not any(alive(pid) for pid in processes)
+
+
+def test_they_are_the_same_again():
+    first = pids()
+    assert len(first) == 2
+    assert not gone(first)
+    assert pids() == first
+    assert pids(jobs=1) == first  # more than are needed
+    workers.end()
+    wait_until(lambda: gone(first), 10)
+    assert pids().isdisjoint(first)
+
+
+def test_those_that_are_too_few_make_room():
+    first = pids(jobs=1)
+    assert len(pids(jobs=2)) == 2
+    assert gone(first)
+
+
+def test_they_do_not_rest_where_nobody_asked():
+    resting = pids()
+    others = pids(keep=False)
+    assert others.isdisjoint(resting)
+    assert gone(others)
+    assert pids() == resting
+
+
+def test_an_edited_file_sends_them_away(tmp_path, monkeypatch):
+    copy = tmp_path / "decorlib"
+    shutil.copytree(source.PACKAGE, copy, ignore=shutil.ignore_patterns("data", "__pycache__"))
+    monkeypatch.setattr(source, "PACKAGE", copy)
+    first = pids(jobs=1)
+    assert pids(jobs=1) == first
+    (copy / "rules.py").write_text("x = 1\n")
+    assert pids(jobs=1).isdisjoint(first)
+    assert gone(first)
+
+
+@pytest.mark.parametrize("change", ["environment", "folder", "path"])
+def test_another_world_sends_them_away(change, monkeypatch, tmp_path):
+    first = pids(jobs=1)
+    if change == "environment":
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    elif change == "folder":
+        monkeypatch.chdir(tmp_path)
+    else:
+        monkeypatch.syspath_prepend(str(tmp_path))
+    assert pids(jobs=1).isdisjoint(first)
+
+
+def test_an_exception_ends_them_at_once():
+    with pytest.raises(KeyboardInterrupt), workers.pool(1, keep=True) as pool:  # noqa: PT012
+        process = next(iter(pool._processes))
+        pool.submit(time.sleep, 60)
+        start = time.monotonic()
+        raise KeyboardInterrupt
+    wait_until(lambda: gone({process}), 10)
+    assert time.monotonic() - start < 10
+    assert process not in pids(jobs=1)
+
+
+def test_after_their_rest_they_leave(monkeypatch):
+    monkeypatch.setattr(workers, "REST", 0.2)
+    first = pids(jobs=1)
+    wait_until(lambda: gone(first), 10)
+    assert workers._resting is None
+
+
+def test_a_rest_that_was_interrupted_begins_anew(monkeypatch):
+    monkeypatch.setattr(workers, "REST", 1.0)
+    first = pids(jobs=1)
+    with workers.pool(1, keep=True) as pool:
+        time.sleep(1.2)  # longer than the rest that this call ended
+        assert {process.pid for process in pool._processes.values()} == first
+    assert pids(jobs=1) == first
+
+
+def tiny(*seeds: int) -> list[Experiment]:
+    return [Experiment(train_size=8, batch_size=8, epochs=1, hidden=(), measures="task", seed=seed) for seed in seeds]
+
+
+def test_sweeps_of_decorlib_share_them(tmp_path):
+    """Each waits for the next, with the same bits as workers of its own."""
+    first = sweep(tiny(0), experiments.run, engine="local", jobs=1, cache=tmp_path / "a")
+    (process,) = pids(jobs=1)
+    second = sweep(tiny(1), experiments.run, engine="local", jobs=1, cache=tmp_path / "a")
+    assert pids(jobs=1) == {process}
+    workers.end()
+    alone = sweep(tiny(1), experiments.run, engine="local", jobs=1, cache=tmp_path / "b")
+    for record in (*first, *second, *alone):
+        del record["timing"]
+    assert second == alone
+    assert second != first
+
+
+def test_sweeps_of_others_do_not(tmp_path):
+    sweep([Spec(seed=0)], train, engine="local", jobs=1, cache=tmp_path)
+    assert workers._resting is None
+
+
+def test_one_that_died_at_rest_is_replaced(tmp_path):
+    (first,) = pids(jobs=1)
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: gone({first}), 10)
+    (record,) = sweep(tiny(0), experiments.run, engine="local", jobs=1, cache=tmp_path)
+    assert record["status"] == "finished"
+
+
+def test_a_script_ends_although_they_rest(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from decorlib.study import workers\n"
+        "if __name__ == '__main__':\n"
+        "    with workers.pool(2, keep=True) as pool:\n"
+        "        print(*pool._processes)\n"
+    )
+    done = run_script(script)
+    assert done.returncode == 0, done.stderr
+    assert gone({int(pid) for pid in done.stdout.split()})
+
+
+def test_two_threads_do_not_share_them():
+    seen = []
+
+    def sweep():
+        with workers.pool(1, keep=True) as pool:
+            seen.append({process.pid for process in pool._processes.values()})
+            both.wait(60)
+
+    both = threading.Barrier(2)
+    threads = [threading.Thread(target=sweep) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(seen) == 2
+    assert seen[0].isdisjoint(seen[1])
+    assert sum(not gone(one) for one in seen) == 1  # one pair rests, the other has left
