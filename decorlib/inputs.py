@@ -1,6 +1,7 @@
 """From images as published to the batches a model sees: tensors, scalings, a fast loader."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -159,3 +160,38 @@ class _TensorLoader(DataLoader):
         orders = [order[: len(self) * self.batch_size].to(tensor.device).split(self.batch_size) for tensor in tensors]
         for indices in zip(*orders, strict=True):
             yield tuple(tensor.index_select(0, index) for tensor, index in zip(tensors, indices, strict=True))
+
+
+def in_parts(loader: DataLoader, parts: int) -> Iterable[tuple[Tensor, ...]]:
+    """Passes over a loader in equal parts: each iteration goes on where the one before has ended.
+
+    For measuring several times an epoch: a trainer that is given ``in_parts(loader, n)`` for n times as many epochs
+    takes the same steps, and evaluates after every n-th part. A new pass begins, and its order is drawn, with every
+    n-th iteration.
+
+    Args:
+        loader: has a length.
+        parts: n, at least 1 and at most the number of batches; parts differ by a batch where it does not divide them.
+
+    Raises:
+        ValueError: fewer batches than parts.
+
+    Example::
+
+        >>> history = train(model, loss_fn, in_parts(loader, 4), epochs=4 * epochs, optimizer=optimizer, evaluate=test)
+    """
+    if not 1 <= parts <= len(loader):
+        raise ValueError(f"parts is {parts}; it must be in [1, {len(loader)}], the batches of a pass")
+    return _InParts(loader, parts)
+
+
+class _InParts:
+    def __init__(self, loader: DataLoader, parts: int):
+        self.loader, self.parts, self.done = loader, parts, 0
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        if self.done == 0:
+            self.batches = iter(self.loader)
+        begin, end = (len(self.loader) * part // self.parts for part in (self.done, self.done + 1))
+        self.done = (self.done + 1) % self.parts
+        return islice(self.batches, end - begin)

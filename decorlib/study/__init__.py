@@ -16,6 +16,7 @@ _HOME = {
     "Record": "records",
     "RecordDamaged": "records",
     "load_records": "records",
+    "load_extended": "records",
     "sweep": "runs",
     "Verdict": "verdicts",
     "decide": "verdicts",

@@ -6,20 +6,22 @@ them: with the same seed they get the same digits, the same initial weights and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache, partial
-from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from decorlib import datasets, inputs, metrics
-from decorlib.catalogue import make_rule
 from decorlib.history import History
-from decorlib.layers import DecorConv2d, DecorLinear, Decorrelation, bp_parameters, decor_modules, decor_parameters
+from decorlib.layers import bp_parameters, decor_modules, decor_parameters
+from decorlib.study.networks import build
 from decorlib.train import train
+
+SCHEDULES = (None, "cosine", "drop", "stop")
 
 
 @dataclass(frozen=True)
@@ -40,17 +42,19 @@ class Experiment:
         shrinkage: of the moment that this matrix comes from, towards its mean variance, in [0, 1].
         model: ``"decorrelation"`` (R alone), ``"mlp"`` or ``"convnet"``.
         hidden: widths of the MLP's hidden layers.
-        normalisation: None or ``"batch"`` (BatchNorm before each nonlinearity).
+        normalisation: None; ``"batch"``: BatchNorm before each nonlinearity; ``"mean"``: only the batch mean is
+            subtracted, from the inputs of each layer but the first.
         rule: a key of :data:`decorlib.RULES`; None: a plain network.
         rule_options: hyperparameters of the rule, as (name, value) pairs.
         layer_options: further options of the layers (center, momentum, update_every, fraction, ...), likewise.
         decorrelated: ``"all"`` layers, only the ``"first"``, or only the ``"deeper"`` ones.
         lr, optimizer: rate and kind of the weights' optimizer: ``"adam"``, ``"sgd"``, ``"momentum"`` (0.9).
-        decor_lr, decor_optimizer: the same for R.
-        decor_schedule: None, ``"cosine"`` to zero, or ``"drop"`` (by 10 at half the epochs).
+        lr_schedule: of that rate: None, ``"cosine"`` to zero, ``"drop"`` (by 10 at half the epochs), or ``"stop"``
+            (zero from a quarter of the epochs on).
+        decor_lr, decor_optimizer, decor_schedule: the same for R.
         max_step: bound on rate times curvature of R's steps, or None.
         batch_size, epochs, seed: as everywhere.
-        evaluate_every: epochs between evaluations; 0: only at the end.
+        evaluate_every: epochs between evaluations; 1/n: n times an epoch, each a row of its own; 0: only at the end.
         measures: ``"all"``, or only the ``"task"``: accuracy and loss, nothing about correlations.
     """
 
@@ -73,6 +77,7 @@ class Experiment:
     decorrelated: str = "all"
     lr: float = 1e-3
     optimizer: str = "adam"
+    lr_schedule: str | None = None
     decor_lr: float = 1e-5
     decor_optimizer: str = "sgd"
     decor_schedule: str | None = None
@@ -80,7 +85,7 @@ class Experiment:
     batch_size: int = 64
     epochs: int = 10
     seed: int = 0
-    evaluate_every: int = 0
+    evaluate_every: float = 0
     measures: str = "all"
 
     def __post_init__(self):
@@ -89,11 +94,12 @@ class Experiment:
             "scaling": inputs.SCALINGS,
             "pixels": ("all", "alive", "lively"),
             "model": ("decorrelation", "mlp", "convnet"),
-            "normalisation": (None, "batch"),
+            "normalisation": (None, "batch", "mean"),
             "decorrelated": ("all", "first", "deeper"),
             "optimizer": tuple(OPTIMIZERS),
             "decor_optimizer": tuple(OPTIMIZERS),
-            "decor_schedule": (None, "cosine", "drop"),
+            "lr_schedule": SCHEDULES,
+            "decor_schedule": SCHEDULES,
             "measures": ("all", "task"),
         }
         for name, values in allowed.items():
@@ -101,6 +107,14 @@ class Experiment:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(map(str, values))}")
         if self.model == "decorrelation" and self.rule is None:
             raise ValueError("model='decorrelation' has nothing to learn with rule=None")
+        every = self.evaluate_every
+        if every < 0 or abs(every - (1 / self.parts if 0 < every < 1 else round(every))) > 1e-9:
+            raise ValueError(f"evaluate_every is {every}; allowed: a whole number of epochs, 0, or 1/n of an epoch")
+
+    @property
+    def parts(self) -> int:
+        """Rows of the record for each epoch: measurements within an epoch end a row, too."""
+        return round(1 / self.evaluate_every) if 0 < self.evaluate_every < 1 else 1
 
     def but(self, **changes) -> Experiment:
         """The same experiment with some fields changed."""
@@ -167,52 +181,6 @@ def lively_pixels(images: Tensor, at_least: int = 1) -> Tensor:
     return (flat != flat.mode(0).values).sum(0) >= at_least
 
 
-def build(spec: Experiment, features: int) -> nn.Module:
-    """The model; plain and decorrelated arms of one seed start from equal weights."""
-    torch.manual_seed(spec.seed)
-    options = {} if spec.rule is None else _layer_options(spec)
-    if spec.model == "decorrelation":
-        return Decorrelation(features, **options)
-    model = _mlp(spec, features, options) if spec.model == "mlp" else _convnet(spec, options)
-    return model
-
-
-def _layer_options(spec: Experiment) -> dict:
-    # Statistics from a part of the batch draw from a generator of their own: other draws must not move with them.
-    options = dict(spec.layer_options)
-    if options.get("fraction", 1.0) != 1.0:
-        options["generator"] = torch.Generator().manual_seed(spec.seed)
-    return {"rule": make_rule(spec.rule, **dict(spec.rule_options)), **options}
-
-
-def _decorrelates(spec: Experiment, depth: int) -> bool:
-    return spec.rule is not None and {"all": True, "first": depth == 0, "deeper": depth > 0}[spec.decorrelated]
-
-
-def _mlp(spec: Experiment, features: int, options: dict) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    widths = (features, *spec.hidden, 10)
-    for depth, (D, M) in enumerate(pairwise(widths)):
-        layers.append(DecorLinear(D, M, **options) if _decorrelates(spec, depth) else nn.Linear(D, M))
-        if depth < len(spec.hidden):
-            layers += [nn.BatchNorm1d(M)] if spec.normalisation == "batch" else []
-            layers.append(nn.LeakyReLU())
-    return nn.Sequential(*layers)
-
-
-def _convnet(spec: Experiment, options: dict) -> nn.Sequential:
-    layers: list[nn.Module] = [nn.Unflatten(1, (1, 28, 28))]
-    for depth, (C, M) in enumerate(((1, 16), (16, 32), (32, 32))):
-        geometry = {"kernel_size": 3, "stride": 2, "padding": 1}
-        decorrelates = _decorrelates(spec, depth)
-        layers.append(DecorConv2d(C, M, **geometry, **options) if decorrelates else nn.Conv2d(C, M, **geometry))
-        layers += [nn.BatchNorm2d(M)] if spec.normalisation == "batch" else []
-        layers.append(nn.LeakyReLU())
-    linear = {k: v for k, v in options.items() if k != "span"}
-    last = DecorLinear(512, 10, **linear) if _decorrelates(spec, 3) else nn.Linear(512, 10)
-    return nn.Sequential(*layers, nn.Flatten(), last)
-
-
 OPTIMIZERS = {
     "adam": partial(torch.optim.Adam, fused=True),  # one pass over the weights instead of ten
     "sgd": torch.optim.SGD,
@@ -227,45 +195,50 @@ def run(spec: Experiment) -> dict:
     batches = inputs.loader(x, t, spec.batch_size, generator=torch.Generator().manual_seed(spec.seed))
     weights = list(bp_parameters(model))
     R = list(decor_parameters(model))
+    optimizer = OPTIMIZERS[spec.optimizer](weights, lr=spec.lr) if weights else None
     decor = OPTIMIZERS[spec.decor_optimizer](R, lr=spec.decor_lr) if R else None
 
     history = train(
         model,
         nn.functional.cross_entropy if weights else lambda y, _: y.new_zeros(()),
-        batches,
-        epochs=spec.epochs,
-        optimizer=OPTIMIZERS[spec.optimizer](weights, lr=spec.lr) if weights else None,
+        inputs.in_parts(batches, spec.parts) if spec.parts > 1 else batches,
+        epochs=spec.epochs * spec.parts,
+        optimizer=optimizer,
         decor_optimizer=decor,
         evaluate=evaluation(spec, x, t, z, u),
-        decor_scheduler=None if decor is None else schedule(decor, spec),
+        scheduler=schedule(optimizer, spec.lr_schedule, spec),
+        decor_scheduler=schedule(decor, spec.decor_schedule, spec),
         max_step=spec.max_step,
         allow_no_op=spec.decor_lr == 0,
     )
-    return record(history)
+    return record(history, spec)
 
 
 def evaluation(spec: Experiment, x: Tensor, t: Tensor, z: Tensor, u: Tensor) -> Callable[[nn.Module], dict[str, float]]:
-    """What the trainer calls after each epoch: :func:`measure`, where ``evaluate_every`` wants it and at the end."""
-    epochs_done = 0
+    """What the trainer calls after each pass: :func:`measure`, where ``evaluate_every`` wants it and at the end."""
+    done, everything = 0, spec.measures == "all"
 
     def evaluate(model: nn.Module) -> dict[str, float]:
-        nonlocal epochs_done
-        epochs_done += 1
-        last = epochs_done == spec.epochs
-        wanted = last or (spec.evaluate_every and epochs_done % spec.evaluate_every == 0)
-        return measure(model, x, t, z, u, spec.measures == "all") if wanted else {}
+        nonlocal done
+        done += 1
+        last = done == spec.epochs * spec.parts
+        wanted = last or (spec.evaluate_every and done % max(1, round(spec.evaluate_every)) == 0)
+        # Of the task alone, training accuracy is wanted at the end only: it would cost as much as the test set.
+        return measure(model, x, t, z, u, everything, training=everything or last) if wanted else {}
 
     return evaluate
 
 
-def record(history: History) -> dict:
-    """A history as the record of a run."""
-    rows = history.rows()
+def record(history: History, spec: Experiment) -> dict:
+    """A history as the record of a run; ``epoch`` of a row is a fraction where rows are parts of an epoch."""
+    rows, parts = history.rows(), spec.parts
     seconds = [row.pop("seconds") for row in rows]
+    if parts > 1:
+        rows = [row | {"epoch": row["epoch"] / parts} for row in rows]
     finished = history.status == "finished"
     return {
         "status": history.status,
-        "diverged_at": history.diverged_at,
+        "diverged_at": None if history.diverged_at is None else math.ceil(history.diverged_at / parts),
         "cause": history.cause,
         "epochs": rows,
         "final": rows[-1] if rows and finished else {},
@@ -273,23 +246,32 @@ def record(history: History) -> dict:
     }
 
 
-def schedule(optimizer: torch.optim.Optimizer, spec: Experiment):
-    """What anneals the rate of R, or None."""
-    if spec.decor_schedule == "cosine":
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(spec.epochs, 1))
-    if spec.decor_schedule == "drop":
-        return torch.optim.lr_scheduler.MultiStepLR(optimizer, [max(spec.epochs // 2, 1)], gamma=0.1)
-    return None
+def schedule(optimizer: torch.optim.Optimizer | None, kind: str | None, spec: Experiment):
+    """What anneals a rate over the passes of an experiment, or None."""
+    passes = spec.epochs * spec.parts
+    if optimizer is None or kind is None:
+        return None
+    if kind == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(passes, 1))
+    when, factor = {"drop": (passes // 2, 0.1), "stop": (passes // 4, 0.0)}[kind]
+    return torch.optim.lr_scheduler.MultiStepLR(optimizer, [max(when, 1)], gamma=factor)
 
 
 @torch.no_grad()
 def measure(
-    model: nn.Module, x: Tensor, t: Tensor, z: Tensor, u: Tensor, correlations: bool = True
+    model: nn.Module,
+    x: Tensor,
+    t: Tensor,
+    z: Tensor,
+    u: Tensor,
+    correlations: bool = True,
+    training: bool = True,
 ) -> dict[str, float]:
     """Accuracy and loss on held-out data and on the first 10,000 training images, and what is left of correlations."""
     found: dict[str, float] = {}
     if any(True for _ in bp_parameters(model)):
-        for name, inputs_, targets in (("test", z, u), ("train", x[:VALIDATION], t[:VALIDATION])):
+        sets = [("test", z, u)] + [("train", x[:VALIDATION], t[:VALIDATION])] * training
+        for name, inputs_, targets in sets:
             outputs = torch.cat([model(part) for part in inputs_.split(2000)])
             found[f"{name}_accuracy"] = float((outputs.argmax(1) == targets).double().mean())
             found[f"{name}_loss"] = float(nn.functional.cross_entropy(outputs.double(), targets))

@@ -1,13 +1,12 @@
-"""Is there a gain? The arms on full data, what an epoch of each costs, and when each reaches a given accuracy.
+"""Is there a gain? The arms on full data, the tries and epochs that each gets, and what an epoch of each costs.
 
 Runs of a sweep share the machine, so their clocks mean nothing. Seconds are measured apart: the arms take turns within
-one process, and a curve over seconds is a curve over epochs times the seconds of an epoch, plus what the arm does to
-its inputs before the first.
+one process, and a curve over seconds (:mod:`decorlib.study.gain_curves`) is a curve over epochs times the seconds of an
+epoch, plus what the arm does to its inputs before the first.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
@@ -19,19 +18,19 @@ from decorlib.datasets import DataUnavailable
 from decorlib.layers import bp_parameters, decor_parameters
 from decorlib.study import flops, timing
 from decorlib.study.experiments import OPTIMIZERS, Experiment, arrays, build
-from decorlib.study.stats import Interval, interval
 from decorlib.train import train
 
 BASELINE = "backpropagation"
 #: What each arm is for: the panels of the figures.
 GROUPS = {
-    "what is done to the inputs": ("inputs in [0, 1]", "demeaned", "whitened inputs"),
+    "what is done to the inputs": ("inputs in [0, 1]", "demeaned", "demeaned, every layer", "whitened inputs"),
     "other normalisations": ("BatchNorm", "exact whitening", "seed's rule", "seed's rule, demeaned"),
-    "decorrelation": ("kappa", "kappa, demeaned", "kappa, amortised", "kappa, deeper layers"),
+    "decorrelation": ("kappa", "kappa, demeaned", "kappa, every step", "kappa, deeper layers"),
     "convolutions": ("kappa, patches", "kappa, channels"),
 }
 OURS = (*GROUPS["decorrelation"], *GROUPS["convolutions"])
 KAPPA = (("kappa", 0.5),)
+CENTRED = (("center", "batch"),)
 
 
 def mlp_arms(base: Experiment, update_every: int = 25, refresh: int = 100) -> dict[str, Experiment]:
@@ -39,40 +38,60 @@ def mlp_arms(base: Experiment, update_every: int = 25, refresh: int = 100) -> di
 
     Args:
         base: data, sizes, epochs.
-        update_every: steps between updates of the amortised arms. Default: 25.
+        update_every: steps between updates of R, except in the arms that learn at every step. Default: 25.
         refresh: steps between refreshes of the exact whitening. Default: 100.
     """
     plain, seeds = base.but(rule=None), base.but(rule="seed", rule_options=(("variance", 1.0),))
-    ours, seldom = base.but(rule="kappa", rule_options=KAPPA), (("update_every", update_every),)
+    demeaned, every_step = plain.but(demean_inputs=True), base.but(rule="kappa", rule_options=KAPPA)
+    seldom = (("update_every", update_every),)
     return {
         BASELINE: plain,
         "inputs in [0, 1]": plain.but(scaling="raw"),
-        "demeaned": plain.but(demean_inputs=True),
+        "demeaned": demeaned,
+        "demeaned, every layer": demeaned.but(normalisation="mean"),
         "whitened inputs": plain.but(whiten_inputs=True),
-        "BatchNorm": plain.but(normalisation="batch"),
-        "exact whitening": base.but(
-            rule="exact", layer_options=(("update_every", refresh),), decor_lr=1.0, demean_inputs=True
-        ),
+        "BatchNorm": demeaned.but(normalisation="batch"),
+        "exact whitening": demeaned.but(rule="exact", layer_options=(("update_every", refresh),), decor_lr=1.0),
         "seed's rule": seeds,
         "seed's rule, demeaned": seeds.but(demean_inputs=True),
-        "kappa": ours,
-        "kappa, demeaned": ours.but(demean_inputs=True),
-        "kappa, amortised": ours.but(demean_inputs=True, layer_options=seldom),
-        "kappa, deeper layers": ours.but(demean_inputs=True, layer_options=seldom, decorrelated="deeper"),
+        "kappa": every_step.but(layer_options=seldom),
+        "kappa, demeaned": every_step.but(demean_inputs=True, layer_options=seldom),
+        "kappa, every step": every_step.but(demean_inputs=True),
+        "kappa, deeper layers": every_step.but(
+            demean_inputs=True, layer_options=(*seldom, *CENTRED), decorrelated="deeper"
+        ),
     }
 
 
 def convnet_arms(base: Experiment, update_every: int = 25, fraction: float = 0.1) -> dict[str, Experiment]:
-    """The arms of the ConvNet; the decorrelated ones are amortised and learn from a part of the positions."""
-    plain, seldom = base.but(rule=None, model="convnet"), (("update_every", update_every), ("fraction", fraction))
-    ours = plain.but(rule="kappa", rule_options=KAPPA, demean_inputs=True)
+    """The arms of the ConvNet; the decorrelated ones are centred, amortised, and learn from a part of the positions."""
+    plain = base.but(rule=None, model="convnet")
+    demeaned = plain.but(demean_inputs=True)
+    options = (("update_every", update_every), ("fraction", fraction), *CENTRED)
+    ours = demeaned.but(rule="kappa", rule_options=KAPPA, layer_options=options)
     return {
         BASELINE: plain,
-        "demeaned": plain.but(demean_inputs=True),
-        "BatchNorm": plain.but(normalisation="batch"),
-        "kappa, patches": ours.but(layer_options=seldom),
-        "kappa, channels": ours.but(layer_options=(*seldom, ("span", "channel"))),
+        "demeaned": demeaned,
+        "BatchNorm": demeaned.but(normalisation="batch"),
+        "kappa, patches": ours,
+        "kappa, channels": ours.but(layer_options=(*options, ("span", "channel"))),
     }
+
+
+def within_budget(arms: Mapping[str, Experiment], epochs: float) -> dict[str, Experiment]:
+    """The arms with as many whole epochs, at least one, as fit into the time of so many epochs of the baseline.
+
+    What a step takes is half its products of matrices and half all the rest, which no arm has much more of: an arm
+    with r times the baseline's operations takes about (1 + r) / 2 times as long. A count, not a clock, so that equal
+    commands give equal numbers; :func:`costs` shows how well it holds.
+
+    Args:
+        arms: among them the baseline, of the same data and batch size.
+        epochs: of the baseline.
+    """
+    plain = work_of_epoch(arms[BASELINE])
+    times = {name: (1 + work_of_epoch(spec) / plain) / 2 for name, spec in arms.items()}
+    return {name: spec.but(epochs=max(1, round(epochs / times[name]))) for name, spec in arms.items()}
 
 
 def second_data_set(data: str, arms: Mapping[str, Experiment], names: Sequence[str]) -> dict[str, Experiment]:
@@ -97,8 +116,9 @@ def rates(
         arms: of this module.
         lr: rates of the weights; arms with a second setting get all of them times all of its values, the others as
             many rates over the same range.
-        decor_lr: rates of R for updates at every step; an amortised R, which takes n times fewer steps, tries them
-            times 10, and the seed's rule, whose normaliser multiplies by 1/v, divided by 10.
+        decor_lr: rates of R for updates at every step; the seed's rule, whose normaliser multiplies by 1/v, tries
+            them divided by 10, and an amortised R, which takes n times fewer steps, times 10, where the mode that all
+            pixels share does not forbid it: where it is demeaned.
         shrinkage: of whitened inputs and of exact whitening; as many as ``decor_lr``.
     """
     if len(shrinkage) != len(decor_lr):
@@ -114,7 +134,8 @@ def rates(
             return {"lr": list(lr), "rule_options": [(("shrinkage", value),) for value in shrinkage]}
         if spec.rule is None:
             return {"lr": many}
-        factor = 0.1 if spec.rule == "seed" else 10 if "update_every" in dict(spec.layer_options) else 1
+        seldom = "update_every" in dict(spec.layer_options)
+        factor = 0.1 if spec.rule == "seed" else 10 if seldom and spec.demean_inputs else 1
         return {"lr": list(lr), "decor_lr": [factor * value for value in decor_lr]}
 
     return {name: second(spec) for name, spec in arms.items()}
@@ -179,133 +200,3 @@ def costs(arms: Mapping[str, Experiment], batches: int, repeats: int = 3, thread
         for name in arms
     }
     return pd.DataFrame(rows).T.rename_axis("arm")
-
-
-# ------------------------------------------------------------------------------------------------------------ curves
-
-
-def learning_curves(table: pd.DataFrame, records: Sequence[dict], cost: pd.DataFrame) -> pd.DataFrame:
-    """One row per arm, seed and epoch: measurements, and the seconds and GFLOP spent by then.
-
-    Args:
-        table: of :func:`decorlib.study.arms.compare`, a row per record.
-        records: its records.
-        cost: of :func:`costs`.
-    """
-    rows = [
-        {"arm": arm, "seed": seed, **row}
-        for arm, seed, record in zip(table["arm"], table["seed"], records, strict=True)
-        for row in record["epochs"]
-    ]
-    found = pd.DataFrame(rows)
-    of = cost.loc[found["arm"]].reset_index(drop=True)
-    found["seconds"] = of["seconds before"] + found["epoch"] * of["seconds"]
-    found["GFLOP"] = found["epoch"] * of["GFLOP"]
-    found["error"] = 100 * (1 - found["test_accuracy"])
-    return found
-
-
-def reached(curves: pd.DataFrame, arms: Sequence[str]) -> pd.DataFrame:
-    """One row per arm and seed: epochs and seconds until the baseline's best test accuracy *of the same seed*.
-
-    Columns ``epochs``, ``seconds``, and the same over the baseline's own; infinite where a run never gets there.
-    """
-    rows = []
-    for seed, part in curves.groupby("seed"):
-        own = part[part["arm"] == BASELINE]
-        level = own["test_accuracy"].max()
-        first = own[own["test_accuracy"] >= level].iloc[0]
-        for arm in arms:
-            there = part[(part["arm"] == arm) & (part["test_accuracy"] >= level)]
-            epochs, seconds = (there.iloc[0][["epoch", "seconds"]]) if len(there) else (math.inf, math.inf)
-            relative = {"of epochs": epochs / first["epoch"], "of seconds": seconds / first["seconds"]}
-            rows.append({"arm": arm, "seed": seed, "level": level, "epochs": epochs, "seconds": seconds} | relative)
-    return pd.DataFrame(rows)
-
-
-def medians(times: pd.DataFrame) -> pd.DataFrame:
-    """One row per arm: median epochs and seconds over seeds, and how many seeds got there."""
-    by_arm = times.groupby("arm", sort=False)
-    found = by_arm[["epochs", "seconds", "of epochs", "of seconds"]].median()
-    found["reached"] = by_arm["epochs"].agg(lambda values: int(values.map(math.isfinite).sum()))
-    found["of"] = by_arm.size()
-    return found
-
-
-def margins(times: pd.DataFrame, arm: str, epochs: float, seconds: float, most_epochs: int, slowest: float) -> Interval:
-    """By how much an arm stays below both bounds, the worse of the two, per seed; a run that never gets there counts
-    as one that gets there an epoch after the last, which flatters it and is still a miss.
-
-    Args:
-        times: of :func:`reached`.
-        arm: which.
-        epochs: the bound on epochs, as a part of the baseline's own.
-        seconds: the bound on seconds, likewise.
-        most_epochs: epochs of a run.
-        slowest: seconds of an epoch of this arm.
-    """
-    base = times[times["arm"] == BASELINE].set_index("seed")
-    own = times[times["arm"] == arm].set_index("seed")
-    late = {"epochs": most_epochs + 1.0, "seconds": (most_epochs + 1) * slowest}
-    below = [
-        min(
-            bound - min(own.loc[seed, what], late[what]) / base.loc[seed, what]
-            for what, bound in (("epochs", epochs), ("seconds", seconds))
-        )
-        for seed in base.index
-    ]
-    return interval(below)
-
-
-def chosen(tries: pd.DataFrame, among: Sequence[str], metric: str = "test_accuracy") -> str:
-    """The arm, of those named, whose best try has the best validation measurement."""
-    picked = tries[tries["chosen"] & tries["arm"].isin(among)].set_index("arm")[metric].dropna()
-    if picked.empty:
-        raise ValueError(f"none of {', '.join(among)} has a try that did not diverge")
-    return picked.idxmax()
-
-
-def answer(table: pd.DataFrame, best: str, control: str, effect: Interval, within: Mapping[str, Interval]) -> str:
-    """The seed's question, answered in plain words out of the numbers: a gain in accuracy, in epochs, in seconds?
-
-    Args:
-        table: of :func:`medians`.
-        best: the decorrelated arm.
-        control: the arm without R that it has to beat.
-        effect: final test accuracy of best minus control.
-        within: what each ingredient adds to plain backpropagation, by name.
-    """
-
-    def times(arm: str) -> str:
-        row, base = table.loc[arm], table.loc[BASELINE]
-        if not math.isfinite(row["epochs"]):
-            return f"in most seeds never reaches it ({int(row['reached'])} of {int(row['of'])} do)"
-        return (
-            f"needs {row['epochs']:g} epochs and {row['seconds']:.2g} s where backpropagation needs "
-            f"{base['epochs']:g} and {base['seconds']:.2g} s"
-        )
-
-    sure = "yes" if effect.low > 0 else "no" if effect.high < 0 else "not one that these seeds can show"
-    parts = "; ".join(
-        f"{name} {100 * e.estimate:+.2f} [{100 * e.low:.2f}, {100 * e.high:.2f}]" for name, e in within.items()
-    )
-    return (
-        f"To come to the best accuracy that tuned backpropagation reaches, '{best}' {times(best)}; '{control}', which "
-        f"has no R at all, {times(control)}. A gain in final accuracy over '{control}': {sure} "
-        f"({100 * effect.estimate:+.2f} points, 95% interval [{100 * effect.low:.2f}, {100 * effect.high:.2f}], "
-        f"n = {effect.n}). In points over plain backpropagation: {parts}."
-    )
-
-
-def within(wide: pd.DataFrame) -> dict[str, tuple[str, str]]:
-    """The ablation: pairs (with, without) of arms, each ingredient switched on its own."""
-    pairs = {
-        "scaling to [0, 1]": ("inputs in [0, 1]", BASELINE),
-        "demeaning": ("demeaned", BASELINE),
-        "decorrelation": ("kappa", BASELINE),
-        "both": ("kappa, demeaned", BASELINE),
-        "both, deeper layers only": ("kappa, deeper layers", BASELINE),
-        "decorrelation, where demeaned": ("kappa, demeaned", "demeaned"),
-        "the same, deeper layers only": ("kappa, deeper layers", "demeaned"),
-    }
-    return {name: pair for name, pair in pairs.items() if set(pair) <= set(wide)}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
@@ -15,7 +16,17 @@ from decorlib.study.figures import arm_styles, paired_dots
 from decorlib.study.gain import BASELINE, GROUPS
 
 BLACK = {"color": "black", "marker": "", "linestyle": "-"}
-TICKS = (1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100)
+TICKS = {
+    "error": (1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100),
+    "test_loss": (0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1, 2),
+}
+LABELS = {
+    "epoch": "epochs",
+    "seconds": "seconds of training",
+    "GFLOP": "counted GFLOP",
+    "error": "test error, %",
+    "test_loss": "test cross-entropy, nats",
+}
 
 
 def groups_of(arms) -> dict[str, list[str]]:
@@ -24,34 +35,45 @@ def groups_of(arms) -> dict[str, list[str]]:
     return {panel: names for panel, names in found.items() if names}
 
 
-def against(curves: pd.DataFrame, x: str, xlabel: str, title: str, y: str = "error") -> Figure:
-    """Test error against epochs, seconds or work: a panel per group of arms, backpropagation in black in each.
+def against(curves: pd.DataFrame, xs: Sequence[str], title: str, y: str = "error") -> Figure:
+    """Test error or loss against epochs, seconds or work: a panel per group of arms, backpropagation in black in each.
 
     Every seed is a thin line, the median over seeds a thick one, which ends where any seed has diverged.
+
+    Args:
+        curves: of :func:`decorlib.study.gain_curves.learning_curves`.
+        xs: columns, each a row of panels.
+        title: the finding.
+        y: ``"error"`` or ``"test_loss"``. Default: error.
     """
     panels = groups_of(curves["arm"])
-    fig, axes = plt.subplots(
-        1, len(panels), figsize=(3.6 * len(panels) + 0.6, 4.9), sharex=True, sharey=True, squeeze=False
-    )
-    for ax, (panel, names) in zip(axes[0], panels.items(), strict=True):
-        for name, style in {BASELINE: BLACK, **arm_styles(names)}.items():
-            part = curves[curves["arm"] == name]
-            if part.empty:  # diverged before its first epoch ended, in every seed
-                ax.plot([], [], label=f"{name} (diverged)", **style)
-                continue
-            for _, run in part.groupby("seed"):
-                ax.plot(run[x], run[y], lw=0.7, alpha=0.4, color=style["color"], linestyle=style["linestyle"])
-            seeds = part["seed"].nunique()
-            by_epoch = part.groupby("epoch").agg({x: "median", y: "median", "seed": "nunique"})
-            whole = by_epoch[by_epoch["seed"] == seeds]
-            ax.plot(whole[x], whole[y], lw=2, markersize=4, label=name, **style)
-        ax.set(title=panel, xlabel=xlabel, yscale="log")
-        ax.yaxis.set_major_locator(FixedLocator(TICKS))
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        ax.yaxis.set_minor_formatter(NullFormatter())
-        ax.legend(fontsize="x-small", loc="upper right")
-    axes[0][0].set_ylabel("test error, %")
+    size = (3.6 * len(panels) + 0.6, 4.9 if len(xs) == 1 else 3.4 * len(xs) + 0.6)
+    fig, axes = plt.subplots(len(xs), len(panels), figsize=size, sharex="row", sharey=True, squeeze=False)
+    for row, x in zip(axes, xs, strict=True):
+        for ax, (panel, names) in zip(row, panels.items(), strict=True):
+            _panel(ax, curves, names, x, y)
+            ax.set(title=panel if x == xs[0] else None, xlabel=LABELS[x], yscale="log")
+            ax.yaxis.set_major_locator(FixedLocator(TICKS[y]))
+            ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            ax.yaxis.set_minor_formatter(NullFormatter())
+            if x == xs[0]:
+                ax.legend(fontsize="x-small", loc="upper right")
+        row[0].set_ylabel(LABELS[y])
     return _titled(fig, title)
+
+
+def _panel(ax: Axes, curves: pd.DataFrame, names: Sequence[str], x: str, y: str) -> None:
+    for name, style in {BASELINE: BLACK, **arm_styles(names)}.items():
+        part = curves[curves["arm"] == name]
+        if part.empty:  # diverged before its first epoch ended, in every seed
+            ax.plot([], [], label=f"{name} (diverged)", **style)
+            continue
+        for _, run in part.groupby("seed"):
+            ax.plot(run[x], run[y], lw=0.7, alpha=0.4, color=style["color"], linestyle=style["linestyle"])
+        seeds = part["seed"].nunique()
+        by_epoch = part.groupby("epoch").agg({x: "median", y: "median", "seed": "nunique"})
+        whole = by_epoch[by_epoch["seed"] == seeds]
+        ax.plot(whole[x], whole[y], lw=2, markersize=3, label=name, **style)
 
 
 def reach(times: pd.DataFrame, bounds: Mapping[str, float], title: str) -> Figure:
@@ -60,7 +82,7 @@ def reach(times: pd.DataFrame, bounds: Mapping[str, float], title: str) -> Figur
     Runs that never get there stand in a column of their own, with their number.
 
     Args:
-        times: of :func:`decorlib.study.gain.reached`.
+        times: of :func:`decorlib.study.gain_curves.reached`.
         bounds: column -> what was asked, drawn as a line.
         title: the finding.
     """
@@ -94,6 +116,34 @@ def reach(times: pd.DataFrame, bounds: Mapping[str, float], title: str) -> Figur
         ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _, never=never: "never" if v > never / 1.1 else f"{v:g}"))
     axes[0].set_yticks(range(len(arms)), arms)
     axes[0].set_ylim(len(arms) - 0.5, -0.5)
+    return _titled(fig, title)
+
+
+def levels(times: pd.DataFrame, title: str) -> Figure:
+    """Epochs and seconds to every level of test accuracy: every seed a dot, the median over seeds a line.
+
+    A line ends where half of the seeds no longer get there.
+
+    Args:
+        times: of :func:`decorlib.study.gain_curves.time_to`.
+        title: the finding.
+    """
+    names = list(dict.fromkeys(times["arm"]))
+    styles = {BASELINE: BLACK, **arm_styles([name for name in names if name != BASELINE])}
+    fig, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True)
+    for ax, what in zip(axes, ("epochs", "seconds"), strict=True):
+        for name in names:
+            part = times[times["arm"] == name]
+            own = part[part[what].map(math.isfinite)]
+            ax.plot(own[what], 100 * own["accuracy"], ".", color=styles[name]["color"], alpha=0.35, ms=4)
+            middle = part.groupby("accuracy")[what].median()
+            middle = middle[middle.map(math.isfinite)]
+            ax.plot(middle, 100 * middle.index, lw=2, label=name, **{**styles[name], "marker": ""})
+        ax.set(xscale="log", xlabel={"epochs": "epochs", "seconds": "seconds of training"}[what])
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+    axes[0].set_ylabel("test accuracy, %")
+    axes[1].legend(fontsize="small", loc="lower right")
     return _titled(fig, title)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from decorlib.study.notebooks import Source
 from decorlib.study.provenance import DATA
-from decorlib.study.records import Record, RecordDamaged, dumps, write_atomic
+from decorlib.study.records import EXTENDED, Record, RecordDamaged, dumps, write_atomic
 from decorlib.study.source import code_of
 
 PACKAGE = DATA.parent
@@ -57,17 +57,24 @@ def collect(source: Source, values: dict, options: Namespace) -> dict[str, str]:
         "the Python version": platform.python_version(),
     }
     found.update({f"decorlib/{name}": value for name, value in code_hashes().items()})
-    if any("load_records" in cell.source for cell in source.read().cells):
+    text = "\n".join(cell.source for cell in source.read().cells)
+    if "load_records" in text:
         for path in sorted((options.results / "records").glob("[0-9][0-9].json")):
             if path.stem < source.number:
-                # without made_by and sha256: the same findings on another day are the same input
-                try:
-                    content = Record.load(path).content()
-                    findings = dumps({k: v for k, v in content.items() if k not in ("made_by", "sha256")})
-                except RecordDamaged:  # the notebook that reads it will say so
-                    findings = "damaged"
-                found[f"record {path.stem}"] = sha(findings)
+                found[f"record {path.stem}"] = _findings(path)
+    longer = options.root / EXTENDED / "records" / f"{source.number}.json"
+    if "load_extended" in text and options.profile != "extended" and longer.exists():
+        found["the extended record"] = _findings(longer)
     return found
+
+
+def _findings(path: Path) -> str:
+    """Hash of a record without made_by and sha256: the same findings on another day are the same input."""
+    try:
+        content = Record.load(path).content()
+    except RecordDamaged:  # the notebook that reads it will say so
+        return sha("damaged")
+    return sha(dumps({k: v for k, v in content.items() if k not in ("made_by", "sha256")}))
 
 
 def _stamp(options: Namespace, source: Source) -> Path:

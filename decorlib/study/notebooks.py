@@ -57,6 +57,11 @@ def find(folder: Path, only: list[str] | None = None) -> list[Source]:
     return found
 
 
+def with_extended(sources: list[Source]) -> list[Source]:
+    """Those that have values for an extended run."""
+    return [s for s in sources if (s.path.parent / "params" / f"{s.number}.extended.yaml").exists()]
+
+
 def defaults(notebook: nbformat.NotebookNode, name: str = "notebook") -> dict[str, Any]:
     """Names and values of the cell tagged ``parameters``: the quick run.
 

@@ -23,6 +23,9 @@ FORMAT = 1
 GZIP_FROM = 200_000  # bytes; larger lists of runs are stored compressed
 
 
+EXTENDED = Path("results") / "extended"  # of a clone: what `make reproduce PROFILE=extended` writes
+
+
 class RecordDamaged(RuntimeError):
     """A record cannot be read, or its content is not what its checksum says."""
 
@@ -264,3 +267,18 @@ def load_records(folder: str | Path | None = None, before: str | None = None) ->
     folder = Path(folder or os.environ.get("DECORLIB_RECORDS") or provenance.ROOT / "results" / "records")
     found = {path.stem: Record.load(path) for path in sorted(folder.glob("[0-9][0-9].json"))}
     return {number: record for number, record in found.items() if before is None or number < before}
+
+
+def load_extended(number: str) -> Record | None:
+    """The committed record of a notebook's extended run; None where there is none, or where this is that run.
+
+    A notebook that calls this is run again when that record has changed.
+
+    Args:
+        number: the notebook's number, two digits.
+    """
+    folder = provenance.ROOT / EXTENDED / "records"
+    path = folder / f"{number}.json"
+    if not path.exists() or os.environ.get("DECORLIB_RECORDS") == str(folder):
+        return None
+    return Record.load(path)

@@ -26,10 +26,11 @@ from decorlib.study import answers, compare, inputs, notebooks, publish
 from decorlib.study.execute import NotebookFailed, execute
 from decorlib.study.notebooks import BadParameters, Source
 from decorlib.study.provenance import ROOT
-from decorlib.study.records import RecordDamaged, write_atomic
+from decorlib.study.records import EXTENDED, RecordDamaged, write_atomic
 
 FAILED, USAGE, CHANGED = 1, 2, 3  # exit statuses: a notebook failed, bad request, a verdict changed
 NOTHING = "nothing to be done"
+COMMITTED = {"full": Path("results"), "extended": EXTENDED}  # where the profiles write whose results are committed
 
 
 def base_environment(options: argparse.Namespace) -> dict[str, str]:
@@ -110,6 +111,8 @@ def reproduce(options: argparse.Namespace) -> int:
     """Run what has changed, compare the records, build the report; return the exit status."""
     try:
         sources = notebooks.find(options.root / "notebooks", options.only)
+        if options.profile == "extended" and not options.only:  # of the others the full run is all there is
+            sources = notebooks.with_extended(sources)
         # All parameters are checked before anything runs: an hour later is too late for a misspelt name.
         values = {s.number: notebooks.parameters(s, options.profile, options.seeds, options.device) for s in sources}
     except BadParameters as error:
@@ -197,8 +200,8 @@ def finish(options: argparse.Namespace, before: dict) -> int:
     """Compare the records with the committed ones and build the report where something changed."""
     try:
         committed = None
-        if options.results == options.root / "results":
-            committed = compare.read_committed(options.root)
+        if options.profile in COMMITTED:
+            committed = compare.read_committed(options.root, f"{COMMITTED[options.profile].as_posix()}/records")
         new = compare.read_folder(options.results / "records")
     except RecordDamaged as error:
         print(f"reproduce: {error}", file=sys.stderr)
@@ -239,9 +242,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--root", type=Path, default=ROOT, help="folder with notebooks/; default: the clone")
     options = parser.parse_args(arguments)
     options.root = options.root.resolve()
-    # Only the full profile writes results/: a quick look must never replace what an afternoon computed.
+    # A quick look must never replace what an afternoon computed, nor the longer study what a newcomer can repeat.
     build = options.root / "build"
-    options.results = options.root / "results" if options.profile == "full" else build / options.profile
+    options.results = options.root / COMMITTED.get(options.profile, build / options.profile)
+    options.report = options.report and options.profile != "extended"  # the full run's report shows what it found
     options.build = build / "reproduce" / options.profile
     return options
 

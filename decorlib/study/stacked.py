@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from warnings import warn
 
 import torch
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from decorlib import inputs
+from decorlib.catalogue import make_rule
 from decorlib.decorrelation import Decorrelation
 from decorlib.history import History
 from decorlib.linear import DecorLinear
@@ -25,6 +27,7 @@ from decorlib.models import decor_modules, decor_parameters
 from decorlib.remembering import NonFiniteInput
 from decorlib.study import experiments, runs
 from decorlib.study.experiments import OPTIMIZERS, Experiment
+from decorlib.study.networks import Demean
 from decorlib.train import not_finite, summarise
 
 VARIED = ("seed", "lr", "decor_lr")
@@ -59,7 +62,7 @@ def kind(spec: Experiment) -> tuple | None:
     whose step is not linear in its rate, or that have a parameter per feature; BatchNorm under Adam, which makes whole
     steps of the rounding in the gradient of a bias that BatchNorm cancels, so that no two orders of sums agree.
     """
-    rule = None if spec.rule is None else experiments.make_rule(spec.rule, **dict(spec.rule_options))
+    rule = None if spec.rule is None else make_rule(spec.rule, **dict(spec.rule_options))
     alone = (
         spec.model == "convnet"
         or spec.pixels != "all"
@@ -179,6 +182,12 @@ def _linear(layers: Sequence[nn.Linear], x: Tensor) -> Tensor:
     return torch.baddbmm(b.unsqueeze(1), x, W.mT).transpose(0, 1).flatten(1)
 
 
+def _demean(momentum: float, running: Tensor, x: Tensor) -> Tensor:
+    mean = x.mean(0)
+    running.lerp_(mean.detach(), momentum)
+    return x - mean
+
+
 def _batch_norm(layers: Sequence[nn.BatchNorm1d], mean: Tensor, variance: Tensor, x: Tensor) -> Tensor:
     W, b = torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
     return F.batch_norm(x, mean, variance, W, b, True, layers[0].momentum, layers[0].eps)
@@ -196,6 +205,11 @@ def _beside(models: Sequence[nn.Module]) -> tuple[dict[str, _SideBySide], Callab
             if isinstance(same[0], DecorLinear):
                 steps.append(wide[f"{name}.decorrelation"])
             steps.append(lambda x, same=same: _linear(same, x))
+        elif isinstance(same[0], Demean):
+            running = torch.cat([layer.running_mean for layer in same])
+            for layer, part in zip(same, running.chunk(len(same)), strict=True):
+                layer.running_mean = part
+            steps.append(partial(_demean, same[0].momentum, running))
         elif isinstance(same[0], nn.BatchNorm1d):
             mean, variance = (torch.cat([getattr(m, n) for m in same]) for n in ("running_mean", "running_var"))
             for m, *parts in zip(same, mean.chunk(len(same)), variance.chunk(len(same)), strict=True):
@@ -226,20 +240,23 @@ def _train(specs: list[Experiment], device: torch.device) -> list[dict] | None:
     data = [[part.to(device) for part in experiments.arrays(spec)] for spec in specs]
     models = [experiments.build(spec, x.shape[1]).to(device) for spec, (x, *_) in zip(specs, data, strict=True)]
     batches = [
-        inputs.loader(x, t, spec.batch_size, generator=torch.Generator().manual_seed(spec.seed))
+        inputs.in_parts(
+            inputs.loader(x, t, spec.batch_size, generator=torch.Generator().manual_seed(spec.seed)), spec.parts
+        )
         for spec, (x, t, *_) in zip(specs, data, strict=True)
     ]
     wide, forward = _beside(models)
     R = [list(decor_parameters(model)) for model in models]
     decor = [OPTIMIZERS["sgd"](own, lr=spec.decor_lr) if own else None for own, spec in zip(R, specs, strict=True)]
-    schedules = [o and experiments.schedule(o, spec) for o, spec in zip(decor, specs, strict=True)]
+    schedules = [experiments.schedule(o, spec.decor_schedule, spec) for o, spec in zip(decor, specs, strict=True)]
     weights = [list(experiments.bp_parameters(model)) for model in models]
     groups = [{"params": own, "lr": spec.lr} for own, spec in zip(weights, specs, strict=True)]
     optimizer = OPTIMIZERS[specs[0].optimizer](groups, lr=specs[0].lr) if weights[0] else None
+    annealing = experiments.schedule(optimizer, specs[0].lr_schedule, specs[0])
     before = {name: layer.weight.detach().clone() for name, layer in wide.items()}
     evaluations = [experiments.evaluation(spec, *own) for spec, own in zip(specs, data, strict=True)]
     histories = [History() for _ in specs]
-    for epoch in range(1, specs[0].epochs + 1):
+    for epoch in range(1, specs[0].epochs * specs[0].parts + 1):
         start, losses, decor_losses = time.perf_counter(), [], []
         for layer in wide.values():
             layer.rates.copy_(torch.tensor([o.param_groups[0]["lr"] for o in decor]))
@@ -266,6 +283,8 @@ def _train(specs: list[Experiment], device: torch.device) -> list[dict] | None:
             row.metrics.update(evaluations[s](model))
             model.train()
             history.epochs.append(row)
+        if annealing is not None:
+            annealing.step()
         for optimizer_of_R, schedule in zip(decor, schedules, strict=True):
             if schedule is not None:
                 optimizer_of_R.step()
@@ -274,4 +293,4 @@ def _train(specs: list[Experiment], device: torch.device) -> list[dict] | None:
     moved = [(before[name] != layer.weight).flatten(1).any(1).cpu() for name, layer in wide.items()]
     if wide and bool((learning & ~torch.stack(moved).any(0)).any()):
         return None
-    return [experiments.record(history) for history in histories]
+    return [experiments.record(history, spec) for history, spec in zip(histories, specs, strict=True)]

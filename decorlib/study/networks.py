@@ -1,0 +1,77 @@
+"""The networks of the experiments: an MLP and a ConvNet, plain, normalised or decorrelated, and R alone."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from decorlib.catalogue import make_rule
+from decorlib.layers import DecorConv2d, DecorLinear, Decorrelation
+
+
+class Demean(nn.Module):
+    """Subtracts the batch mean of each feature, in evaluation the running one: what ``center="batch"`` does without R.
+
+    Shape: (B, D) -> (B, D).
+    """
+
+    def __init__(self, features: int, momentum: float = 0.1):
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("running_mean", torch.zeros(features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x - self.running_mean
+        mean = x.mean(0)
+        self.running_mean.lerp_(mean.detach(), self.momentum)
+        return x - mean
+
+
+def build(spec, features: int) -> nn.Module:
+    """The model; plain and decorrelated arms of one seed start from equal weights."""
+    torch.manual_seed(spec.seed)
+    options = {} if spec.rule is None else _layer_options(spec)
+    if spec.model == "decorrelation":
+        return Decorrelation(features, **options)
+    return _mlp(spec, features, options) if spec.model == "mlp" else _convnet(spec, options)
+
+
+def _layer_options(spec) -> dict:
+    # Statistics from a part of the batch draw from a generator of their own: other draws must not move with them.
+    options = dict(spec.layer_options)
+    if options.get("fraction", 1.0) != 1.0:
+        options["generator"] = torch.Generator().manual_seed(spec.seed)
+    return {"rule": make_rule(spec.rule, **dict(spec.rule_options)), **options}
+
+
+def _decorrelates(spec, depth: int) -> bool:
+    return spec.rule is not None and {"all": True, "first": depth == 0, "deeper": depth > 0}[spec.decorrelated]
+
+
+def _mlp(spec, features: int, options: dict) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    widths = (features, *spec.hidden, 10)
+    for depth, (D, M) in enumerate(pairwise(widths)):
+        if spec.normalisation == "mean" and depth > 0:
+            layers.append(Demean(D))
+        layers.append(DecorLinear(D, M, **options) if _decorrelates(spec, depth) else nn.Linear(D, M))
+        if depth < len(spec.hidden):
+            layers += [nn.BatchNorm1d(M)] if spec.normalisation == "batch" else []
+            layers.append(nn.LeakyReLU())
+    return nn.Sequential(*layers)
+
+
+def _convnet(spec, options: dict) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.Unflatten(1, (1, 28, 28))]
+    for depth, (C, M) in enumerate(((1, 16), (16, 32), (32, 32))):
+        geometry = {"kernel_size": 3, "stride": 2, "padding": 1}
+        decorrelates = _decorrelates(spec, depth)
+        layers.append(DecorConv2d(C, M, **geometry, **options) if decorrelates else nn.Conv2d(C, M, **geometry))
+        layers += [nn.BatchNorm2d(M)] if spec.normalisation == "batch" else []
+        layers.append(nn.LeakyReLU())
+    linear = {k: v for k, v in options.items() if k != "span"}
+    last = DecorLinear(512, 10, **linear) if _decorrelates(spec, 3) else nn.Linear(512, 10)
+    return nn.Sequential(*layers, nn.Flatten(), last)
