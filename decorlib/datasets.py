@@ -18,7 +18,7 @@ import platformdirs
 import torchvision.datasets
 
 from decorlib._files import remove_stale_partials, written_atomically
-from decorlib.inputs import SCALINGS, loader, scale, tensors
+from decorlib.inputs import SCALINGS, in_parts, loader, scale, tensors
 
 __all__ = [
     "MNIST",
@@ -31,6 +31,7 @@ __all__ = [
     "cifar10",
     "data_root",
     "fashion_mnist",
+    "in_parts",
     "loader",
     "mnist",
     "mnist_root",

@@ -361,6 +361,25 @@ def test_loader_without_a_batch_is_an_error():
         datasets.loader(torch.randn(0, 3), torch.arange(0), 16, drop_last=False)
 
 
+@pytest.mark.parametrize("parts", [1, 2, 4, 6])
+def test_parts_of_a_pass_are_together_the_pass(parts):
+    """n iterations give what one of the loader gives, in order; then a new order is drawn, as the loader does."""
+    x, y = torch.randn(103, 2), torch.arange(103)
+    whole, loader = (datasets.loader(x, y, 16, generator=torch.Generator().manual_seed(5)) for _ in range(2))
+    in_parts = datasets.in_parts(loader, parts)
+    for _ in range(2):
+        passes = [[labels.tolist() for _, labels in in_parts] for _ in range(parts)]
+        assert [len(part) for part in passes] == [(k + 1) * 6 // parts - k * 6 // parts for k in range(parts)]
+        assert [labels for part in passes for labels in part] == [labels.tolist() for _, labels in whole]
+    assert torch.equal(whole.generator.get_state(), loader.generator.get_state())
+
+
+@pytest.mark.parametrize("parts", [0, 7])
+def test_more_parts_than_batches_are_refused(parts):
+    with pytest.raises(ValueError, match=rf"parts is {parts}; it must be in \[1, 6\]"):
+        datasets.in_parts(datasets.loader(torch.randn(103, 2), torch.arange(103), 16), parts)
+
+
 # -------------------------------------------------------------------------------------------- atomic files
 
 

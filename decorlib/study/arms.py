@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from decorlib.study import stacked
-from decorlib.study.experiments import Experiment
+from decorlib.study.experiments import Experiment, preparation
 from decorlib.study.stats import Interval, holm, paired
 
 OPTIONS = ("rule_options", "layer_options")
@@ -83,7 +83,10 @@ def compare(
     """
     pairs = [(name, arm.but(seed=seed)) for name, arm in arms.items() for seed in _listed(seeds)]
     names, specs = [name for name, _ in pairs], [spec for _, spec in pairs]
-    records = stacked.sweep(specs, desc=desc, **engine)
+    # Runs that read the same arrays one after the other: a worker keeps those of the last two.
+    order = sorted(range(len(specs)), key=lambda i: repr(preparation(specs[i])))
+    found = dict(zip(order, stacked.sweep([specs[i] for i in order], desc=desc, **engine), strict=True))
+    records = [found[i] for i in range(len(specs))]
     table = frame(specs, records, names)
     if "seed" not in table:  # a single seed does not differ
         table.insert(1, "seed", [spec.seed for spec in specs])

@@ -85,7 +85,7 @@ class Experiment:
     batch_size: int = 64
     epochs: int = 10
     seed: int = 0
-    evaluate_every: float = 0
+    evaluate_every: int | float = 0
     measures: str = "all"
 
     def __post_init__(self):
@@ -165,9 +165,14 @@ PREPARATION = (
 )
 
 
+def preparation(spec: Experiment) -> Experiment:
+    """What :func:`arrays` reads of an experiment, everything else at its default."""
+    return Experiment(**{name: getattr(spec, name) for name in PREPARATION})
+
+
 def kept_arrays(spec: Experiment) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """:func:`arrays`, the very same tensors again where the run before asked for them: read them, do not write."""
-    return _arrays_once(Experiment(**{name: getattr(spec, name) for name in PREPARATION}))
+    return _arrays_once(preparation(spec))
 
 
 @lru_cache(maxsize=2)  # 220 MB each, of all images

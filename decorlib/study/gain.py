@@ -71,14 +71,13 @@ def convnet_arms(base: Experiment, update_every: int = 25, fraction: float = 0.1
     ours = demeaned.but(rule="kappa", rule_options=KAPPA, layer_options=options)
     return {
         BASELINE: plain,
-        "demeaned": demeaned,
         "BatchNorm": demeaned.but(normalisation="batch"),
         "kappa, patches": ours,
         "kappa, channels": ours.but(layer_options=(*options, ("span", "channel"))),
     }
 
 
-def within_budget(arms: Mapping[str, Experiment], epochs: float) -> dict[str, Experiment]:
+def within_budget(arms: Mapping[str, Experiment], epochs: int | float) -> dict[str, Experiment]:
     """The arms with as many whole epochs, at least one, as fit into the time of so many epochs of the baseline.
 
     What a step takes is half its products of matrices and half all the rest, which no arm has much more of: an arm

@@ -50,12 +50,16 @@ def reached(curves: pd.DataFrame, arms: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def time_to(curves: pd.DataFrame, arms: Sequence[str], accuracies: Sequence[float]) -> pd.DataFrame:
+def time_to(curves: pd.DataFrame, arms: Sequence[str]) -> pd.DataFrame:
     """One row per arm, accuracy and seed: epochs and seconds until that test accuracy; infinite where never reached.
 
     The baseline's best is one level, and where its noisy curve has its maximum is a matter of luck. What is true of an
-    arm is true at the levels around it.
+    arm is true at the levels around it. Levels are tenths of a point, from where the baseline is at its first
+    measurement (median over seeds) to the best of any arm.
     """
+    first = curves[curves["arm"] == BASELINE].sort_values("epoch").groupby("seed")["test_accuracy"].first().median()
+    best = curves.loc[curves["arm"].isin(arms), "test_accuracy"].max()
+    accuracies = [n / 1000 for n in range(math.floor(1000 * first), math.floor(1000 * best) + 1)]
     rows = []
     for (arm, seed), run in curves[curves["arm"].isin(arms)].groupby(["arm", "seed"], sort=False):
         for accuracy in accuracies:
@@ -65,7 +69,23 @@ def time_to(curves: pd.DataFrame, arms: Sequence[str], accuracies: Sequence[floa
     return pd.DataFrame(rows)
 
 
-def at_epoch(curves: pd.DataFrame, epoch: float, value: str = "test_accuracy") -> pd.DataFrame:
+def relative(times: pd.DataFrame, arm: str) -> pd.DataFrame:
+    """One row per accuracy that most seeds of the baseline reach: median epochs and seconds of both, and their ratios.
+
+    Args:
+        times: of :func:`time_to`.
+        arm: which to compare with the baseline.
+    """
+    middle = times.groupby(["arm", "accuracy"])[["epochs", "seconds"]].median()
+    base, own = middle.loc[BASELINE], middle.loc[arm]
+    base = base[base["epochs"].map(math.isfinite)]
+    found = base.add_prefix("baseline's ").join(own)
+    for what in ("epochs", "seconds"):
+        found[f"of {what}"] = own[what] / base[what]
+    return found
+
+
+def at_epoch(curves: pd.DataFrame, epoch: int | float, value: str = "test_accuracy") -> pd.DataFrame:
     """One row per seed and one column per arm: a measurement after that epoch, for arms that came so far."""
     rows = curves[(curves["epoch"] - epoch).abs() < 1e-9]
     order = [arm for arm in dict.fromkeys(curves["arm"]) if arm in set(rows["arm"])]
@@ -128,8 +148,8 @@ def answer(
     effect: Interval,
     within: Mapping[str, Interval],
     bounds: Mapping[str, float],
-) -> str:
-    """The seed's question, answered in plain words out of the numbers: a gain in epochs, in seconds, in accuracy?
+) -> list[str]:
+    """The seed's question, answered in plain sentences out of the numbers: a gain in epochs, in seconds, in accuracy?
 
     Args:
         table: of :func:`medians`.
@@ -159,14 +179,14 @@ def answer(
     parts = "; ".join(
         f"{name} {100 * e.estimate:+.2f} [{100 * e.low:.2f}, {100 * e.high:.2f}]" for name, e in within.items()
     )
-    return (
-        f"To come to the best accuracy that tuned backpropagation reaches, '{best}' {times(best)} (medians). "
-        f"Within a seed, in the median, that is {asked('epochs')} and {asked('seconds')}. "
-        f"'{control}', which has no R at all, {times(control)}. "
-        f"A gain in final accuracy over '{control}': {sure} "
-        f"({100 * effect.estimate:+.2f} points, 95% interval [{100 * effect.low:.2f}, {100 * effect.high:.2f}], "
-        f"n = {effect.n}). In points over plain backpropagation: {parts}."
-    )
+    return [
+        f"To come to the best accuracy that tuned backpropagation reaches, '{best}' {times(best)} (medians).",
+        f"Within a seed, in the median, that is {asked('epochs')} and {asked('seconds')}.",
+        f"'{control}', which has no R at all, {times(control)}.",
+        f"A gain in final accuracy over '{control}': {sure} ({100 * effect.estimate:+.2f} points, 95% interval "
+        f"[{100 * effect.low:.2f}, {100 * effect.high:.2f}], n = {effect.n}).",
+        f"In points over plain backpropagation: {parts}.",
+    ]
 
 
 def ablation(wide: pd.DataFrame) -> dict[str, tuple[str, str]]:

@@ -119,7 +119,8 @@ def reproduce(options: argparse.Namespace) -> int:
         print(f"reproduce: {error}", file=sys.stderr)
         return USAGE
     if not sources:
-        print(f"reproduce: no notebooks in {options.root / 'notebooks'}", file=sys.stderr)
+        those = " with values in params/NN.extended.yaml" if options.profile == "extended" else ""
+        print(f"reproduce: no notebooks{those} in {options.root / 'notebooks'}", file=sys.stderr)
         return USAGE
     if options.refresh_sources:
         return FAILED if refresh_sources(sources, options) else 0

@@ -59,15 +59,16 @@ def kind(spec: Experiment) -> tuple | None:
 
     Alone: convolutions, which have groups of their own; pixels chosen by the data of each seed; an R with momentum or
     Adam; layer options other than :data:`SHARED_OPTIONS` (``fraction`` draws from a generator for each run); rules
-    whose step is not linear in its rate, or that have a parameter per feature; BatchNorm under Adam, which makes whole
-    steps of the rounding in the gradient of a bias that BatchNorm cancels, so that no two orders of sums agree.
+    whose step is not linear in its rate, or that have a parameter per feature; a normalisation under Adam, which makes
+    whole steps of the rounding in the gradient of a bias that BatchNorm or demeaning cancels, so that no two orders of
+    sums agree.
     """
     rule = None if spec.rule is None else make_rule(spec.rule, **dict(spec.rule_options))
     alone = (
         spec.model == "convnet"
         or spec.pixels != "all"
         or spec.decor_optimizer != "sgd"
-        or (spec.normalisation == "batch" and spec.optimizer == "adam")
+        or (spec.normalisation is not None and spec.optimizer == "adam")
         or not {name for name, _ in spec.layer_options} <= set(SHARED_OPTIONS)
         or ("center", "bias") in spec.layer_options
         or (rule is not None and (rule.needs_rate or isinstance(getattr(rule, "variance", None), Tensor)))

@@ -1,6 +1,7 @@
 """The comparison on full data: equal tries, when an arm reaches the baseline's best, what an epoch asks for."""
 
 import math
+from dataclasses import fields
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from decorlib.study import flops, gain, gain_figures
+from decorlib.study import flops, gain, gain_curves, gain_figures
 from decorlib.study.experiments import Experiment, build
 from decorlib.study.figures import use_style
 
@@ -50,29 +51,30 @@ def test_every_arm_gets_as_many_tries_of_what_it_has():
     assert {math.prod(len(v) for v in grid.values()) for grid in grids.values()} == {4}
     assert min(grids[gain.BASELINE]["lr"]) == 2.5e-4
     assert max(grids[gain.BASELINE]["lr"]) == pytest.approx(2e-3)
-    assert grids["kappa, amortised"]["decor_lr"] == pytest.approx([1e-3, 1e-2])
+    assert grids["kappa, demeaned"]["decor_lr"] == pytest.approx([1e-3, 1e-2])
+    assert grids["kappa"]["decor_lr"] == grids["kappa, every step"]["decor_lr"] == [1e-4, 1e-3]
     assert grids["exact whitening"]["rule_options"] == [(("shrinkage", 0.5),), (("shrinkage", 0.9),)]
     with pytest.raises(ValueError, match="2 rates of R but 1 shrinkages"):
         gain.rates(arms, [1e-3], [1e-4, 1e-3], [0.5])
 
 
 def test_reached_is_the_first_epoch_at_the_baselines_best_of_the_same_seed():
-    found = gain.reached(curves(), ARMS).set_index(["arm", "seed"])
+    found = gain_curves.reached(curves(), ARMS).set_index(["arm", "seed"])
     assert found.loc[(gain.BASELINE, 0), "epochs"] == 3
     assert found.loc[(gain.BASELINE, 1), "epochs"] == 2
     assert found.loc[("kappa", 0), ["of epochs", "of seconds"]].tolist() == pytest.approx([1 / 3, 3 / 6])
     assert found.loc[("kappa", 1), ["of epochs", "of seconds"]].tolist() == pytest.approx([1 / 2, 3 / 4])
     assert math.isinf(found.loc[("demeaned", 1), "epochs"])
-    middle = gain.medians(gain.reached(curves(), ARMS))
+    middle = gain_curves.medians(gain_curves.reached(curves(), ARMS))
     assert middle["reached"].to_dict() == {gain.BASELINE: 2, "kappa": 2, "demeaned": 1, "BatchNorm": 0}
     assert math.isinf(middle.loc["BatchNorm", "epochs"])
 
 
 def test_margins_take_the_worse_of_the_two_and_count_never_as_a_miss():
-    times = gain.reached(curves(), ARMS)
-    found = gain.margins(times, "kappa", 0.5, 0.8, most_epochs=3, slowest=3.0)
+    times = gain_curves.reached(curves(), ARMS)
+    found = gain_curves.margins(times, "kappa", 0.5, 0.8, most_epochs=3, slowest=3.0)
     assert found.estimate == pytest.approx(((0.5 - 1 / 3) + 0.0) / 2)  # bounded by epochs in both seeds
-    never = gain.margins(times, "BatchNorm", 0.5, 0.8, most_epochs=3, slowest=2.5)
+    never = gain_curves.margins(times, "BatchNorm", 0.5, 0.8, most_epochs=3, slowest=2.5)
     assert never.estimate == pytest.approx(((0.8 - 10 / 6) + (0.8 - 10 / 4)) / 2)  # by seconds in both
 
 
@@ -80,19 +82,87 @@ def test_chosen_is_the_best_on_validation_among_those_named():
     tries = pd.DataFrame(
         {"arm": ["kappa", "kappa", "demeaned"], "chosen": [True, False, True], "test_accuracy": [0.8, 0.99, 0.9]}
     )
-    assert gain.chosen(tries, ["kappa", "demeaned"]) == "demeaned"
-    assert gain.chosen(tries, ["kappa"]) == "kappa"
+    assert gain_curves.chosen(tries, ["kappa", "demeaned"]) == "demeaned"
+    assert gain_curves.chosen(tries, ["kappa"]) == "kappa"
     with pytest.raises(ValueError, match="none of BatchNorm"):
-        gain.chosen(tries, ["BatchNorm"])
+        gain_curves.chosen(tries, ["BatchNorm"])
 
 
-def test_answer_says_never_and_the_sign_of_the_gain():
-    table = gain.medians(gain.reached(curves(), ARMS))
-    effect = gain.interval([0.01, 0.011])
-    text = gain.answer(table, "kappa", "BatchNorm", effect, {"demeaning": effect})
+BOUNDS = {"of epochs": 0.45, "of seconds": 0.5}
+
+
+def test_answer_says_never_what_was_asked_and_the_sign_of_the_gain():
+    table = gain_curves.medians(gain_curves.reached(curves(), ARMS))
+    effect = gain_curves.interval([0.01, 0.011])
+    text = " ".join(gain_curves.answer(table, "kappa", "BatchNorm", effect, {"demeaning": effect}, BOUNDS))
     assert "never reaches it (0 of 2 do)" in text
+    assert "0.417 of its epochs (at most 0.45 was asked: met)" in text
+    assert "0.625 of its seconds (at most 0.5 was asked: not met)" in text
     assert "over 'BatchNorm': yes (+1.05 points" in text
-    assert "over 'BatchNorm': no (-1.05" in gain.answer(table, "kappa", "BatchNorm", gain.interval([-0.01, -0.011]), {})
+    down = gain_curves.interval([-0.01, -0.011])
+    text = " ".join(gain_curves.answer(table, "BatchNorm", "kappa", down, {}, BOUNDS))
+    assert "over 'kappa': no (-1.05" in text
+    assert "no part of its epochs (at most 0.45 was asked: not met)" in text
+
+
+def test_time_to_every_level_and_its_ratio_to_the_baselines():
+    times = gain_curves.time_to(curves(), ARMS)
+    assert times["accuracy"].min() == 0.7
+    assert times["accuracy"].max() == 0.95
+    found = times.set_index(["arm", "seed", "accuracy"]).sort_index()
+    assert found.loc[(gain.BASELINE, 0, 0.85)].tolist() == [3, 6]
+    assert found.loc[("kappa", 1, 0.85)].tolist() == [1, 3]
+    assert found.loc[("kappa", 1, 0.91)].tolist() == [math.inf, math.inf]
+    ratios = gain_curves.relative(times, "kappa")
+    assert ratios.index.max() == 0.9  # the last that half of the baseline's seeds reach
+    assert ratios.loc[0.9].tolist() == pytest.approx([2.5, 5, 1, 3, 1 / 2.5, 3 / 5])
+    assert math.isinf(gain_curves.relative(times, "BatchNorm").loc[0.9, "of seconds"])
+
+
+def test_equal_epochs_and_who_was_still_rising():
+    wide = gain_curves.at_epoch(curves(), 2)
+    assert list(wide) == list(ARMS)
+    assert wide["kappa"].tolist() == [0.9, 0.9]
+    short = curves()[lambda t: (t["arm"] != "demeaned") | (t["epoch"] < 2)]
+    assert "demeaned" not in gain_curves.at_epoch(short, 2)
+    assert gain_curves.still_rising(curves()) == 1  # seed 1 was at its best in epoch 2 of 3
+    assert gain_curves.still_rising(curves(), "kappa") == 0  # at its best at once: equal later is not higher
+
+
+def test_every_arm_gets_the_epochs_that_fit_into_the_baselines_time():
+    base = BASE.but(hidden=(256, 256), batch_size=128)
+    arms = gain.within_budget(gain.mlp_arms(base), 10)
+    plain = gain.work_of_epoch(arms[gain.BASELINE])
+    for spec in arms.values():
+        time = (1 + gain.work_of_epoch(spec) / plain) / 2
+        assert spec.epochs == max(1, round(10 / time))
+    assert arms[gain.BASELINE].epochs == arms["BatchNorm"].epochs == 10
+    assert arms["kappa, every step"].epochs < arms["kappa, demeaned"].epochs < arms["kappa, deeper layers"].epochs < 10
+    assert {spec.epochs for spec in gain.within_budget(gain.mlp_arms(BASE), 0.1).values()} == {1}
+
+
+def test_each_ingredient_is_switched_on_by_itself():
+    """The two arms of a pair differ in that ingredient, and in nothing else that is not a rate."""
+    arms = gain.mlp_arms(BASE)
+    decorrelation = {"rule", "rule_options", "layer_options"}
+    expected = {
+        "scaling to [0, 1]": {"scaling"},
+        "demeaning": {"demean_inputs"},
+        "demeaning every layer": {"demean_inputs", "normalisation"},
+        "decorrelation": decorrelation,
+        "both": {"demean_inputs"} | decorrelation,
+        "both, in deeper layers": {"demean_inputs", "decorrelated"} | decorrelation,
+        "decorrelation, where inputs are demeaned": decorrelation,
+        "decorrelation, where every layer is": {"normalisation", "decorrelated"} | decorrelation,
+    }
+    pairs = gain_curves.ablation(pd.DataFrame(columns=list(arms)))
+    assert set(pairs) == set(expected)
+    for name, (a, b) in pairs.items():
+        changed = {f.name for f in fields(Experiment) if getattr(arms[a], f.name) != getattr(arms[b], f.name)}
+        assert changed == expected[name], name
+    assert gain_curves.ablation(pd.DataFrame(columns=[gain.BASELINE, "kappa"])) == {
+        "decorrelation": ("kappa", gain.BASELINE)
+    }
 
 
 @pytest.mark.parametrize("model", ["mlp", "convnet"])
@@ -110,15 +180,15 @@ def test_counted_work_orders_the_arms():
         work[gain.BASELINE]
         == work["demeaned"]
         < work["kappa, deeper layers"]
-        < work["kappa, amortised"]
-        < work["kappa"]
+        < work["kappa, demeaned"]
+        < work["kappa, every step"]
     )
     convs = {name: gain.work_of_epoch(spec) for name, spec in gain.convnet_arms(BASE).items()}
     assert convs[gain.BASELINE] < convs["kappa, channels"] < convs["kappa, patches"]
 
 
 def test_costs_cover_every_arm_and_are_relative_to_the_baseline():
-    arms = {n: s for n, s in gain.mlp_arms(BASE).items() if n in (gain.BASELINE, "whitened inputs", "kappa, amortised")}
+    arms = {n: s for n, s in gain.mlp_arms(BASE).items() if n in (gain.BASELINE, "whitened inputs", "kappa, demeaned")}
     cost = gain.costs(arms, batches=2, repeats=1, threads=1)
     assert list(cost.index) == list(arms)
     assert cost.loc[gain.BASELINE, ["of baseline", "GFLOP of baseline"]].tolist() == [1, 1]
@@ -139,10 +209,13 @@ def test_figures_show_every_arm_and_say_never():
     with plt.rc_context():
         use_style()
         found = curves()
-        fig = gain_figures.against(found, "seconds", "seconds", "a finding")
-        legends = {text.get_text() for ax in fig.axes for text in ax.get_legend().get_texts()}
+        fig = gain_figures.against(found.assign(GFLOP=1.0), ["seconds", "GFLOP"], "a finding")
+        legends = {text.get_text() for ax in fig.axes if ax.get_legend() for text in ax.get_legend().get_texts()}
         assert legends == set(ARMS)
-        fig = gain_figures.reach(gain.reached(found, ARMS), {"of epochs": 0.3, "of seconds": 0.6}, "a finding")
+        assert {ax.get_xlabel() for ax in fig.axes} == {"seconds of training", "counted GFLOP"}
+        fig = gain_figures.levels(gain_curves.time_to(found, ARMS), "a finding")
+        assert [text.get_text() for text in fig.axes[1].get_legend().get_texts()] == list(ARMS)
+        fig = gain_figures.reach(gain_curves.reached(found, ARMS), {"of epochs": 0.3, "of seconds": 0.6}, "a finding")
         assert [t.get_text() for t in fig.axes[0].texts] == ["1 of 2", "2 of 2"]
         wide = pd.DataFrame({"kappa": [0.9, 0.91], gain.BASELINE: [0.8, 0.82]})
         fig = gain_figures.differences(wide, gain.BASELINE, "a finding")

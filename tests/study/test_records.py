@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from decorlib.study import records
-from decorlib.study.records import Record, RecordDamaged, load_records
+from decorlib.study.records import Record, RecordDamaged, load_extended, load_records
 
 
 def verdict(hypothesis="h", outcome="supported", **more):
@@ -152,3 +152,17 @@ def test_load_records(results, monkeypatch):
     monkeypatch.setenv("DECORLIB_RECORDS", str(results / "records"))
     assert list(load_records(before="09")) == ["01", "03"]
     assert load_records(results / "nowhere") == {}
+
+
+def test_load_extended(results, monkeypatch):
+    """The committed record of the longer run; none where there is none, and none in that run itself."""
+    Record("03", "why?").write()
+    root = results.parent / "clone"
+    monkeypatch.setattr("decorlib.study.provenance.ROOT", root)
+    assert load_extended("03") is None
+    folder = root / "results" / "extended" / "records"
+    folder.mkdir(parents=True)
+    (folder / "03.json").write_bytes((results / "records" / "03.json").read_bytes())
+    assert load_extended("03").notebook == "03"
+    monkeypatch.setenv("DECORLIB_RECORDS", str(folder))
+    assert load_extended("03") is None

@@ -411,3 +411,30 @@ def test_only_code_that_runs_counts_as_a_change(one, two, same):
     from decorlib.study.source import code_of
 
     assert (code_of(one) == code_of(two)) == same
+
+
+def test_an_extended_run_has_results_of_its_own_which_the_full_run_reads(tmp_path, capsys):
+    """Only notebooks with extended values run; the full run's results stay; a new extended record is a new input."""
+    put(tmp_path, "01", "print(seeds)")
+    put(tmp_path, "02", "print(seeds)  # load_extended", yaml="seeds: 5\n")
+    (tmp_path / "notebooks" / "params" / "02.extended.yaml").write_text("seeds: 20\n")
+    assert make(tmp_path) == 0
+    full = contents(tmp_path / "results")
+    assert make(tmp_path, "--profile", "extended") == 0
+    longer = tmp_path / "results" / "extended"
+    assert set(contents(longer)) == {"notebooks/02_why.ipynb"}
+    assert printed(longer / "notebooks" / "02_why.ipynb") == ["20\n"]
+    assert {name: data for name, data in contents(tmp_path / "results").items() if "extended" not in name} == full
+
+    capsys.readouterr()
+    assert make(tmp_path) == 0
+    assert capsys.readouterr().out.count("nothing to be done") == 2  # there is no record yet
+    (longer / "records").mkdir()
+    (longer / "records" / "02.json").write_text("{}")
+    assert make(tmp_path) == 0
+    assert "02  why (full: the extended record changed)" in capsys.readouterr().out
+    assert make(tmp_path, "--profile", "extended") == 0
+    assert "extended record" not in capsys.readouterr().out
+
+    (tmp_path / "notebooks" / "params" / "02.extended.yaml").unlink()
+    assert make(tmp_path, "--profile", "extended") == reproduce.USAGE

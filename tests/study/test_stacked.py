@@ -24,6 +24,9 @@ KINDS = {
     "bound": {"max_step": 0.5, "decor_lr": 0.5},
     "exact whitening": {"rule": "exact", "rule_options": (("shrinkage", 0.5),), "decor_lr": 0.2},
     "demeaned": {"demean_inputs": True, "evaluate_every": 1},
+    "plain, demeaned": {"rule": None, "rule_options": (), "normalisation": "mean", "optimizer": "sgd", "lr": 0.1},
+    "weights annealed": {"lr_schedule": "cosine", "decor_schedule": "stop", "epochs": 4},
+    "measured within epochs": {"evaluate_every": 0.5},
 }
 
 
