@@ -10,6 +10,7 @@ import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -153,7 +154,10 @@ def _leave_with_parent() -> None:
     """Initialiser of a worker: when the parent dies, however suddenly, the worker leaves too.
 
     A worker that outlives its parent would hold its memory, on a GPU also the card's, and nobody would read its result.
+    Ctrl-C, which a terminal sends to all of them and Jupyter to a kernel that it shuts down, is the parent's to answer:
+    a resting worker would print where it was waiting.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
     def watch() -> None:

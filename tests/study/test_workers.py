@@ -43,6 +43,16 @@ def test_they_are_the_same_again():
     assert pids().isdisjoint(first)
 
 
+def test_the_interrupt_of_a_kernel_that_is_shut_down_is_not_theirs_to_answer(capfd):
+    """Jupyter interrupts the whole process group: a resting worker neither dies of it nor prints a traceback."""
+    first = pids()
+    for pid in first:
+        os.kill(pid, signal.SIGINT)
+    time.sleep(0.2)
+    assert pids() == first
+    assert "KeyboardInterrupt" not in capfd.readouterr().err
+
+
 def test_those_that_are_too_few_make_room():
     first = pids(jobs=1)
     assert len(pids(jobs=2)) == 2
