@@ -159,3 +159,11 @@ def headline(notebooks: dict[str, NotebookNode], folder: Path) -> str:
             (folder / "headline.png").write_bytes(figure[0])
             return f":::{{image}} headline.png\n:alt: {alternative(figure[1])}\n:class: headline\n:::\n"
     return ""
+
+
+def plain_answer(records: dict[str, Record]) -> str:
+    """The answer in plain sentences that notebook 07 computed, for under its figure; nothing where it has none."""
+    record = records.get("07")
+    if record is None or "answer" not in record.tables:
+        return ""
+    return "\n" + plain_markdown(" ".join(record.frame("answer")["sentence"])) + "\n"

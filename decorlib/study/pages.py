@@ -157,7 +157,7 @@ def write_sources(root: Path, results: Path, target: Path) -> int:
     texts = {
         "answers.md": generated.answer_table(records, executed, way(site, results)),
         "gallery.md": generated.gallery(notebooks, executed, records, target),
-        "headline.md": generated.headline(notebooks, target),
+        "headline.md": generated.headline(notebooks, target) + generated.plain_answer(records),
         "contents.md": toctree([f"notebooks/{path.stem}" for path in executed.values()], "Notebooks"),
     }
     for name, text in texts.items():

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 import torch
 from nbformat import v4
@@ -49,6 +50,7 @@ def put_results(
     monkeypatch.setenv("DECORLIB_RESULTS", str(results))
     record = Record(number, "Why?", {"seeds": 5})
     record.value("x", 1.0)
+    record.table("answer", pd.DataFrame({"sentence": ["It *needs* 2 epochs.", "A gain: <yes>."]}))
     record.verdict(verdict())
     record.write()
     links = "[next](99_nowhere.ipynb) [rules](../decorlib/rules.py) [licence](../LICENSE) [web](https://example.org)"
@@ -150,6 +152,7 @@ def test_the_whole_report(tmp_path, monkeypatch, png, capsys):
     assert 'href="notebooks/07_why.html"' in index
     assert (site / "../records/07.json").exists()
     assert 'alt="A line."' in index  # headline and thumbnail
+    assert "It *needs* 2 epochs. A gain: &lt;yes&gt;." in index  # the computed answer, as text
     page = (site / "notebooks" / "07_why.html").read_text(encoding="utf-8")
     assert page.count('alt="A line."') == page.count('alt="Another line."') == 1
     assert "<details" in page
