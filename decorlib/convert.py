@@ -48,10 +48,10 @@ def decorrelate(
        layers and would skip R without a word. Here it is switched off in layers that were converted (and nested
        tensors in their encoder: outputs at padded positions are then numbers, not zeros); :func:`fuse` restores it.
 
-    .. note:: What paid in the study (notebook 07): leave out the first layer and demean its inputs once instead, since
-       R over all inputs is the dearest (``exclude`` its name), with ``center="batch", update_every=25``. Between updates
-       a layer then costs one product more than a plain one. A rate of R for every step serves n steps when multiplied
-       by about n, as far as it stays stable.
+    .. note:: What paid in the study (notebook 07): leave out the first layer (``exclude`` its name), whose R is the
+       dearest, demean its inputs once instead, and decorrelate the others with ``center="batch", update_every=25``.
+       Between updates a layer then costs one product more than a plain one. A rate for every step serves updates at
+       every n-th when multiplied by about n, as far as it stays stable.
 
     Args:
         model: any model; it is changed and returned (the root, too, keeps its identity).
