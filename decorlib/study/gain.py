@@ -8,6 +8,7 @@ epoch, plus what the arm does to its inputs before the first.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import pandas as pd
 import torch
@@ -77,20 +78,27 @@ def convnet_arms(base: Experiment, update_every: int = 25, fraction: float = 0.1
     }
 
 
-def within_budget(arms: Mapping[str, Experiment], epochs: int | float) -> dict[str, Experiment]:
-    """The arms with as many whole epochs, at least one, as fit into the time of so many epochs of the baseline.
+def relative_time(spec: Experiment) -> float:
+    """About how many times as long as plain backpropagation's a step takes: counts, not clocks.
 
-    What a step takes is half its products of matrices and half all the rest, which no arm has much more of: an arm
-    with r times the baseline's operations takes about (1 + r) / 2 times as long. A count, not a clock, so that equal
-    commands give equal numbers; :func:`costs` shows how well it holds.
-
-    Args:
-        arms: among them the baseline, of the same data and batch size.
-        epochs: of the baseline.
+    Half of a plain step is products of matrices and grows with their number; half is all the rest. Each pass over a
+    layer's activations beyond that (to normalise, centre or decorrelate them) is about a twelfth. The constants are of
+    two processor cores; :func:`costs` measures how well they hold.
     """
-    plain = work_of_epoch(arms[BASELINE])
-    times = {name: (1 + work_of_epoch(spec) / plain) / 2 for name, spec in arms.items()}
-    return {name: spec.but(epochs=max(1, round(epochs / times[name]))) for name, spec in arms.items()}
+    plain = replace(spec, rule=None, layer_options=(), normalisation=None)
+    layers = len(spec.hidden) + 1 if spec.model == "mlp" else 4
+    decorrelated = 0 if spec.rule is None else {"all": layers, "first": 1, "deeper": layers - 1}[spec.decorrelated]
+    passes = decorrelated * (1 + ("center" in dict(spec.layer_options)))
+    passes += 0 if spec.normalisation is None else layers - 1
+    return (1 + work_of_epoch(spec) / work_of_epoch(plain)) / 2 + passes / 12
+
+
+def within_budget(arms: Mapping[str, Experiment], epochs: int | float) -> dict[str, Experiment]:
+    """The arms with as many whole epochs, at least one, as fit into the time of so many of plain backpropagation.
+
+    By :func:`relative_time`, so that equal commands give equal numbers on every machine.
+    """
+    return {name: spec.but(epochs=max(1, round(epochs / relative_time(spec)))) for name, spec in arms.items()}
 
 
 def second_data_set(data: str, arms: Mapping[str, Experiment], names: Sequence[str]) -> dict[str, Experiment]:
@@ -185,7 +193,9 @@ def preparation_seconds(arms: Mapping[str, Experiment], threads: int, repeats: i
 
 
 def costs(arms: Mapping[str, Experiment], batches: int, repeats: int = 3, threads: int = 2) -> pd.DataFrame:
-    """One row per arm: seconds and counted GFLOP of an epoch, both relative to the baseline, and seconds before it."""
+    """One row per arm: seconds and counted GFLOP of an epoch, both relative to the baseline; seconds before the first;
+    and those of the whole run over the baseline's, which :func:`within_budget` means to be 1.
+    """
     seconds, before = epoch_seconds(arms, batches, repeats, threads), preparation_seconds(arms, threads)
     work = {name: work_of_epoch(spec) for name, spec in arms.items()}
     rows = {
@@ -198,4 +208,7 @@ def costs(arms: Mapping[str, Experiment], batches: int, repeats: int = 3, thread
         }
         for name in arms
     }
-    return pd.DataFrame(rows).T.rename_axis("arm")
+    table = pd.DataFrame(rows).T.rename_axis("arm")
+    whole = table["seconds before"] + table["seconds"] * pd.Series({name: spec.epochs for name, spec in arms.items()})
+    table["run of baseline's"] = whole / whole[BASELINE]
+    return table

@@ -140,6 +140,7 @@ def levels(times: pd.DataFrame, title: str) -> Figure:
             middle = middle[middle.map(math.isfinite)]
             ax.plot(middle, 100 * middle.index, lw=2, label=name, **{**styles[name], "marker": ""})
         ax.set(xscale="log", xlabel={"epochs": "epochs", "seconds": "seconds of training"}[what])
+        ax.xaxis.set_major_locator(FixedLocator((0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 3, 5, 10, 20, 50)))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         ax.xaxis.set_minor_formatter(NullFormatter())
     axes[0].set_ylabel("test accuracy, %")

@@ -132,12 +132,16 @@ def test_equal_epochs_and_who_was_still_rising():
 def test_every_arm_gets_the_epochs_that_fit_into_the_baselines_time():
     base = BASE.but(hidden=(256, 256), batch_size=128)
     arms = gain.within_budget(gain.mlp_arms(base), 10)
-    plain = gain.work_of_epoch(arms[gain.BASELINE])
-    for spec in arms.values():
-        time = (1 + gain.work_of_epoch(spec) / plain) / 2
-        assert spec.epochs == max(1, round(10 / time))
-    assert arms[gain.BASELINE].epochs == arms["BatchNorm"].epochs == 10
-    assert arms["kappa, every step"].epochs < arms["kappa, demeaned"].epochs < arms["kappa, deeper layers"].epochs < 10
+    work = {name: gain.work_of_epoch(spec) / gain.work_of_epoch(arms[gain.BASELINE]) for name, spec in arms.items()}
+    passes = {"BatchNorm": 2, "demeaned, every layer": 2, "kappa, deeper layers": 4}
+    passes |= dict.fromkeys(("exact whitening", "seed's rule", "seed's rule, demeaned"), 3)
+    passes |= dict.fromkeys(("kappa", "kappa, demeaned", "kappa, every step"), 3)
+    for name, spec in arms.items():
+        assert gain.relative_time(spec) == pytest.approx((1 + work[name]) / 2 + passes.get(name, 0) / 12)
+        assert spec.epochs == max(1, round(10 / gain.relative_time(spec)))
+    assert arms[gain.BASELINE].epochs == arms["demeaned"].epochs == 10
+    order = ("kappa, every step", "kappa, demeaned", "kappa, deeper layers", "BatchNorm", gain.BASELINE)
+    assert [arms[name].epochs for name in order] == sorted({arms[name].epochs for name in order})
     assert {spec.epochs for spec in gain.within_budget(gain.mlp_arms(BASE), 0.1).values()} == {1}
 
 
@@ -194,6 +198,7 @@ def test_costs_cover_every_arm_and_are_relative_to_the_baseline():
     assert cost.loc[gain.BASELINE, ["of baseline", "GFLOP of baseline"]].tolist() == [1, 1]
     assert (cost["seconds"] > 0).all()
     assert cost.loc[gain.BASELINE, "seconds before"] == 0
+    assert cost.loc[gain.BASELINE, "run of baseline's"] == 1
 
 
 def test_a_second_data_set_that_is_not_there_is_left_out_aloud(monkeypatch, capsys):
