@@ -47,7 +47,7 @@ def against(curves: pd.DataFrame, xs: Sequence[str], title: str, y: str = "error
         y: ``"error"`` or ``"test_loss"``. Default: error.
     """
     panels = groups_of(curves["arm"])
-    size = (3.6 * len(panels) + 0.6, 4.9 if len(xs) == 1 else 3.4 * len(xs) + 0.6)
+    size = (3.1 * len(panels) + 0.5, 4.6 if len(xs) == 1 else 2.6 * len(xs) + 0.5)
     fig, axes = plt.subplots(len(xs), len(panels), figsize=size, sharex="row", sharey=True, squeeze=False)
     for row, x in zip(axes, xs, strict=True):
         for ax, (panel, names) in zip(row, panels.items(), strict=True):
