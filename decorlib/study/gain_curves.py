@@ -32,6 +32,12 @@ def learning_curves(table: pd.DataFrame, records: Sequence[dict], cost: pd.DataF
     return found
 
 
+def _first_at(run: pd.DataFrame, accuracy: float) -> tuple[float, float]:
+    """Epochs and seconds of a run's first measurement at that test accuracy; infinite where it has none."""
+    there = run[run["test_accuracy"] >= accuracy]
+    return tuple(there.iloc[0][["epoch", "seconds"]]) if len(there) else (math.inf, math.inf)
+
+
 def reached(curves: pd.DataFrame, arms: Sequence[str]) -> pd.DataFrame:
     """One row per arm and seed: epochs and seconds until the baseline's best test accuracy *of the same seed*.
 
@@ -41,11 +47,10 @@ def reached(curves: pd.DataFrame, arms: Sequence[str]) -> pd.DataFrame:
     for seed, part in curves.groupby("seed"):
         own = part[part["arm"] == BASELINE]
         level = own["test_accuracy"].max()
-        first = own[own["test_accuracy"] >= level].iloc[0]
+        own_epochs, own_seconds = _first_at(own, level)
         for arm in arms:
-            there = part[(part["arm"] == arm) & (part["test_accuracy"] >= level)]
-            epochs, seconds = (there.iloc[0][["epoch", "seconds"]]) if len(there) else (math.inf, math.inf)
-            relative = {"of epochs": epochs / first["epoch"], "of seconds": seconds / first["seconds"]}
+            epochs, seconds = _first_at(part[part["arm"] == arm], level)
+            relative = {"of epochs": epochs / own_epochs, "of seconds": seconds / own_seconds}
             rows.append({"arm": arm, "seed": seed, "level": level, "epochs": epochs, "seconds": seconds} | relative)
     return pd.DataFrame(rows)
 
@@ -63,8 +68,7 @@ def time_to(curves: pd.DataFrame, arms: Sequence[str]) -> pd.DataFrame:
     rows = []
     for (arm, seed), run in curves[curves["arm"].isin(arms)].groupby(["arm", "seed"], sort=False):
         for accuracy in accuracies:
-            there = run[run["test_accuracy"] >= accuracy]
-            epochs, seconds = (there.iloc[0][["epoch", "seconds"]]) if len(there) else (math.inf, math.inf)
+            epochs, seconds = _first_at(run, accuracy)
             rows.append({"arm": arm, "seed": seed, "accuracy": accuracy, "epochs": epochs, "seconds": seconds})
     return pd.DataFrame(rows)
 
