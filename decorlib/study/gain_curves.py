@@ -35,7 +35,9 @@ def learning_curves(table: pd.DataFrame, records: Sequence[dict], cost: pd.DataF
 def _first_at(run: pd.DataFrame, accuracy: float) -> tuple[float, float]:
     """Epochs and seconds of a run's first measurement at that test accuracy; infinite where it has none."""
     there = run[run["test_accuracy"] >= accuracy]
-    return tuple(there.iloc[0][["epoch", "seconds"]]) if len(there) else (math.inf, math.inf)
+    if there.empty:
+        return math.inf, math.inf
+    return float(there["epoch"].iloc[0]), float(there["seconds"].iloc[0])
 
 
 def reached(curves: pd.DataFrame, arms: Sequence[str]) -> pd.DataFrame:
