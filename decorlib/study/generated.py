@@ -166,4 +166,4 @@ def plain_answer(records: dict[str, Record]) -> str:
     record = records.get("07")
     if record is None or "answer" not in record.tables:
         return ""
-    return "\n" + plain_markdown(" ".join(record.frame("answer")["sentence"])) + "\n"
+    return "\n" + plain_markdown(" ".join(record.frame("answer").iloc[:, 0])) + "\n"

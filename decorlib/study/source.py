@@ -6,6 +6,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 AT_START = {path: path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
 
 
+@cache
 def code_of(text: str) -> str:
     """Python source without comments, layout and docstrings."""
     tree = ast.parse(text)
@@ -30,7 +32,8 @@ def code_of(text: str) -> str:
     return ast.dump(tree)
 
 
-def _imports(text: str, name: str) -> set[str]:
+@cache  # parsing takes longer than a small sweep, and CPython 3.11 answers Ctrl-C in it wrongly
+def _imports(text: str, name: str) -> frozenset[str]:
     """Dotted names that a module's text imports, wherever in it; `name` is its own, a package's with ``.__init__``."""
     found = set()
     for node in ast.walk(ast.parse(text)):
@@ -41,7 +44,7 @@ def _imports(text: str, name: str) -> set[str]:
             home = ".".join([*home, *([node.module] if node.module else [])])
             found.add(home)
             found.update(f"{home}.{alias.name}" for alias in node.names)  # a module, or a name inside of one
-    return found
+    return frozenset(found)
 
 
 def _file_of(name: str) -> Path | None:
