@@ -94,13 +94,16 @@ BOUNDS = {"of epochs": 0.45, "of seconds": 0.5}
 def test_answer_says_never_what_was_asked_and_the_sign_of_the_gain():
     table = gain_curves.medians(gain_curves.reached(curves(), ARMS))
     effect = gain_curves.interval([0.01, 0.011])
-    text = " ".join(gain_curves.answer(table, "kappa", "BatchNorm", effect, {"demeaning": effect}, BOUNDS))
+    text = " ".join(
+        gain_curves.answer(table, "kappa", "BatchNorm", effect, {"demeaning": effect}, BOUNDS, {"BatchNorm": effect})
+    )
     assert "never reaches it (0 of 2 do)" in text
     assert "0.417 of its epochs (at most 0.45 was asked: met)" in text
     assert "0.625 of its seconds (at most 0.5 was asked: not met)" in text
     assert "over 'BatchNorm': yes (+1.05 points" in text
+    assert "annealed to zero, in shorter runs, the decorrelated deeper layers gain over: BatchNorm +1.05 [" in text
     down = gain_curves.interval([-0.01, -0.011])
-    text = " ".join(gain_curves.answer(table, "BatchNorm", "kappa", down, {}, BOUNDS))
+    text = " ".join(gain_curves.answer(table, "BatchNorm", "kappa", down, {}, BOUNDS, {}))
     assert "over 'kappa': no (-1.05" in text
     assert "no part of its epochs (at most 0.45 was asked: not met)" in text
 
