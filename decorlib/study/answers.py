@@ -8,7 +8,7 @@ from pathlib import Path
 
 from decorlib._files import written_atomically
 from decorlib.study.provenance import ROOT
-from decorlib.study.records import Record
+from decorlib.study.records import EXTENDED, Record
 from decorlib.study.verdicts import Verdict, family
 
 START = re.compile(r"(<!-- answers:[^\n]*-->\n).*?(<!-- /answers -->)", re.S)
@@ -53,6 +53,22 @@ def markdown(records: dict[str, Record], link: Callable[[str], str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def longer(root: Path = ROOT) -> str:
+    """What the committed records of longer studies decided, one sentence each; empty where there are none.
+
+    They stand beside the table and not in it: a longer run of a question is no further question.
+    """
+    sentences = []
+    for path in sorted((root / EXTENDED / "records").glob("[0-9][0-9].json")):
+        record = Record.load(path)
+        verdicts = "; ".join(str(Verdict.from_dict(verdict)) for verdict in record.verdicts)
+        sentences.append(
+            f"The longer study of notebook {record.notebook} (seeds: {record.parameters['seeds']}), by its own "
+            f"criteria: {verdicts}."
+        )
+    return " ".join(sentences)
+
+
 def in_readme(records: dict[str, Record], text: str, notebooks: Path = ROOT / "notebooks") -> str:
     """README's text with the table between its markers made anew.
 
@@ -66,7 +82,9 @@ def in_readme(records: dict[str, Record], text: str, notebooks: Path = ROOT / "n
         path = next(notebooks.glob(f"{notebook}_*.ipynb"), None)
         return notebook if path is None else f"[{notebook}](notebooks/{path.name})"
 
-    return START.sub(lambda found: found[1] + "\n" + markdown(records, link) + "\n" + found[2], text)
+    below = longer(notebooks.parent)
+    table = markdown(records, link) + (f"\n{below}\n" if below else "")
+    return START.sub(lambda found: found[1] + "\n" + table + "\n" + found[2], text)
 
 
 def write_readme(records: dict[str, Record], path: Path = ROOT / "README.md") -> bool:

@@ -196,8 +196,8 @@ def answer(
         f"A gain in final accuracy over '{control}': {sure} ({100 * effect.estimate:+.2f} points, 95% interval "
         f"[{100 * effect.low:.2f}, {100 * effect.high:.2f}], n = {effect.n}).",
         f"In points over plain backpropagation: {points(within)}.",
-        "Where the rate of the weights is annealed to zero, in shorter runs of equal time, R in the deeper layers gains, "
-        f"in points, over: {points(annealed)}.",
+        "Where the rate of the weights is annealed to zero, in shorter runs of equal time, R in the deeper layers "
+        f"gains, in points, over: {points(annealed)}.",
     ]
 
 

@@ -106,6 +106,12 @@ def answer_table(records: dict[str, Record], pages: dict[str, Path], results: st
     return "```{raw} html\n" + "\n".join([*lines, "</tbody></table>"]) + "\n```\n"
 
 
+def below_answers(root: Path) -> str:
+    """What longer studies decided, under the table."""
+    text = answers.longer(root)
+    return f"\n{plain_markdown(text)}\n" if text else ""
+
+
 def first_figure(notebook: NotebookNode) -> tuple[bytes, str] | None:
     """PNG and alternative text of the first figure of a notebook."""
     for cell in notebook.cells:

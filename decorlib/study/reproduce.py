@@ -212,8 +212,12 @@ def finish(options: argparse.Namespace, before: dict) -> int:
     result = compare.compare(committed if committed is not None else before, new)
     print(result.text())
     readme = options.root / "README.md"
-    if options.profile == "full" and readme.exists() and answers.write_readme(new, readme):
-        print("README.md: answers written from the records")
+    try:
+        if options.profile == "full" and readme.exists() and answers.write_readme(new, readme):
+            print("README.md: answers written from the records")
+    except RecordDamaged as error:  # of the longer study
+        print(f"reproduce: {error}", file=sys.stderr)
+        return FAILED
     if options.report:
         from decorlib.study import report
 
