@@ -155,6 +155,7 @@ def answer(
     within: Mapping[str, Interval],
     bounds: Mapping[str, float],
     annealed: Mapping[str, Interval],
+    margin: float,
 ) -> list[str]:
     """The seed's question, answered in plain sentences out of the numbers: a gain in epochs, in seconds, in accuracy?
 
@@ -166,6 +167,7 @@ def answer(
         within: what each ingredient adds to plain backpropagation, by name.
         bounds: what was asked of the columns ``of epochs`` and ``of seconds``.
         annealed: final test accuracy of best minus other arms, by name, where the weights' rate is annealed.
+        margin: smallest gain in accuracy that counts.
     """
 
     def points(effects: Mapping[str, Interval]) -> str:
@@ -188,7 +190,9 @@ def answer(
             return f"no part of its {what} (at most {bound:.3g} was asked: not met)"
         return f"{value:.3g} of its {what} (at most {bound:.3g} was asked: {'met' if value <= bound else 'not met'})"
 
-    sure = "yes" if effect.low > 0 else "no" if effect.high < 0 else "not one that these seeds can show"
+    small = f"one that may be below the {100 * margin:g} points that count"
+    sure = "yes" if effect.low > margin else small if effect.low > 0 else "not one that these seeds can show"
+    sure = "no" if effect.high < margin else sure
     return [
         f"To come to the best accuracy that tuned backpropagation reaches, '{best}' {times(best)} (medians).",
         f"Within a seed, in the median, that is {asked('epochs')} and {asked('seconds')}.",

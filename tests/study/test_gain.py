@@ -104,8 +104,11 @@ def test_answer_says_never_what_was_asked_and_the_sign_of_the_gain():
     assert "annealed to zero, in shorter runs of equal time" in text
     assert "over: BatchNorm +1.05 [" in text
     down = gain_curves.interval([-0.01, -0.011])
-    text = " ".join(gain_curves.answer(table, "BatchNorm", "kappa", down, {}, BOUNDS, {}))
+    text = " ".join(gain_curves.answer(table, "BatchNorm", "kappa", down, {}, BOUNDS, {}, 0.001))
     assert "over 'kappa': no (-1.05" in text
+    for values, said in (([0.0010, 0.0011, 0.0012], "may be below the 0.1 points"), ([0.01, -0.01], "can show")):
+        effect = gain_curves.interval(values)
+        assert said in " ".join(gain_curves.answer(table, "kappa", "demeaned", effect, {}, BOUNDS, {}, 0.001))
     assert "no part of its epochs (at most 0.45 was asked: not met)" in text
 
 
