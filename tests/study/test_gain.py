@@ -95,7 +95,9 @@ def test_answer_says_never_what_was_asked_and_the_sign_of_the_gain():
     table = gain_curves.medians(gain_curves.reached(curves(), ARMS))
     effect = gain_curves.interval([0.01, 0.011])
     text = " ".join(
-        gain_curves.answer(table, "kappa", "BatchNorm", effect, {"demeaning": effect}, BOUNDS, {"BatchNorm": effect})
+        gain_curves.answer(
+            table, "kappa", "BatchNorm", effect, {"demeaning": effect}, BOUNDS, {"BatchNorm": effect}, 0.001
+        )
     )
     assert "never reaches it (0 of 2 do)" in text
     assert "0.417 of its epochs (at most 0.45 was asked: met)" in text
