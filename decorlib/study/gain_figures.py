@@ -154,10 +154,10 @@ def differences(wide: pd.DataFrame, baseline: str, title: str) -> Figure:
     ax = paired_dots(
         {arm: gap for arm, gap in gaps.items() if len(gap)}, xlabel=f"points of test accuracy minus {baseline}"
     )
-    ax.set_title(textwrap.fill(title, 90))
-    return ax.figure
+    return _titled(ax.figure, title)
 
 
 def _titled(fig: Figure, title: str) -> Figure:
-    fig.suptitle(textwrap.fill(title, 100), x=0.01, ha="left", fontweight="bold", fontsize="medium")
+    width = int(10 * fig.get_figwidth())  # about as many bold characters as an inch of it holds, times its inches
+    fig.suptitle(textwrap.fill(title, min(width, 100)), x=0.01, ha="left", fontweight="bold", fontsize="medium")
     return fig
