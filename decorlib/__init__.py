@@ -3,11 +3,8 @@
 >>> from decorlib import DecorLinear, decor_parameters, bp_parameters, decor_update
 """
 
-from decorlib.candidates import ConversionReport, conversion_report
-from decorlib.catalogue import RULES, make_rule
-from decorlib.checkpoint import CheckpointDamaged, load_checkpoint, read_checkpoint, save_checkpoint
-from decorlib.convert import decorrelate, fuse
-from decorlib.history import Epoch, History
+from decorlib.conversion.candidates import ConversionReport, conversion_report
+from decorlib.conversion.convert import decorrelate, fuse
 from decorlib.layers import (
     DecorConv2d,
     DecorConvTranspose2d,
@@ -22,17 +19,14 @@ from decorlib.layers import (
     decor_update,
     padding,
 )
-from decorlib.maps import AdaptiveGainRule, FoldiakRule
-from decorlib.rules import (
-    KappaRule,
-    PlainDecorrelation,
-    Rule,
-    SeedRule,
-    WhiteningRule,
-)
-from decorlib.train import SilentNoOp, decor_train, train
-from decorlib.variants import ColumnScaledKappaRule, TriangularRule
-from decorlib.whitening import ExactWhitening
+from decorlib.rules.catalogue import RULES, make_rule
+from decorlib.rules.maps import AdaptiveGainRule, FoldiakRule
+from decorlib.rules.rules import KappaRule, PlainDecorrelation, Rule, SeedRule, WhiteningRule
+from decorlib.rules.variants import ColumnScaledKappaRule, TriangularRule
+from decorlib.rules.whitening import ExactWhitening
+from decorlib.training.checkpoint import CheckpointDamaged, load_checkpoint, read_checkpoint, save_checkpoint
+from decorlib.training.history import Epoch, History
+from decorlib.training.train import SilentNoOp, decor_train, train
 
 __version__ = "0.1.0"
 

@@ -144,7 +144,7 @@ def epochs_to(history: Any, target: float, *, value: str, better: Literal["highe
     """First epoch in which `value` was at least as good as `target`; None, never left out, where none was.
 
     Args:
-        history: a :class:`decorlib.history.History`, or its ``rows()``: one mapping per epoch, with "epoch".
+        history: a :class:`decorlib.training.history.History`, or its ``rows()``: one mapping per epoch, with "epoch".
         target: level to be reached; reaching it exactly counts.
         value: name of the column, for example the name that ``evaluate`` gave to its accuracy.
         better: which way is better. Default: "higher".

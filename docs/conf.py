@@ -8,7 +8,7 @@ from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.util import logging
 
-_CLONE = os.environ["DECORLIB_CLONE"]  # set by decorlib.study.report
+_CLONE = os.environ["DECORLIB_CLONE"]  # set by decorlib.study.report.build
 _TO_CLONE = os.environ["DECORLIB_TO_CLONE"]  # the way there from a page one folder deep
 
 project = "decorlib"

@@ -26,10 +26,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from decorlib._files import SUFFIX
-from decorlib.study import experiments, runs
-from decorlib.study.cache import Cache, CacheWarning, canonical
+from decorlib.study.experiments import experiment
+from decorlib.study.sweeps import runs
+from decorlib.study.sweeps.cache import Cache, CacheWarning, canonical
 
-BASE = experiments.Experiment(train_size=400, batch_size=32, epochs=2, hidden=(32,), decor_lr=1e-4)
+BASE = experiment.Experiment(train_size=400, batch_size=32, epochs=2, hidden=(32,), decor_lr=1e-4)
 SPECS = [
     *(BASE.but(seed=seed) for seed in range(5)),
     *(BASE.but(seed=seed, rule="kappa", layer_options=(("center", "running"),)) for seed in range(3)),
@@ -107,7 +108,7 @@ class Soak:
     def __init__(self, folder: Path, seed: int, jobs: int):
         self.draw, self.jobs = random.Random(seed), jobs
         self.cache, self.found = folder / "cache", Found()
-        self.expected = without_times(runs.sweep(SPECS, experiments.run, engine="serial", cache=folder / "reference"))
+        self.expected = without_times(runs.sweep(SPECS, experiment.run, engine="serial", cache=folder / "reference"))
 
     def round(self) -> None:
         """Forget some entries, do something bad, sweep, look at what is there."""
@@ -145,7 +146,7 @@ class Soak:
         while True:
             try:
                 with self.suffering(fault if once else "nothing", within=6.0 if engine == "local" else 0.4):
-                    return runs.sweep(specs, experiments.run, engine=engine, jobs=self.jobs, cache=self.cache)
+                    return runs.sweep(specs, experiment.run, engine=engine, jobs=self.jobs, cache=self.cache)
             except KeyboardInterrupt:
                 if fault != "Ctrl-C":
                     raise
@@ -244,11 +245,11 @@ def soak(minutes: float, seed: int, jobs: int, folder: Path, tell=print) -> Foun
             tell(f"{passed:5.1f} min, {len(work.found.memory)} rounds, {work.found.memory[-1][1]:.0f} MiB", flush=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CacheWarning)
-        last = runs.sweep(SPECS, experiments.run, engine="serial", cache=work.cache)
+        last = runs.sweep(SPECS, experiment.run, engine="serial", cache=work.cache)
     if without_times(last) != work.expected:
         work.found.wrong.append("after the last round: other records than an undisturbed sweep's")
     before = entries(work.cache)
-    runs.sweep(SPECS, experiments.run, engine="serial", cache=work.cache)
+    runs.sweep(SPECS, experiment.run, engine="serial", cache=work.cache)
     if len(before) != len(SPECS) or entries(work.cache) != before:
         work.found.wrong.append("after the last round: the cache is not whole")
     work.found.wrong += work.found.never_noticed()

@@ -1,7 +1,7 @@
 """Full disks, read-only folders, damaged and malicious files, no network: named, nothing lost, nothing executed.
 
-Damaged data files are in ``test_datasets.py``, cache entries in ``study/test_runs.py``, parameters in
-``study/test_study_notebooks.py``; the page of promises lists them all.
+Damaged data files are in ``data/test_datasets.py``, cache entries in ``study/sweeps/test_runs.py``, parameters in
+``study/report/test_notebook_files.py``; the page of promises lists them all.
 """
 
 import errno
@@ -22,11 +22,13 @@ from torch import nn
 
 from decorlib import DecorLinear, KappaRule, bp_parameters, decor_parameters, fuse
 from decorlib._files import written_atomically
-from decorlib.checkpoint import CheckpointDamaged, load_checkpoint, read_checkpoint, save_checkpoint
-from decorlib.study import experiments, records, runs
-from decorlib.study.cache import Cache, CacheWarning
-from decorlib.study.records import Record, RecordDamaged
-from decorlib.train import train
+from decorlib.study.evidence import records
+from decorlib.study.evidence.records import Record, RecordDamaged
+from decorlib.study.experiments import experiment
+from decorlib.study.sweeps import runs
+from decorlib.study.sweeps.cache import Cache, CacheWarning
+from decorlib.training.checkpoint import CheckpointDamaged, load_checkpoint, read_checkpoint, save_checkpoint
+from decorlib.training.train import train
 
 
 def model():
@@ -253,10 +255,8 @@ def test_training_sweeping_recording_and_a_checkpoint_open_no_socket(results, tm
     with pytest.raises(SocketBlockedError), pytest.warns(UserWarning, match="tried to use socket"):
         socket.socket()
     monkeypatch.setenv("DECORLIB_PROGRESS", "off")
-    spec = experiments.Experiment(
-        train_size=64, batch_size=32, epochs=1, hidden=(8,), rule_options=(("variance", 1.0),)
-    )
-    (found,) = runs.sweep([spec], experiments.run, engine="serial", cache=tmp_path / "cache")
+    spec = experiment.Experiment(train_size=64, batch_size=32, epochs=1, hidden=(8,), rule_options=(("variance", 1.0),))
+    (found,) = runs.sweep([spec], experiment.run, engine="serial", cache=tmp_path / "cache")
     assert found["status"] == "finished"
     network = model()
     batches = [(torch.randn(8, 4), torch.randn(8, 2)) for _ in range(3)]

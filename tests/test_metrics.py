@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from decorlib import datasets, metrics
-from decorlib.history import Epoch, History
+from decorlib import metrics
+from decorlib.data import datasets
+from decorlib.training.history import Epoch, History
 
 
 def test_second_moment_by_hand():

@@ -6,7 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from decorlib.study import notebooks
+from decorlib.study.report import notebooks
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = notebooks.find(ROOT / "notebooks")

@@ -9,22 +9,22 @@ from dataclasses import replace
 
 import pytest
 import reference
-import test_statistics
+import test_moments
 import torch
 from problems import D, distance, normal, stream
 from test_rules import CASES, check_literal_equation, check_loss, check_step_in_place
 
-import decorlib.decorrelation
-import decorlib.models
-import decorlib.rules
-import decorlib.statistics
-from decorlib.decorrelation import Decorrelation
-from decorlib.linear import DecorLinear
-from decorlib.rules import KappaRule, PlainDecorrelation, RowRule, SeedRule
-from decorlib.statistics import Moments
-from decorlib.variants import TriangularRule
+import decorlib.layers.decorrelation
+import decorlib.layers.models
+import decorlib.rules.moments
+import decorlib.rules.rules
+from decorlib.layers.decorrelation import Decorrelation
+from decorlib.layers.linear import DecorLinear
+from decorlib.rules.moments import Moments
+from decorlib.rules.rules import KappaRule, PlainDecorrelation, RowRule, SeedRule
+from decorlib.rules.variants import TriangularRule
 
-trainer = importlib.import_module("decorlib.train")  # in the package, the name is the function's
+trainer = importlib.import_module("decorlib.training.train")  # in the package, the name is the function's
 
 # -------------------------------------------------------------------------------------------------------------- checks
 
@@ -44,7 +44,7 @@ def in_place(name, batch):
 
 
 def samples(batch, dense):
-    return lambda: test_statistics.check_against_samples(batch, D, dense)
+    return lambda: test_moments.check_against_samples(batch, D, dense)
 
 
 def problem():
@@ -69,7 +69,7 @@ def check_training(separate=True, epochs=3, lr=0.02, rate=0.05):
             batches,
             epochs=epochs,
             optimizer=torch.optim.Adam(trainer.bp_parameters(model), lr=lr),
-            decor_optimizer=torch.optim.SGD(decorlib.models.decor_parameters(model), lr=rate),
+            decor_optimizer=torch.optim.SGD(decorlib.layers.models.decor_parameters(model), lr=rate),
             measure_first=True,
             allow_no_op=True,
         )
@@ -102,7 +102,7 @@ def columns_instead_of_rows(patch):
     def as_columns(c, R):
         return c.to(R.dtype).unsqueeze(-2) if isinstance(c, torch.Tensor) and c.dim() else c
 
-    patch.setattr(decorlib.rules, "as_rows", as_columns)
+    patch.setattr(decorlib.rules.rules, "as_rows", as_columns)
 
 
 def mean_over_n_minus_1(patch):
@@ -181,7 +181,7 @@ def update_skipped(patch):
 
 def one_layer_skipped(patch):
     def decor_update(model, lr=None, max_step=None):
-        name, layer = next(iter(decorlib.models.decor_modules(model)))
+        name, layer = next(iter(decorlib.layers.models.decor_modules(model)))
         return {name: layer.update(lr, max_step)}
 
     patch.setattr(trainer, "decor_update", decor_update)
@@ -274,7 +274,7 @@ def test_a_skipped_update_is_an_error_at_the_first_step(separate, monkeypatch):
             batches,
             epochs=5,
             optimizer=torch.optim.SGD(trainer.bp_parameters(model), lr=0.1),
-            decor_optimizer=torch.optim.SGD(decorlib.models.decor_parameters(model), lr=0.05),
+            decor_optimizer=torch.optim.SGD(decorlib.layers.models.decor_parameters(model), lr=0.05),
             in_place=not separate,
         )
     assert distance(model.weight, before) > 0  # one step was taken, and no more than one

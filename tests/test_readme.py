@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from decorlib.study import answers
-from decorlib.study.records import load_records
+from decorlib.study.evidence import answers
+from decorlib.study.evidence.records import load_records
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 

@@ -6,7 +6,7 @@ import signal
 import pytest
 import soak
 
-from decorlib.study import runs
+from decorlib.study.sweeps import runs
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from decorlib.conv import DecorConv2d, check_span
-from decorlib.conv_transpose import DecorConvTranspose2d
-from decorlib.decorrelation import Decorrelation
-from decorlib.linear import DecorLinear
+from decorlib.layers.conv import DecorConv2d, check_span
+from decorlib.layers.conv_transpose import DecorConvTranspose2d
+from decorlib.layers.decorrelation import Decorrelation
+from decorlib.layers.linear import DecorLinear
 
 DECORRELATED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: DecorLinear,

@@ -9,10 +9,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from decorlib.candidates import DECORRELATED, PLAIN, Pattern, conversion_report, features_of
-from decorlib.catalogue import make_rule
-from decorlib.decorrelation import Decorrelation
-from decorlib.rules import KappaRule, Rule
+from decorlib.conversion.candidates import DECORRELATED, PLAIN, Pattern, conversion_report, features_of
+from decorlib.layers.decorrelation import Decorrelation
+from decorlib.rules.catalogue import make_rule
+from decorlib.rules.rules import KappaRule, Rule
 
 log = logging.getLogger("decorlib")
 

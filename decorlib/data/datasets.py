@@ -18,7 +18,7 @@ import platformdirs
 import torchvision.datasets
 
 from decorlib._files import remove_stale_partials, written_atomically
-from decorlib.inputs import SCALINGS, in_parts, loader, scale, tensors
+from decorlib.data.inputs import SCALINGS, in_parts, loader, scale, tensors
 
 __all__ = [
     "MNIST",
@@ -41,7 +41,7 @@ __all__ = [
 
 PathLike = str | os.PathLike
 
-SHIPPED = Path(__file__).parent / "data" / "mnist"
+SHIPPED = Path(__file__).parent / "mnist"
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist
 FASHION_MD5 = {  # of the unpacked files; torchvision knows only the sums of its own .gz files
     "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",

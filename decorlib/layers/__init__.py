@@ -9,11 +9,12 @@ What is true of every layer here
   which is what :func:`decorlib.fuse` writes out.
 """
 
-from decorlib.conv import DecorConv2d
-from decorlib.conv_transpose import DecorConvTranspose2d
-from decorlib.decorrelation import Decorrelation
-from decorlib.linear import DecorLinear
-from decorlib.models import (
+from decorlib.layers.conv import DecorConv2d
+from decorlib.layers.conv_transpose import DecorConvTranspose2d
+from decorlib.layers.decorrelation import Decorrelation
+from decorlib.layers.linear import DecorLinear
+from decorlib.layers.memory import NonFiniteInput
+from decorlib.layers.models import (
     bp_parameters,
     decor_measure,
     decor_modules,
@@ -22,7 +23,6 @@ from decorlib.models import (
     decor_update,
     padding,
 )
-from decorlib.remembering import NonFiniteInput
 
 __all__ = [
     "DecorConv2d",

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from decorlib.decorrelation import Decorrelation
-from decorlib.linear import Decorrelated, fused_linear
+from decorlib.layers.decorrelation import Decorrelation
+from decorlib.layers.linear import Decorrelated, fused_linear
 
 
 class DecorConvolution(Decorrelated):

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from decorlib.conv import DecorConvolution
-from decorlib.decorrelation import Decorrelation
+from decorlib.layers.conv import DecorConvolution
+from decorlib.layers.decorrelation import Decorrelation
 
 
 class DecorConvTranspose2d(DecorConvolution, nn.ConvTranspose2d):

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from decorlib.pooling import distributed, pooled_mean
-from decorlib.remembering import EMPTY, Remembering, concatenated
-from decorlib.rules import Rule, SeedRule, as_rows
-from decorlib.statistics import LOW_PRECISION, Moments
+from decorlib.layers.distributed import distributed, pooled_mean
+from decorlib.layers.memory import EMPTY, Remembering, concatenated
+from decorlib.rules.moments import LOW_PRECISION, Moments
+from decorlib.rules.rules import Rule, SeedRule, as_rows
 
 
 class Decorrelation(Remembering):

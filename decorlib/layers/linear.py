@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from decorlib.decorrelation import Decorrelation
+from decorlib.layers.decorrelation import Decorrelation
 
 
 class Decorrelated:

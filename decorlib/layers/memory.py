@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from decorlib.rules import Rule
+from decorlib.rules.rules import Rule
 
 EMPTY = "an empty batch has no statistics: skip it, or use model.eval() to pass it through"
 

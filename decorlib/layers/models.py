@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from decorlib.conv import DecorConv2d
-from decorlib.conv_transpose import DecorConvTranspose2d
-from decorlib.decorrelation import Decorrelation
+from decorlib.layers.conv import DecorConv2d
+from decorlib.layers.conv_transpose import DecorConvTranspose2d
+from decorlib.layers.decorrelation import Decorrelation
 
 
 def decor_modules(model: nn.Module) -> Iterator[tuple[str, Decorrelation]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from decorlib import maps, rules, variants, whitening
-from decorlib.rules import Rule
+from decorlib.rules import maps, rules, variants, whitening
+from decorlib.rules.rules import Rule
 
 RULES: dict[str, type[Rule]] = {
     "seed": rules.SeedRule,

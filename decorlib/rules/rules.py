@@ -11,7 +11,7 @@ and a rule answers two questions about a batch: ``direction``, the matrix dR of 
 Euclidean gradient of its loss: they are local, nearly all H R with H made of what the outputs y show.
 
 To add a rule: subclass :class:`RowRule` (if dR = diag(a) R + diag(b) X R) or :class:`Rule`, and add one row to the
-table of cases in ``tests/test_rules.py``, which holds every rule to its literal equation and to what it claims.
+table of cases in ``tests/rules/test_rules.py``, which holds every rule to its literal equation and to what it claims.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from decorlib.statistics import Moments, largest_eigenvalue
+from decorlib.rules.moments import Moments, largest_eigenvalue
 
 Variance = float | Tensor | Literal["input"] | None
 Matrix = Float[Tensor, "*groups features features"]
@@ -106,7 +106,7 @@ class Rule:
 class RowRule(Rule):
     """Rules of the form dR = diag(a) R + diag(b) X R: a left factor that weighs rows. Subclasses give a and b.
 
-    The product X R is all that costs; :class:`~decorlib.statistics.Moments` takes it in the cheaper of its two forms.
+    The product X R is all that costs; :class:`~decorlib.rules.Moments` takes it in the cheaper of its two forms.
     """
 
     def rows(self, moments: Moments) -> tuple[Vector | Scalar | float, Vector | Scalar | float]:

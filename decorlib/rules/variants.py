@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from decorlib.rules import KappaRule, Matrix, Rule
-from decorlib.statistics import Moments
+from decorlib.rules.moments import Moments
+from decorlib.rules.rules import KappaRule, Matrix, Rule
 
 
 @dataclass(frozen=True)

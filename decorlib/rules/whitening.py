@@ -13,8 +13,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from decorlib.rules import Matrix, Rule, WhiteningRule, check_range
-from decorlib.statistics import Moments
+from decorlib.rules.moments import Moments
+from decorlib.rules.rules import Matrix, Rule, WhiteningRule, check_range
 
 
 def shrink(S: Matrix, shrinkage: float) -> Matrix:

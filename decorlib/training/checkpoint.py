@@ -24,8 +24,8 @@ import torch
 from torch import nn
 
 from decorlib._files import written_atomically
-from decorlib.history import Epoch, History
-from decorlib.models import decor_modules
+from decorlib.layers.models import decor_modules
+from decorlib.training.history import Epoch, History
 
 FORMAT = 1
 _FIRST_LINE = re.compile(rb"decorlib checkpoint (\d+), sha256 ([0-9a-f]{64})\n")

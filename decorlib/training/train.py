@@ -10,9 +10,16 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from decorlib.history import Epoch, History
-from decorlib.models import bp_parameters, decor_measure, decor_modules, decor_parameters, decor_step, decor_update
-from decorlib.remembering import NonFiniteInput
+from decorlib.layers.memory import NonFiniteInput
+from decorlib.layers.models import (
+    bp_parameters,
+    decor_measure,
+    decor_modules,
+    decor_parameters,
+    decor_step,
+    decor_update,
+)
+from decorlib.training.history import Epoch, History
 
 
 class SilentNoOp(RuntimeError):

@@ -15,8 +15,9 @@ import torchvision
 from torch.utils.data import DataLoader, Subset, TensorDataset
 from torchvision import transforms
 
-from decorlib import _files, datasets
-from decorlib.datasets import DataDamaged, DataUnavailable, DataWarning
+from decorlib import _files
+from decorlib.data import datasets
+from decorlib.data.datasets import DataDamaged, DataUnavailable, DataWarning
 
 pytestmark = pytest.mark.disable_socket  # nothing in here may need a network
 
@@ -159,7 +160,7 @@ def test_old_torchvision_copy_is_not_read_unchecked(tmp_path, small):
 
 
 def test_two_processes_unpack_at_once(tmp_path):
-    code = f"from decorlib.datasets import mnist; print(int(mnist(root={str(tmp_path)!r}).data.sum()))"
+    code = f"from decorlib.data.datasets import mnist; print(int(mnist(root={str(tmp_path)!r}).data.sum()))"
     command = [sys.executable, "-W", "error", "-c", code]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     answers = {process.communicate()[0].strip() for process in both}
@@ -272,7 +273,7 @@ def test_scale_by_pixel_by_hand():
 def test_pixel_moments_equal_the_obvious_ones():
     images = torch.randint(0, 256, (5000, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     x = images.double() / 255
-    from decorlib.inputs import _pixel_moments
+    from decorlib.data.inputs import _pixel_moments
 
     mean, variance = _pixel_moments(images)
     torch.testing.assert_close(mean, x.mean(0))

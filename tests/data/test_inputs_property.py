@@ -15,7 +15,7 @@ from torch import nn
 
 import decorlib
 from decorlib import DecorConv2d, DecorConvTranspose2d, DecorLinear, Decorrelation, NonFiniteInput
-from decorlib.statistics import LOW_PRECISION, Moments
+from decorlib.rules.moments import LOW_PRECISION, Moments
 
 D = 4
 RATE = 0.01
@@ -105,7 +105,7 @@ def build(kind, case):
             "transposed": (D, 6, 2, 2),
         }[kind]
         if kind == "transposed" and case["fuse"] and (case["center"] or case["decor_bias"]):
-            options["fuse"] = None  # refused by name, which test_conv.py holds it to
+            options["fuse"] = None  # refused by name, which layers/test_conv.py holds it to
         layer = cls(*arguments, **options, **({"span": case["span"]} if kind == "conv" else {}))
         layer.load_state_dict(plain.state_dict(), strict=False)
     dtype = getattr(torch, case["dtype"])

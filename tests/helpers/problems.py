@@ -5,7 +5,7 @@ Non-exchangeable: on data whose features are alike, the published bugs are invis
 
 import torch
 
-from decorlib.statistics import Moments
+from decorlib.rules.moments import Moments
 
 D = 6
 

@@ -123,7 +123,7 @@ def main(cache: str, result: str) -> None:
     """The sweep that is killed."""
     import json
 
-    from decorlib.study.runs import sweep
+    from decorlib.study.sweeps.runs import sweep
 
     records = sweep([Spec(seed=s) for s in range(RUNS)], SWEEP, jobs=2, cache=cache)
     Path(result).write_text(json.dumps(records))

@@ -212,7 +212,7 @@ def test_bound_on_the_step_keeps_a_rate_that_would_explode():
                 break
         assert bool(layer.weight.isfinite().all()) is stable
         if stable:
-            assert float(layer.rule.loss(decorlib.statistics.Moments.of(layer.eval()(x)))) < 1e-3
+            assert float(layer.rule.loss(decorlib.rules.moments.Moments.of(layer.eval()(x)))) < 1e-3
 
 
 # --------------------------------------------------------------------------------------- sampling and amortisation

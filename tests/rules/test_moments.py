@@ -10,8 +10,8 @@ from problems import covariance, normal
 from reference import mean_gain, off_diagonal, second_moment
 from torch.utils.flop_counter import FlopCounterMode
 
-from decorlib.statistics import Moments, at_least_float32, largest_eigenvalue
-from decorlib.statistics import second_moment as fast_second_moment
+from decorlib.rules.moments import Moments, at_least_float32, largest_eigenvalue
+from decorlib.rules.moments import second_moment as fast_second_moment
 
 SHAPES = [(3, 6), (6, 6), (17, 6), (1, 4), (5, 1)]  # B < D, B = D, B > D, one sample, one feature
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-13}

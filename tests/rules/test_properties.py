@@ -11,17 +11,12 @@ import reference
 import torch
 from problems import D, covariance, distance, moment_of, moments, normal, off, run, samples_of, step, stream
 
-from decorlib.decorrelation import Decorrelation
-from decorlib.maps import AdaptiveGainRule, FoldiakRule
-from decorlib.rules import (
-    KappaRule,
-    PlainDecorrelation,
-    SeedRule,
-    WhiteningRule,
-)
-from decorlib.statistics import Moments
-from decorlib.variants import ColumnScaledKappaRule, TriangularRule
-from decorlib.whitening import cholesky, zca
+from decorlib.layers.decorrelation import Decorrelation
+from decorlib.rules.maps import AdaptiveGainRule, FoldiakRule
+from decorlib.rules.moments import Moments
+from decorlib.rules.rules import KappaRule, PlainDecorrelation, SeedRule, WhiteningRule
+from decorlib.rules.variants import ColumnScaledKappaRule, TriangularRule
+from decorlib.rules.whitening import cholesky, zca
 
 EYE = torch.eye(D, dtype=torch.float64)
 
@@ -94,7 +89,7 @@ def test_T4_normalized_is_standard_with_other_constants(features, k, eta):
         assert (b / (a + b), a + b) == pytest.approx((0.99106, 0.202), abs=2e-4)
 
 
-# T5, T7, T13, T25, T32 and T33 are held for every rule in test_rules.py.
+# T5, T7, T13, T25, T32 and T33 are held for every rule in rules/test_rules.py.
 
 
 def test_T6_a_rotated_start_stays_rotated_only_at_one_half():

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import D, covariance, distance, moments, normal, run, samples_of, step, stream
 
-from decorlib import maps, rules, variants, whitening
-from decorlib.catalogue import RULES, make_rule
-from decorlib.decorrelation import Decorrelation
-from decorlib.rules import Rule
-from decorlib.statistics import Moments
+from decorlib.layers.decorrelation import Decorrelation
+from decorlib.rules import maps, rules, variants, whitening
+from decorlib.rules.catalogue import RULES, make_rule
+from decorlib.rules.moments import Moments
+from decorlib.rules.rules import Rule
 
 TARGETS = torch.linspace(0.5, 2.0, D, dtype=torch.float64)
 

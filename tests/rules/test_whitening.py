@@ -7,9 +7,9 @@ import reference
 import torch
 from problems import D, covariance, distance, moment_of, normal, off, samples_of, stream
 
-from decorlib.decorrelation import Decorrelation
-from decorlib.linear import DecorLinear
-from decorlib.whitening import ExactWhitening, cholesky, newton_schulz, pca, shrink, zca
+from decorlib.layers.decorrelation import Decorrelation
+from decorlib.layers.linear import DecorLinear
+from decorlib.rules.whitening import ExactWhitening, cholesky, newton_schulz, pca, shrink, zca
 
 EYE = torch.eye(D, dtype=torch.float64)
 KINDS = {"zca": zca, "pca": pca, "cholesky": cholesky}

@@ -10,9 +10,9 @@ from torch import nn
 
 import decorlib
 from decorlib import DecorConv2d, DecorLinear, History, bp_parameters, decor_modules, decor_parameters
-from decorlib.checkpoint import CheckpointDamaged, load_checkpoint, read_checkpoint, save_checkpoint
-from decorlib.inputs import loader
-from decorlib.train import train
+from decorlib.data.inputs import loader
+from decorlib.training.checkpoint import CheckpointDamaged, load_checkpoint, read_checkpoint, save_checkpoint
+from decorlib.training.train import train
 
 BATCHES = 5  # an epoch; 5 is no multiple of the layers' update_every
 
@@ -146,9 +146,9 @@ def test_each_part_of_the_file_matters(part, differs, tmp_path, monkeypatch):
         path = straight.save(tmp_path / "run.ckpt")
         straight.train(1)
         resumed = Run(seed=1)
-        own = decorlib.checkpoint._content(resumed.model, *resumed.parts.values(), None)[part]
+        own = decorlib.training.checkpoint._content(resumed.model, *resumed.parts.values(), None)[part]
         true = read_checkpoint(path)
-        monkeypatch.setattr(decorlib.checkpoint, "read_checkpoint", lambda path: {**true, part: own})
+        monkeypatch.setattr(decorlib.training.checkpoint, "read_checkpoint", lambda path: {**true, part: own})
         resumed.load(path).train(1)
         found = differences(straight.state(), resumed.state())
     assert any(name.startswith(differs) for name in found), found
@@ -156,7 +156,7 @@ def test_each_part_of_the_file_matters(part, differs, tmp_path, monkeypatch):
 
 def test_global_generators_come_back():
     """Without load_checkpoint around it: beartype, which checks calls in tests, draws from Python's generator."""
-    checkpoint, before = decorlib.checkpoint, random.getstate()
+    checkpoint, before = decorlib.training.checkpoint, random.getstate()
     with torch.random.fork_rng():
         for seed in (5, 6):
             torch.manual_seed(seed)

@@ -6,8 +6,8 @@ from torch import nn
 
 import decorlib
 from decorlib import DecorLinear, KappaRule, SilentNoOp, bp_parameters, decor_parameters, decor_step, decor_update
-from decorlib.study import seed
-from decorlib.train import train
+from decorlib.study.experiments import notebook_2024
+from decorlib.training.train import train
 
 D = 5
 HALF = KappaRule(kappa=0.5)
@@ -67,11 +67,11 @@ def test_a_rate_of_zero_was_asked_for_and_says_nothing():
 def test_the_seeds_accident_is_caught_at_its_first_step(monkeypatch):
     """The library is edited under the running notebook: update() reports its loss and sets no gradient any more."""
     models, steps = [], []
-    build, step = seed.model, torch.optim.SGD.step
-    monkeypatch.setattr(seed, "model", lambda run: models.append(build(run)) or models[-1])
+    build, step = notebook_2024.model, torch.optim.SGD.step
+    monkeypatch.setattr(notebook_2024, "model", lambda run: models.append(build(run)) or models[-1])
     monkeypatch.setattr(torch.optim.SGD, "step", lambda self: steps.append(step(self)))
-    with seed.hot_reloaded(), pytest.raises(SilentNoOp) as caught:
-        seed.train(seed.RUNS[2], seed.loader())
+    with notebook_2024.hot_reloaded(), pytest.raises(SilentNoOp) as caught:
+        notebook_2024.train(notebook_2024.RUNS[2], notebook_2024.loader())
     said = str(caught.value)
     assert said.startswith("the first step: ")
     assert "update() left no gradient on ['0.decorrelation', '2.decorrelation']" in said

@@ -25,8 +25,8 @@ from decorlib import (
     decor_update,
     train,
 )
-from decorlib.study import seed as seed_document
-from decorlib.train import steps_of
+from decorlib.study.experiments import notebook_2024 as seed_document
+from decorlib.training.train import steps_of
 
 D = 5
 HALF = KappaRule(kappa=0.5)

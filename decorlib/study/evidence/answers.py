@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from decorlib._files import written_atomically
-from decorlib.study.provenance import ROOT
-from decorlib.study.records import EXTENDED, Record
-from decorlib.study.verdicts import Verdict, family
+from decorlib.study.evidence.provenance import ROOT
+from decorlib.study.evidence.records import EXTENDED, Record
+from decorlib.study.evidence.verdicts import Verdict, family
 
 START = re.compile(r"(<!-- answers:[^\n]*-->\n).*?(<!-- /answers -->)", re.S)
 OUTCOME = {"supported": "yes", "refuted": "no", "inconclusive": "inconclusive"}

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from decorlib.study.provenance import ROOT, _git
-from decorlib.study.records import Record, RecordDamaged
+from decorlib.study.evidence.provenance import ROOT, _git
+from decorlib.study.evidence.records import Record, RecordDamaged
 
 COLUMNS = ["notebook", "value", "old", "new", "change", "tolerance", "result"]
 
@@ -115,7 +115,7 @@ def read_committed(root: Path = ROOT, folder: str = "results/records") -> dict[s
 
 
 def main(root: Path = ROOT) -> int:
-    """``python -m decorlib.study.compare``: the working tree's records against the committed ones."""
+    """``python -m decorlib.study.evidence.compare``: the working tree's records against the committed ones."""
     try:
         old, new = read_committed(root), read_folder(root / "results" / "records")
     except RecordDamaged as error:

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-DATA = Path(__file__).resolve().parents[1] / "data"
+ROOT = Path(__file__).resolve().parents[3]
+DATA = Path(__file__).resolve().parents[2] / "data"
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pandas", "matplotlib", "seaborn")
 
 _started = time.perf_counter()
@@ -23,7 +23,7 @@ class Provenance:
 
     ``commit``, ``versions`` and ``data`` say which code, libraries and files were used; equal values are a
     reason to expect equal numbers. ``machine`` says where it ran, ``started`` and ``seconds`` when and for
-    how long: these differ from run to run, and :mod:`decorlib.study.compare` ignores them.
+    how long: these differ from run to run, and :mod:`decorlib.study.evidence.compare` ignores them.
     """
 
     commit: str | None  # None: not a git clone, or git is not installed
@@ -151,7 +151,7 @@ def setup(threads: int = 1, device: str = "cpu", deterministic: bool = True) -> 
 
     Call it once, in the set-up cell. Determinism here means: the same bits on the same machine with the same
     versions. Another processor or torch release may differ in the last digits, which is why
-    :mod:`decorlib.study.compare` compares records with a tolerance.
+    :mod:`decorlib.study.evidence.compare` compares records with a tolerance.
 
     Args:
         threads: threads of torch in this process. One is fastest for these small layers and makes sums
@@ -171,7 +171,7 @@ def setup(threads: int = 1, device: str = "cpu", deterministic: bool = True) -> 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
 
-    from decorlib.study import figures
+    from decorlib.study.evidence import figures
 
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")

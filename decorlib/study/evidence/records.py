@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from decorlib._files import written_atomically
-from decorlib.study import provenance
+from decorlib.study.evidence import provenance
 
 FORMAT = 1
 GZIP_FROM = 200_000  # bytes; larger lists of runs are stored compressed

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-from decorlib.study.stats import Interval, Outcome, decide, holm
+from decorlib.study.evidence.stats import Interval, Outcome, decide, holm
 
 OUTCOMES = ("supported", "refuted", "inconclusive")
 EXPLANATIONS = ("yes", "no", "partly", None)
@@ -82,10 +82,10 @@ class Verdict:
         evidence: str = "",
         cure: str = "",
     ) -> "Verdict":
-        """A verdict whose outcome is computed by :func:`decorlib.study.stats.decide`, not typed.
+        """A verdict whose outcome is computed by :func:`decorlib.study.evidence.stats.decide`, not typed.
 
         Args:
-            interval: from :func:`decorlib.study.stats.paired` or its relatives.
+            interval: from :func:`decorlib.study.evidence.stats.paired` or its relatives.
             hypothesis: as in the class, as all that follow but better and margin.
             claim: the sentence tested.
             criterion: what decides it.

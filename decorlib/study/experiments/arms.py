@@ -13,9 +13,9 @@ from typing import Any
 
 import pandas as pd
 
-from decorlib.study import stacked
-from decorlib.study.experiments import Experiment, preparation
-from decorlib.study.stats import Interval, holm, paired
+from decorlib.study.evidence.stats import Interval, holm, paired
+from decorlib.study.experiments import side_by_side
+from decorlib.study.experiments.experiment import Experiment, preparation
 
 OPTIONS = ("rule_options", "layer_options")
 _FIELDS = tuple(f.name for f in fields(Experiment))
@@ -85,7 +85,7 @@ def compare(
     names, specs = [name for name, _ in pairs], [spec for _, spec in pairs]
     # Runs that read the same arrays one after the other: a worker keeps those of the last two.
     order = sorted(range(len(specs)), key=lambda i: repr(preparation(specs[i])))
-    found = dict(zip(order, stacked.sweep([specs[i] for i in order], desc=desc, **engine), strict=True))
+    found = dict(zip(order, side_by_side.sweep([specs[i] for i in order], desc=desc, **engine), strict=True))
     records = [found[i] for i in range(len(specs))]
     table = frame(specs, records, names)
     if "seed" not in table:  # a single seed does not differ
@@ -194,7 +194,7 @@ def tune(
     if len(set(counts.values())) > 1:
         raise ValueError(f"arms get unequal numbers of tries, {counts}: give each as many, or it is not a fair choice")
     records = iter(
-        stacked.sweep([s for these in tries.values() for _, group in these for s in group], desc=desc, **engine)
+        side_by_side.sweep([s for these in tries.values() for _, group in these for s in group], desc=desc, **engine)
     )
     best, rows = {}, []
     for name, these in tries.items():

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from decorlib import datasets, inputs, metrics
-from decorlib.history import History
+from decorlib import metrics
+from decorlib.data import datasets, inputs
 from decorlib.layers import bp_parameters, decor_modules, decor_parameters
-from decorlib.study.networks import build
-from decorlib.train import train
+from decorlib.study.experiments.networks import build
+from decorlib.training.history import History
+from decorlib.training.train import train
 
 SCHEDULES = (None, "cosine", "drop", "stop")
 
@@ -33,7 +34,7 @@ class Experiment:
         train_size: training images, drawn by ``subset_seed``; 0: all that ``split`` leaves.
         subset_seed: which images; the seed notebook's are 42. None: the run's own seed.
         split: ``"test"`` evaluates on the test set; ``"validation"`` on 10,000 training images that are not trained on.
-        scaling: one of :data:`decorlib.inputs.SCALINGS`.
+        scaling: one of :data:`decorlib.data.inputs.SCALINGS`.
         pixels: ``"all"``; ``"alive"`` drops those constant in the training images; ``"lively"`` those that differ from
             their usual value in fewer than 1% of them.
         jitter: standard deviation of fixed Gaussian noise added to the training inputs, in scaled units.
@@ -150,8 +151,8 @@ def arrays(spec: Experiment) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         mean = x.mean(0)
         x, z = x - mean, z - mean
     if spec.whiten_inputs:
-        from decorlib.statistics import second_moment
-        from decorlib.whitening import shrink, zca
+        from decorlib.rules.moments import second_moment
+        from decorlib.rules.whitening import shrink, zca
 
         # The product in float32, a fifth of the time: the shrinkage is far above what it rounds away.
         W = zca(shrink(second_moment(x).double(), spec.shrinkage)).float()

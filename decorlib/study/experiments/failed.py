@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from decorlib.study.experiments import Experiment
+from decorlib.study.experiments.experiment import Experiment
 
 #: The seed's third run as an experiment: its 1,000 digits, two layers, both rates; the draws of weights differ by seed.
 RUN3 = Experiment(

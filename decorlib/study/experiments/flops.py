@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from decorlib.catalogue import make_rule
-from decorlib.maps import AdaptiveGainRule, FoldiakRule
-from decorlib.rules import RowRule, Rule
-from decorlib.variants import TriangularRule
-from decorlib.whitening import ExactWhitening
+from decorlib.rules.catalogue import make_rule
+from decorlib.rules.maps import AdaptiveGainRule, FoldiakRule
+from decorlib.rules.rules import RowRule, Rule
+from decorlib.rules.variants import TriangularRule
+from decorlib.rules.whitening import ExactWhitening
 
 # Textbook counts for an n x n matrix, in n^3 (Golub & Van Loan): LU, n right-hand sides; Cholesky and its inverse by n
 # triangular solves; the symmetric eigenproblem with vectors, whose constant depends on the algorithm.
@@ -72,7 +72,9 @@ def learning(rule: Rule, batch: int, features: int, update_every: int = 1) -> Fl
         # the moment of the inputs; that of the states is only formed where it is not kept factored
         work = (moment + (0 if factored else moment), solving * D**3, loss)
     else:
-        raise TypeError(f"the work of {type(rule).__name__} is not known: add its counts to decorlib.study.flops")
+        raise TypeError(
+            f"the work of {type(rule).__name__} is not known: add its counts to decorlib.study.experiments.flops"
+        )
     return Flops(**dict(zip(("statistics", "update", "loss"), (w / update_every for w in work), strict=True)))
 
 
@@ -132,7 +134,7 @@ def mlp(rule: Rule | None, batch: int, widths: Sequence[int], update_every: int 
 
 
 def experiment(spec, features: int = 784) -> Flops:
-    """One training step of an :class:`~decorlib.study.experiments.Experiment`."""
+    """One training step of an :class:`~decorlib.study.experiments.experiment.Experiment`."""
     rule = None if spec.rule is None else make_rule(spec.rule, **dict(spec.rule_options))
     options = dict(spec.layer_options)
     every, fraction = options.get("update_every", 1), options.get("fraction", 1.0)

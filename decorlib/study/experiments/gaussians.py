@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from decorlib.rules import Rule
-from decorlib.statistics import Moments
+from decorlib.rules.moments import Moments
+from decorlib.rules.rules import Rule
 
 Matrix = Float64[Tensor, "features features"]
 

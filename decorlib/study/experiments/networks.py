@@ -7,8 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from decorlib.catalogue import make_rule
 from decorlib.layers import DecorConv2d, DecorLinear, Decorrelation
+from decorlib.rules.catalogue import make_rule
 
 
 class Demean(nn.Module):

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from decorlib import datasets, inputs
-from decorlib.decorrelation import Decorrelation
-from decorlib.history import History
-from decorlib.linear import DecorLinear
-from decorlib.train import decor_train
+from decorlib.data import datasets, inputs
+from decorlib.layers.decorrelation import Decorrelation
+from decorlib.layers.linear import DecorLinear
+from decorlib.training.history import History
+from decorlib.training.train import decor_train
 
 RUNS = ("run1_decorrelation_only", "run2_single_layer", "run3_two_layer")
 

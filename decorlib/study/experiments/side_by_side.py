@@ -3,7 +3,7 @@
 S models of one kind are S groups of one wide model: features of all lie next to each other, (B, S D), and each group
 has its own R, its own weights and its own batch. A small network leaves a GPU idle between its many short operations;
 this gives each of them S times the work. Weights stay the models' own parameters, so that torch's optimizers train
-them and :func:`decorlib.study.experiments.measure` reads them as it reads any model.
+them and :func:`decorlib.study.experiments.experiment.measure` reads them as it reads any model.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from decorlib import inputs
-from decorlib.catalogue import make_rule
-from decorlib.decorrelation import Decorrelation
-from decorlib.history import History
-from decorlib.linear import DecorLinear
-from decorlib.models import decor_modules, decor_parameters
-from decorlib.remembering import NonFiniteInput
-from decorlib.study import experiments, runs
-from decorlib.study.experiments import OPTIMIZERS, Experiment
-from decorlib.study.networks import Demean
-from decorlib.train import not_finite, summarise
+from decorlib.data import inputs
+from decorlib.layers.decorrelation import Decorrelation
+from decorlib.layers.linear import DecorLinear
+from decorlib.layers.memory import NonFiniteInput
+from decorlib.layers.models import decor_modules, decor_parameters
+from decorlib.rules.catalogue import make_rule
+from decorlib.study.experiments import experiment
+from decorlib.study.experiments.experiment import OPTIMIZERS, Experiment
+from decorlib.study.experiments.networks import Demean
+from decorlib.study.sweeps import runs
+from decorlib.training.history import History
+from decorlib.training.train import not_finite, summarise
 
 VARIED = ("seed", "lr", "decor_lr")
 SHARED_OPTIONS = ("center", "momentum", "update_every", "accumulate")
@@ -94,7 +95,7 @@ def sweep(specs: Sequence[Experiment], *, device: str | None = None, **options) 
     specs = list(specs)
     device = ("cuda" if torch.cuda.is_available() else None) if device is None else device
     if device is None:
-        return runs.sweep(specs, experiments.run, **options)
+        return runs.sweep(specs, experiment.run, **options)
     kinds: dict[tuple, list[Experiment]] = {}
     for spec in dict.fromkeys(specs):
         if (key := kind(spec)) is not None:
@@ -119,7 +120,7 @@ def sweep(specs: Sequence[Experiment], *, device: str | None = None, **options) 
     }
     single = [spec for spec in dict.fromkeys(specs) if spec not in records]
     try:
-        records |= zip(single, runs.sweep(single, experiments.run, **options), strict=True)
+        records |= zip(single, runs.sweep(single, experiment.run, **options), strict=True)
     except runs.SweepFailed as failure:
         records |= zip(single, failure.records, strict=True)
         raise runs.SweepFailed(failure.errors, [records[spec] for spec in specs]) from failure
@@ -132,7 +133,7 @@ def run_group(group: Together) -> dict:
 
 
 def run_together(specs: Sequence[Experiment], device: str = "cpu") -> list[dict]:
-    """What ``[experiments.run(spec) for spec in specs]`` returns, up to rounding; an epoch's seconds are its S-th part.
+    """What ``[experiment.run(spec) for spec in specs]`` returns, up to rounding; an epoch's seconds are its S-th part.
 
     Where one of them diverges they are run again one by one: what a run does after its first infinity, and which layer
     is named, is for its own record to say.
@@ -143,12 +144,12 @@ def run_together(specs: Sequence[Experiment], device: str = "cpu") -> list[dict]
     if len({kind(spec) for spec in specs}) != 1 or kind(specs[0]) is None:
         raise ValueError(f"{len(specs)} experiments are not of one kind (see kind()): run them one by one")
     if len(specs) == 1:  # one group would be no group: R has no dimension for it
-        return [experiments.run(specs[0])]
+        return [experiment.run(specs[0])]
     try:
         found = _train(list(specs), torch.device(device))
     except NonFiniteInput:
         found = None
-    return [experiments.run(spec) for spec in specs] if found is None else found
+    return [experiment.run(spec) for spec in specs] if found is None else found
 
 
 # ------------------------------------------------------------------------------------------------- the wide model
@@ -238,8 +239,8 @@ def _aligned(*named) -> Iterator[tuple[str, list[nn.Module]]]:
 
 def _train(specs: list[Experiment], device: torch.device) -> list[dict] | None:
     """The records, or None where a run diverged or an R stood still: such runs speak for themselves."""
-    data = [[part.to(device) for part in experiments.arrays(spec)] for spec in specs]
-    models = [experiments.build(spec, x.shape[1]).to(device) for spec, (x, *_) in zip(specs, data, strict=True)]
+    data = [[part.to(device) for part in experiment.arrays(spec)] for spec in specs]
+    models = [experiment.build(spec, x.shape[1]).to(device) for spec, (x, *_) in zip(specs, data, strict=True)]
     batches = [
         inputs.in_parts(
             inputs.loader(x, t, spec.batch_size, generator=torch.Generator().manual_seed(spec.seed)), spec.parts
@@ -249,13 +250,13 @@ def _train(specs: list[Experiment], device: torch.device) -> list[dict] | None:
     wide, forward = _beside(models)
     R = [list(decor_parameters(model)) for model in models]
     decor = [OPTIMIZERS["sgd"](own, lr=spec.decor_lr) if own else None for own, spec in zip(R, specs, strict=True)]
-    schedules = [experiments.schedule(o, spec.decor_schedule, spec) for o, spec in zip(decor, specs, strict=True)]
-    weights = [list(experiments.bp_parameters(model)) for model in models]
+    schedules = [experiment.schedule(o, spec.decor_schedule, spec) for o, spec in zip(decor, specs, strict=True)]
+    weights = [list(experiment.bp_parameters(model)) for model in models]
     groups = [{"params": own, "lr": spec.lr} for own, spec in zip(weights, specs, strict=True)]
     optimizer = OPTIMIZERS[specs[0].optimizer](groups, lr=specs[0].lr) if weights[0] else None
-    annealing = experiments.schedule(optimizer, specs[0].lr_schedule, specs[0])
+    annealing = experiment.schedule(optimizer, specs[0].lr_schedule, specs[0])
     before = {name: layer.weight.detach().clone() for name, layer in wide.items()}
-    evaluations = [experiments.evaluation(spec, *own) for spec, own in zip(specs, data, strict=True)]
+    evaluations = [experiment.evaluation(spec, *own) for spec, own in zip(specs, data, strict=True)]
     histories = [History() for _ in specs]
     for epoch in range(1, specs[0].epochs * specs[0].parts + 1):
         start, losses, decor_losses = time.perf_counter(), [], []
@@ -294,4 +295,4 @@ def _train(specs: list[Experiment], device: torch.device) -> list[dict] | None:
     moved = [(before[name] != layer.weight).flatten(1).any(1).cpu() for name, layer in wide.items()]
     if wide and bool((learning & ~torch.stack(moved).any(0)).any()):
         return None
-    return [experiments.record(history, spec) for history, spec in zip(histories, specs, strict=True)]
+    return [experiment.record(history, spec) for history, spec in zip(histories, specs, strict=True)]

@@ -1,4 +1,4 @@
-"""Build the report from results that exist: ``python -m decorlib.study.report``, or ``make report``.
+"""Build the report from results that exist: ``python -m decorlib.study.report.build``, or ``make report``.
 
 docs/ is copied to build/, the executed notebooks and what is generated from records are put beside it, and Sphinx
 turns all of it into pages that open from the file system without a network. Warnings are errors: a broken link, a
@@ -17,11 +17,11 @@ from html.parser import HTMLParser
 from importlib.metadata import version
 from pathlib import Path
 
-from decorlib.study import generated, inputs, pages
-from decorlib.study.pages import ReportError
-from decorlib.study.provenance import ROOT
-from decorlib.study.publish import one_at_a_time
-from decorlib.study.records import RecordDamaged, dumps, write_atomic
+from decorlib.study.evidence.provenance import ROOT
+from decorlib.study.evidence.records import RecordDamaged, dumps, write_atomic
+from decorlib.study.report import freshness, generated, pages
+from decorlib.study.report.pages import ReportError
+from decorlib.study.report.publish import one_at_a_time
 
 PAGE_LIMIT, SITE_LIMIT = 2_000_000, 15_000_000  # bytes: of a page with its images, and of all results
 # Names for screen readers that the theme leaves out, or that differ from what is to be seen (found by axe-core).
@@ -39,11 +39,11 @@ _REMOTE = re.compile(r"""<(?:script|link|img|iframe|source|video)\b[^>]*?\b(?:sr
 
 def state(root: Path, results: Path) -> dict[str, str]:
     """Hashes of everything the report is made of."""
-    found = {f"docs/{name}": value for name, value in inputs.digests(root / "docs").items()}
+    found = {f"docs/{name}": value for name, value in freshness.digests(root / "docs").items()}
     for part in ("notebooks", "records"):
-        found.update({f"{part}/{name}": value for name, value in inputs.digests(results / part).items()})
+        found.update({f"{part}/{name}": value for name, value in freshness.digests(results / part).items()})
     # Docstrings are pages too, so here the whole text of the sources counts.
-    sources = inputs.digests(inputs.PACKAGE).items()
+    sources = freshness.digests(freshness.PACKAGE).items()
     found.update({f"decorlib/{name}": value for name, value in sources if name.endswith(".py")})
     for package in ("sphinx", "myst-nb", "sphinx-book-theme"):
         found[package] = version(package)
@@ -53,7 +53,7 @@ def state(root: Path, results: Path) -> dict[str, str]:
 def build(root: Path, results: Path, build_folder: Path, force: bool = False) -> bool:
     """Build ``results/report`` where something changed; False, with the reason printed, when it cannot be built."""
     site, stamp = results / "report", build_folder / "report.json"
-    now = {"inputs": state(root, results), "site": inputs.digests(site)}
+    now = {"inputs": state(root, results), "site": freshness.digests(site)}
     if not force and site.exists() and _read(stamp) == now:
         print("report: nothing to be done")
         return True
@@ -73,7 +73,7 @@ def build(root: Path, results: Path, build_folder: Path, force: bool = False) ->
         prune(output)
         check(output, root)
         replace(output, site)
-        now["site"] = inputs.digests(site)
+        now["site"] = freshness.digests(site)
         write_atomic(stamp, dumps(now).encode())
     except (ReportError, RecordDamaged) as error:
         print(f"report: {error}", file=sys.stderr)
@@ -207,9 +207,9 @@ def replace(output: Path, site: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point."""
-    from decorlib.study.notebooks import PROFILES
+    from decorlib.study.report.notebooks import PROFILES
 
-    parser = argparse.ArgumentParser(prog="python -m decorlib.study.report", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m decorlib.study.report.build", description=__doc__.splitlines()[0])
     parser.add_argument("--profile", choices=PROFILES, default="full", help="whose results; default: full")
     parser.add_argument("--root", type=Path, default=ROOT, help="folder with docs/ and results/; default: the clone")
     parser.add_argument("--force", action="store_true", help="build even where nothing changed")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nbformat
 
-from decorlib.study.notebooks import Source
+from decorlib.study.report.notebooks import Source
 
 
 class NotebookFailed(RuntimeError):

@@ -6,10 +6,10 @@ import platform
 from argparse import Namespace
 from pathlib import Path
 
-from decorlib.study.notebooks import Source
-from decorlib.study.provenance import DATA
-from decorlib.study.records import EXTENDED, Record, RecordDamaged, dumps, write_atomic
-from decorlib.study.source import code_of
+from decorlib.study.evidence.provenance import DATA
+from decorlib.study.evidence.records import EXTENDED, Record, RecordDamaged, dumps, write_atomic
+from decorlib.study.report.notebooks import Source
+from decorlib.study.sweeps.source import code_of
 
 PACKAGE = DATA.parent
 # These run or arrange notebooks; an edit of them cannot change a number inside one.

@@ -10,8 +10,8 @@ from pathlib import Path
 from nbformat import NotebookNode
 from PIL import Image
 
-from decorlib.study import answers
-from decorlib.study.records import Record
+from decorlib.study.evidence import answers
+from decorlib.study.evidence.records import Record
 
 THUMBNAIL = 320  # pixels wide
 FOOT = "## Where this comes from"

@@ -13,9 +13,9 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode, v4
 
-from decorlib.study import generated
-from decorlib.study.inputs import PACKAGE, digests
-from decorlib.study.records import Record
+from decorlib.study.evidence.records import Record
+from decorlib.study.report import generated
+from decorlib.study.report.freshness import PACKAGE, digests
 
 
 class ReportError(RuntimeError):

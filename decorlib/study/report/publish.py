@@ -11,9 +11,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from decorlib._files import SUFFIX, remove_stale_partials
-from decorlib.study import inputs
-from decorlib.study.notebooks import Source
-from decorlib.study.records import dumps, write_atomic
+from decorlib.study.evidence.records import dumps, write_atomic
+from decorlib.study.report import freshness
+from decorlib.study.report.notebooks import Source
 
 FOLDERS = ("notebooks", "figures", "records")  # of the results; the report is built from them
 
@@ -81,7 +81,9 @@ def publish(staging: Path, results: Path, source: Source) -> None:
 
 def outputs(results: Path, source: Source) -> dict[str, str]:
     """Hashes of what the results hold of one notebook."""
-    return {path.relative_to(results).as_posix(): inputs.sha(path.read_bytes()) for path in files_of(results, source)}
+    return {
+        path.relative_to(results).as_posix(): freshness.sha(path.read_bytes()) for path in files_of(results, source)
+    }
 
 
 # ------------------------------------------------------------------- runs that ended and are not in the results
@@ -93,7 +95,7 @@ def _note(options: Namespace, source: Source) -> Path:
 
 def ended(staging: Path, found: dict[str, str], options: Namespace, source: Source) -> None:
     """Note that the run in `staging` is whole, and what it was made from."""
-    content = {"folder": staging.name, "inputs": found, "files": inputs.digests(staging)}
+    content = {"folder": staging.name, "inputs": found, "files": freshness.digests(staging)}
     write_atomic(_note(options, source), dumps(content).encode())
 
 
@@ -102,7 +104,7 @@ def unpublished(found: dict[str, str], options: Namespace, source: Source) -> Pa
     try:
         content = json.loads(_note(options, source).read_text(encoding="utf-8"))
         folder = options.build / "staging" / Path(content["folder"]).name
-        whole = content["inputs"] == found and content["files"] == inputs.digests(folder)
+        whole = content["inputs"] == found and content["files"] == freshness.digests(folder)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return folder if whole and content["files"] else None

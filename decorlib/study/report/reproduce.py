@@ -1,4 +1,4 @@
-"""Run the notebooks and write ``results/``: ``python -m decorlib.study.reproduce``, or ``make reproduce``.
+"""Run the notebooks and write ``results/``: ``python -m decorlib.study.report.build.reproduce``, or ``make reproduce``.
 
 Each notebook runs by papermill in a folder of its own below ``build/``. Only when all of it has succeeded are
 its executed notebook, record and figures put into the results, together. If it fails, the results of its
@@ -22,11 +22,12 @@ from pathlib import Path
 
 import nbformat
 
-from decorlib.study import answers, compare, inputs, notebooks, publish
-from decorlib.study.execute import NotebookFailed, execute
-from decorlib.study.notebooks import BadParameters, Source
-from decorlib.study.provenance import ROOT
-from decorlib.study.records import EXTENDED, RecordDamaged, write_atomic
+from decorlib.study.evidence import answers, compare
+from decorlib.study.evidence.provenance import ROOT
+from decorlib.study.evidence.records import EXTENDED, RecordDamaged, write_atomic
+from decorlib.study.report import freshness, notebooks, publish
+from decorlib.study.report.execute import NotebookFailed, execute
+from decorlib.study.report.notebooks import BadParameters, Source
 
 FAILED, USAGE, CHANGED = 1, 2, 3  # exit statuses: a notebook failed, bad request, a verdict changed
 NOTHING = "nothing to be done"
@@ -45,7 +46,7 @@ def base_environment(options: argparse.Namespace) -> dict[str, str]:
 
 def run_one(source: Source, values: dict, found: dict[str, str], options: argparse.Namespace) -> Path:
     """Run a notebook in a folder of its own, below build/; return the folder once all of it is there."""
-    inputs.forget(options, source)
+    freshness.forget(options, source)
     publish.clear(options, source)
     (options.build / "staging").mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f"{source.number}.", dir=options.build / "staging"))
@@ -73,7 +74,7 @@ def run_one(source: Source, values: dict, found: dict[str, str], options: argpar
     notebook.metadata["decorlib"] = {
         "profile": options.profile,
         "parameters": values,
-        "outputs": inputs.digests(staging, skip=executed),
+        "outputs": freshness.digests(staging, skip=executed),
     }
     notebooks.write(notebook, executed)
     publish.ended(staging, found, options, source)
@@ -166,9 +167,9 @@ def bring_up_to_date(source: Source, values: dict, options: argparse.Namespace) 
         NotebookFailed: it did not run to its end.
         OSError: a file could not be written; the results are as they were.
     """
-    found = inputs.collect(source, values, options)
+    found = freshness.collect(source, values, options)
     here = publish.outputs(options.results, source)
-    reason = "--force" if options.force else inputs.why_run(found, source, options, here)
+    reason = "--force" if options.force else freshness.why_run(found, source, options, here)
     if reason is None:
         return False
     staging = None if options.force else publish.unpublished(found, options, source)
@@ -186,7 +187,7 @@ def bring_up_to_date(source: Source, values: dict, options: argparse.Namespace) 
             "call again, which will only publish them"
         )
         raise
-    inputs.remember(found, source, options, publish.outputs(options.results, source))
+    freshness.remember(found, source, options, publish.outputs(options.results, source))
     publish.clear(options, source)
     return True
 
@@ -219,9 +220,9 @@ def finish(options: argparse.Namespace, before: dict) -> int:
         print(f"reproduce: {error}", file=sys.stderr)
         return FAILED
     if options.report:
-        from decorlib.study import report
+        from decorlib.study.report import build
 
-        if not report.build(options.root, options.results, options.build):
+        if not build.build(options.root, options.results, options.build):
             return FAILED
     return CHANGED if result.verdicts else 0
 
@@ -229,7 +230,7 @@ def finish(options: argparse.Namespace, before: dict) -> int:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Command line, with the folders that follow from it."""
     parser = argparse.ArgumentParser(
-        prog="python -m decorlib.study.reproduce",
+        prog="python -m decorlib.study.report.build.reproduce",
         description="Run the notebooks; write results/.",
     )
     parser.add_argument("--only", nargs="+", metavar="NN", help="numbers of the notebooks to run")

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from decorlib import datasets
-from decorlib.study import workers
-from decorlib.study.cache import canonical
-from decorlib.study.source import code_hash, importable, in_decorlib
+from decorlib.data import datasets
+from decorlib.study.sweeps import workers
+from decorlib.study.sweeps.cache import canonical
+from decorlib.study.sweeps.source import code_hash, importable, in_decorlib
 
 CLUSTER_TIMEOUT = 20  # seconds to wait for a scheduler, and for its first worker
 
@@ -136,7 +136,7 @@ def serial(function: Callable, tasks: Iterable[Task]) -> Iterator[Outcome]:
 
 
 def local(function: Callable, tasks: Iterable[Task], jobs: int) -> Iterator[Outcome]:
-    """In `jobs` processes on this machine, one thread each (:mod:`decorlib.study.workers`).
+    """In `jobs` processes on this machine, one thread each (:mod:`decorlib.study.sweeps.workers`).
 
     When a worker dies (a segmentation fault, the system's out-of-memory killer) the standard pool gives up all its
     runs. Here those that were running then are tried again, each in a process of its own: the one that kills that

@@ -13,11 +13,11 @@ from typing import Any
 from warnings import warn
 
 from decorlib._files import remove_stale_partials
-from decorlib.study import engines
-from decorlib.study.cache import Cache, CacheWarning, canonical, sha256
-from decorlib.study.engines import Outcome, Task
-from decorlib.study.progress import progress
-from decorlib.study.source import edited, importable
+from decorlib.study.sweeps import engines
+from decorlib.study.sweeps.cache import Cache, CacheWarning, canonical, sha256
+from decorlib.study.sweeps.engines import Outcome, Task
+from decorlib.study.sweeps.progress import progress
+from decorlib.study.sweeps.source import edited, importable
 
 PLAIN = (int, float, str, bool, type(None))
 
@@ -89,7 +89,7 @@ def key_of(spec: Any, function: Callable, environment: dict) -> str:
     Args:
         spec: the specification.
         function: what computes the record.
-        environment: code, data, torch and device, from :func:`decorlib.study.engines.environment`.
+        environment: code, data, torch and device, from :func:`decorlib.study.sweeps.engines.environment`.
     """
     return sha256(canonical({"environment": environment, **_question(spec, function)}))
 
@@ -136,7 +136,7 @@ def sweep(
         function: specification -> dict of plain values, at the top level of a module. NaN is refused: a run that
             diverged says so in a status.
         jobs: processes of the local engine; for functions of decorlib they wait for the next sweep
-            (:mod:`decorlib.study.workers`). Default: DECORLIB_JOBS, else the number of cores.
+            (:mod:`decorlib.study.sweeps.workers`). Default: DECORLIB_JOBS, else the number of cores.
         engine: "local", "serial" (in this process, for a debugger), or the address "tcp://host:port" of a Dask
             scheduler whose workers have the same decorlib installed. Default: DECORLIB_ENGINE, else "local".
         cache: folder of stored runs. Default: DECORLIB_CACHE, else the user's cache folder.

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-PACKAGE = Path(__file__).resolve().parents[1]
+PACKAGE = Path(__file__).resolve().parents[2]
 
 # What the files said when this module was imported: as far as anyone can tell, what the process runs.
 AT_START = {path: path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}

@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
-from decorlib.study import source
+from decorlib.study.sweeps import source
 
 # Read by OpenMP, MKL and cuBLAS when torch is imported, so they are set before a worker starts.
 ENVIRONMENT = {

@@ -2,8 +2,8 @@ import subprocess
 
 import pytest
 
-from decorlib.study import compare
-from decorlib.study.records import Record
+from decorlib.study.evidence import compare
+from decorlib.study.evidence.records import Record
 
 
 def record(value=1.0, tolerance=0.02, outcome="supported", explains="no", number="03", **parameters):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from decorlib.study import figures
+from decorlib.study.evidence import figures
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import decorlib.study
-from decorlib.study import provenance
-from decorlib.study.progress import progress
+from decorlib.study.evidence import provenance
+from decorlib.study.sweeps.progress import progress
 
 
 def git(folder, *arguments):

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 import torch
 
-from decorlib.study import records
-from decorlib.study.records import Record, RecordDamaged, load_extended, load_records
+from decorlib.study.evidence import records
+from decorlib.study.evidence.records import Record, RecordDamaged, load_extended, load_records
 
 
 def verdict(hypothesis="h", outcome="supported", **more):
@@ -158,7 +158,7 @@ def test_load_extended(results, monkeypatch):
     """The committed record of the longer run; none where there is none, and none in that run itself."""
     Record("03", "why?").write()
     root = results.parent / "clone"
-    monkeypatch.setattr("decorlib.study.provenance.ROOT", root)
+    monkeypatch.setattr("decorlib.study.evidence.provenance.ROOT", root)
     assert load_extended("03") is None
     folder = root / "results" / "extended" / "records"
     folder.mkdir(parents=True)

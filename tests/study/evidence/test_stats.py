@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from decorlib.study.stats import Interval, decide, holm, interval, paired, ratio
+from decorlib.study.evidence.stats import Interval, decide, holm, interval, paired, ratio
 
 
 def test_interval_by_hand():
@@ -125,7 +125,7 @@ def test_what_has_no_answer_is_refused(call, message):
 
 
 def test_a_value_that_is_not_there_is_never_dropped():
-    from decorlib.study import stats
+    from decorlib.study.evidence import stats
 
     with pytest.raises(ValueError, match=r"a\[1\] is None.*leave out its pair and say how many"):
         stats._checked([1.0, None], "a")

@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from decorlib.study.stats import interval, paired
-from decorlib.study.verdicts import Verdict, family
+from decorlib.study.evidence.stats import interval, paired
+from decorlib.study.evidence.verdicts import Verdict, family
 
 FIELDS = {
     "hypothesis": "variance",

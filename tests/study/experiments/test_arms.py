@@ -1,12 +1,12 @@
-"""decorlib.study.arms: grids, tables that keep diverged runs, and a choice of rates that is the same for all arms."""
+"""arms: grids, tables that keep diverged runs, and a choice of rates that is the same for all arms."""
 
 import math
 
 import pandas as pd
 import pytest
 
-from decorlib.study import arms
-from decorlib.study.experiments import Experiment
+from decorlib.study.experiments import arms
+from decorlib.study.experiments.experiment import Experiment
 
 BASE = Experiment(train_size=128, epochs=1, hidden=(8,))
 

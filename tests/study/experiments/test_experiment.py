@@ -6,18 +6,18 @@ import pytest
 import torch
 
 from decorlib import Decorrelation
-from decorlib.study import experiments, networks
-from decorlib.study.experiments import Experiment
+from decorlib.study.experiments import experiment, networks
+from decorlib.study.experiments.experiment import Experiment
 
 
 def test_runs_that_read_the_same_share_their_arrays():
     """The very same tensors, with the values of arrays; a field that they depend on gives others."""
     spec = Experiment(train_size=64, seed=3)
-    kept = experiments.kept_arrays(spec)
-    assert all(a is b for a, b in zip(kept, experiments.kept_arrays(spec.but(lr=0.5, epochs=7)), strict=True))
+    kept = experiment.kept_arrays(spec)
+    assert all(a is b for a, b in zip(kept, experiment.kept_arrays(spec.but(lr=0.5, epochs=7)), strict=True))
     for changes in ({}, {"demean_inputs": True}, {"seed": 4}, {"split": "validation"}, {"scaling": "unit"}):
         other = spec.but(**changes)
-        assert all(map(torch.equal, experiments.kept_arrays(other), experiments.arrays(other)))
+        assert all(map(torch.equal, experiment.kept_arrays(other), experiment.arrays(other)))
 
 
 def test_every_field_that_arrays_reads_tells_them_apart():
@@ -34,24 +34,24 @@ def test_every_field_that_arrays_reads_tells_them_apart():
     ):
         spec = Watched(train_size=200, **changes)
         read.clear()  # what the constructor checked
-        experiments.arrays(spec)
+        experiment.arrays(spec)
         seen |= read
-    assert seen & {f.name for f in fields(Experiment)} == set(experiments.PREPARATION)
+    assert seen & {f.name for f in fields(Experiment)} == set(experiment.PREPARATION)
 
 
 def test_a_run_does_not_write_on_the_arrays_it_was_given():
     spec = Experiment(train_size=128, epochs=1, hidden=(8,), layer_options=(("center", "batch"),))
-    before = [part.clone() for part in experiments.kept_arrays(spec)]
-    experiments.run(spec)
-    assert all(map(torch.equal, experiments.kept_arrays(spec), before))
+    before = [part.clone() for part in experiment.kept_arrays(spec)]
+    experiment.run(spec)
+    assert all(map(torch.equal, experiment.kept_arrays(spec), before))
 
 
 def test_measuring_within_epochs_changes_no_run():
     """Twice or three times an epoch: rows of their own, and in between the very same training."""
     spec = Experiment(train_size=320, epochs=2, hidden=(8,), decor_lr=1e-5, evaluate_every=1, measures="task")
-    whole = experiments.run(spec)
+    whole = experiment.run(spec)
     for parts in (2, 3):
-        found = experiments.run(spec.but(evaluate_every=1 / parts))
+        found = experiment.run(spec.but(evaluate_every=1 / parts))
         assert [row["epoch"] for row in found["epochs"]] == [k / parts for k in range(1, 2 * parts + 1)]
         ends = [row for row in found["epochs"] if row["epoch"] in (1, 2)]
         for end, row in zip(ends, whole["epochs"], strict=True):
@@ -64,7 +64,7 @@ def test_measuring_within_epochs_changes_no_run():
 
 def test_an_epoch_of_divergence_is_counted_in_whole_epochs():
     spec = Experiment(train_size=320, epochs=3, hidden=(8,), optimizer="sgd", lr=1e6, rule=None)
-    whole, found = (experiments.run(spec.but(evaluate_every=e)) for e in (1, 0.25))
+    whole, found = (experiment.run(spec.but(evaluate_every=e)) for e in (1, 0.25))
     assert whole["status"] == found["status"] == "diverged"
     assert whole["diverged_at"] == found["diverged_at"] == 1
 
@@ -80,7 +80,7 @@ def test_schedules_anneal_the_rate_they_are_for():
     expected = {"drop": [1.0] * 8 + [0.1] * 8, "stop": [1.0] * 4 + [0.0] * 12}
     for kind in ("cosine", "drop", "stop"):
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-        schedule, rates = experiments.schedule(optimizer, kind, spec), []
+        schedule, rates = experiment.schedule(optimizer, kind, spec), []
         for _ in range(16):
             rates.append(optimizer.param_groups[0]["lr"])
             optimizer.step()
@@ -91,15 +91,15 @@ def test_schedules_anneal_the_rate_they_are_for():
             assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
         else:
             assert rates == pytest.approx(expected[kind])
-    assert experiments.schedule(optimizer, None, spec) is None
-    assert experiments.schedule(None, "cosine", spec) is None
+    assert experiment.schedule(optimizer, None, spec) is None
+    assert experiment.schedule(None, "cosine", spec) is None
 
 
 def test_the_weights_schedule_is_of_the_weights_and_that_of_r_of_r():
     spec = Experiment(train_size=320, epochs=4, hidden=(8,), decor_lr=1e-5)
-    plain = experiments.run(spec)["epochs"]
-    weights = experiments.run(spec.but(lr_schedule="stop"))["epochs"]
-    R = experiments.run(spec.but(decor_schedule="stop"))["epochs"]
+    plain = experiment.run(spec)["epochs"]
+    weights = experiment.run(spec.but(lr_schedule="stop"))["epochs"]
+    R = experiment.run(spec.but(decor_schedule="stop"))["epochs"]
     assert weights[0] == plain[0] == R[0]  # the first quarter
     assert weights[-1]["decor_loss"] == pytest.approx(plain[-1]["decor_loss"], rel=0.5)
     assert R[-1]["decor_loss"] > plain[-1]["decor_loss"]
@@ -130,5 +130,5 @@ def test_demean_is_the_centring_of_a_layer_whose_r_stands_still():
             layer_options=(("center", "batch"),),
         ),
     ]
-    a, b = (experiments.run(spec)["final"] for spec in runs)
+    a, b = (experiment.run(spec)["final"] for spec in runs)
     assert a["test_loss"] == pytest.approx(b["test_loss"], rel=1e-5)

@@ -1,10 +1,10 @@
-"""decorlib.study.failed: the crossed comparison separates "R stood still" from the factor."""
+"""decorlib.study.experiments.failed: the crossed comparison separates "R stood still" from the factor."""
 
 import pandas as pd
 import pytest
 
-from decorlib.study import failed
-from decorlib.study.experiments import run
+from decorlib.study.experiments import failed
+from decorlib.study.experiments.experiment import run
 
 
 def table(**cells):

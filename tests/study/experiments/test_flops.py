@@ -6,10 +6,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from decorlib import DecorLinear, Decorrelation
-from decorlib.catalogue import make_rule
-from decorlib.models import decor_update
-from decorlib.study import flops
-from decorlib.study.rulebook import ARMS
+from decorlib.layers.models import decor_update
+from decorlib.rules.catalogue import make_rule
+from decorlib.study.experiments import flops
+from decorlib.study.questions.rules.comparison import ARMS
 
 
 def counted(function):

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from decorlib import metrics
-from decorlib.catalogue import make_rule
-from decorlib.study import gaussians
-from decorlib.whitening import zca
+from decorlib.rules.catalogue import make_rule
+from decorlib.rules.whitening import zca
+from decorlib.study.experiments import gaussians
 
 S = gaussians.covariance(6, 20.0, seed=3)
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from decorlib.datasets import mnist_root
-from decorlib.decorrelation import Decorrelation
-from decorlib.train import SilentNoOp, decor_train
+from decorlib.data.datasets import mnist_root
+from decorlib.layers.decorrelation import Decorrelation
+from decorlib.training.train import SilentNoOp, decor_train
 
 PRINTED = json.loads(files("decorlib").joinpath("data/seed_tables.json").read_text())["runs"]
 CHANGED = {  # everything that differs from the document

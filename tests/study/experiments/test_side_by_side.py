@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from decorlib.study import experiments, stacked
-from decorlib.study.experiments import Experiment
-from decorlib.study.runs import SweepFailed
+from decorlib.study.experiments import experiment, side_by_side
+from decorlib.study.experiments.experiment import Experiment
+from decorlib.study.sweeps.runs import SweepFailed
 
 SMALL = Experiment(train_size=300, hidden=(20,), epochs=2, rule="kappa", rule_options=(("kappa", 0.5),), decor_lr=2e-4)
 KINDS = {
@@ -50,8 +50,8 @@ def test_the_records_are_those_of_separate_runs(name):
     spec = SMALL.but(**KINDS[name])
     rates = {} if spec.rule is None else {"decor_lr": spec.decor_lr}
     specs = but(spec, lr=spec.lr, **rates)
-    alone = [experiments.run(spec) for spec in specs]
-    for ours, theirs in zip(stacked.run_together(specs), alone, strict=True):
+    alone = [experiment.run(spec) for spec in specs]
+    for ours, theirs in zip(side_by_side.run_together(specs), alone, strict=True):
         assert_same(ours, theirs)
     assert {record["status"] for record in alone} == {"finished"}
     assert len({record["epochs"][-1]["loss"] or record["epochs"][-1]["decor_loss"] for record in alone}) == 3
@@ -61,25 +61,25 @@ def test_the_records_are_those_of_separate_runs(name):
 @pytest.mark.parametrize("name", ["kappa", "seed's rule", "plain"])
 def test_the_records_of_a_GPU_are_those_of_separate_runs(name):
     specs = but(SMALL.but(**KINDS[name]))
-    for ours, spec in zip(stacked.run_together(specs, "cuda"), specs, strict=True):
-        theirs = experiments.run(spec)
+    for ours, spec in zip(side_by_side.run_together(specs, "cuda"), specs, strict=True):
+        theirs = experiment.run(spec)
         assert ours["final"]["test_loss"] == pytest.approx(theirs["final"]["test_loss"], rel=1e-2)
 
 
 def test_one_that_diverges_leaves_the_others_as_they_are():
     specs = [SMALL, SMALL.but(seed=1, lr=1e30, optimizer="adam"), SMALL.but(seed=2)]
-    alone = [experiments.run(spec) for spec in specs]
+    alone = [experiment.run(spec) for spec in specs]
     assert [record["status"] for record in alone] == ["finished", "diverged", "finished"]
-    for ours, theirs in zip(stacked.run_together(specs), alone, strict=True):
+    for ours, theirs in zip(side_by_side.run_together(specs), alone, strict=True):
         assert_same(ours, theirs)
 
 
 def test_an_R_that_rounding_holds_still_is_the_error_of_a_separate_run():
     specs = [SMALL, SMALL.but(seed=1, decor_lr=1e-60)]
     with pytest.raises(RuntimeError, match="left every R unchanged"):
-        stacked.run_together(specs)
+        side_by_side.run_together(specs)
     still = [SMALL.but(decor_lr=0.0), SMALL.but(seed=1)]
-    assert stacked.run_together(still)[0]["status"] == "finished"
+    assert side_by_side.run_together(still)[0]["status"] == "finished"
 
 
 @pytest.mark.parametrize(
@@ -95,31 +95,31 @@ def test_an_R_that_rounding_holds_still_is_the_error_of_a_separate_run():
 )
 def test_what_has_to_run_alone(changes):
     spec = SMALL.but(**changes)
-    assert stacked.kind(SMALL) is not None
-    assert stacked.kind(spec) is None
+    assert side_by_side.kind(SMALL) is not None
+    assert side_by_side.kind(spec) is None
     with pytest.raises(ValueError, match="run them one by one"):
-        stacked.run_together([spec, spec.but(seed=1)])
+        side_by_side.run_together([spec, spec.but(seed=1)])
 
 
 def test_different_kinds_do_not_run_together():
-    assert stacked.kind(SMALL) == stacked.kind(SMALL.but(seed=3, lr=0.1, decor_lr=0.2))
+    assert side_by_side.kind(SMALL) == side_by_side.kind(SMALL.but(seed=3, lr=0.1, decor_lr=0.2))
     with pytest.raises(ValueError, match="not of one kind"):
-        stacked.run_together([SMALL, SMALL.but(epochs=3)])
+        side_by_side.run_together([SMALL, SMALL.but(epochs=3)])
 
 
 def test_a_sweep_side_by_side(tmp_path, monkeypatch):
     pair = [SMALL, SMALL.but(seed=1)]
     specs = [*pair, SMALL.but(epochs=1), SMALL.but(pixels="alive"), SMALL]
     options = {"engine": "serial", "cache": tmp_path / "cache"}
-    one_by_one = stacked.sweep(specs, **options)
+    one_by_one = side_by_side.sweep(specs, **options)
     entries = len(list((tmp_path / "cache").rglob("*.json*")))
-    together = stacked.sweep(specs, device="cpu", **options)
+    together = side_by_side.sweep(specs, device="cpu", **options)
     assert len(list((tmp_path / "cache").rglob("*.json*"))) == entries + 1  # a pair; the others were there
     for ours, theirs in zip(together, one_by_one, strict=True):
         assert_same(ours, theirs)
     assert together[0]["final"]["loss"] == together[-1]["final"]["loss"]
-    monkeypatch.setattr(stacked, "run_together", lambda *_: pytest.fail("was computed again"))
-    assert stacked.sweep(specs, device="cpu", **options) == together
+    monkeypatch.setattr(side_by_side, "run_together", lambda *_: pytest.fail("was computed again"))
+    assert side_by_side.sweep(specs, device="cpu", **options) == together
 
 
 def test_an_error_of_one_is_not_that_of_its_group(tmp_path):
@@ -127,7 +127,7 @@ def test_an_error_of_one_is_not_that_of_its_group(tmp_path):
     specs = [SMALL, wrong, SMALL.but(seed=1), other_kind]
     options = {"engine": "serial", "cache": tmp_path / "cache"}
     with pytest.warns(RuntimeWarning, match="one by one"), pytest.raises(SweepFailed) as failed:
-        stacked.sweep(specs, device="cpu", **options)
+        side_by_side.sweep(specs, device="cpu", **options)
     assert [error.spec for error in failed.value.errors] == [wrong]
     assert "left every R unchanged" in failed.value.errors[0].error
     assert [record and record["status"] for record in failed.value.records] == [
@@ -139,12 +139,12 @@ def test_an_error_of_one_is_not_that_of_its_group(tmp_path):
 
 
 def test_one_alone_is_a_separate_run():
-    assert_same(*stacked.run_together([SMALL]), experiments.run(SMALL))
+    assert_same(*side_by_side.run_together([SMALL]), experiment.run(SMALL))
 
 
 def test_a_group_comes_back_from_its_plain_form():
     specs = but(SMALL.but(layer_options=(("center", "batch"),)), lr=1e-3)
-    assert stacked.Together.of(specs, "cpu").specs() == specs
+    assert side_by_side.Together.of(specs, "cpu").specs() == specs
 
 
 def test_with_a_gpu_sweeps_go_side_by_side_without_being_asked(monkeypatch):
@@ -152,14 +152,14 @@ def test_with_a_gpu_sweeps_go_side_by_side_without_being_asked(monkeypatch):
 
     def sweep(specs, function, **_):
         asked.append((specs, function))
-        beside = function is stacked.run_group
+        beside = function is side_by_side.run_group
         return [{"records": [{"at": s} for s in spec.specs()]} if beside else {"at": spec} for spec in specs]
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(stacked.runs, "sweep", sweep)
+    monkeypatch.setattr(side_by_side.runs, "sweep", sweep)
     specs = [SMALL, SMALL.but(model="convnet"), SMALL.but(seed=1)]
-    assert [record["at"] for record in stacked.sweep(specs)] == specs
+    assert [record["at"] for record in side_by_side.sweep(specs)] == specs
     (groups, function), (single, alone) = asked
     assert [group.device for group in groups] == ["cuda"]
-    assert (function, single, alone) == (stacked.run_group, [specs[1]], experiments.run)
+    assert (function, single, alone) == (side_by_side.run_group, [specs[1]], experiment.run)
     assert [len(group.specs()) for group in groups] == [2]

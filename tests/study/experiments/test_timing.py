@@ -2,7 +2,7 @@
 
 import time
 
-from decorlib.study import timing
+from decorlib.study.experiments import timing
 
 
 def test_alternatives_take_turns_of_so_many_calls_and_warming_up_does_not_count():

@@ -4,10 +4,11 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from decorlib.study import optimizer_figures, variance_figures
-from decorlib.study.figures import use_style
-from decorlib.study.optimizers import ORDERS
-from decorlib.study.stats import paired
+from decorlib.study.evidence.figures import use_style
+from decorlib.study.evidence.stats import paired
+from decorlib.study.questions.optimizer import figures as optimizer_figures
+from decorlib.study.questions.optimizer.optimizers import ORDERS
+from decorlib.study.questions.variance import figures as variance_figures
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from decorlib.study import interactive
+from decorlib.study.questions.rules import interactive
 
 
 def test_walk_whitens_and_reports_every_step():

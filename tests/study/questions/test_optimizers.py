@@ -2,9 +2,9 @@
 
 import pytest
 
-from decorlib.study import accidents, optimizers
-from decorlib.study.experiments import Experiment
-from decorlib.study.optimizers import ORDERS, Order, learn_in_order
+from decorlib.study.experiments.experiment import Experiment
+from decorlib.study.questions.optimizer import optimizers, wiring_mistakes
+from decorlib.study.questions.optimizer.optimizers import ORDERS, Order, learn_in_order
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_spacings_keep_rate_times_steps():
 
 
 def test_no_accident_is_silent():
-    said = accidents.accidents()
+    said = wiring_mistakes.accidents()
     assert len(said) == 6
     silent = [name for name, answer in said.items() if answer == "nothing"]
     assert not silent
@@ -84,8 +84,8 @@ def test_no_accident_is_silent():
 
 
 def test_a_sound_wiring_says_nothing(monkeypatch):
-    monkeypatch.setattr(accidents, "_ACCIDENTS", {"sound": accidents._train})
-    assert accidents.accidents() == {"sound": "nothing"}
+    monkeypatch.setattr(wiring_mistakes, "_ACCIDENTS", {"sound": wiring_mistakes._train})
+    assert wiring_mistakes.accidents() == {"sound": "nothing"}
 
 
 def test_rates_are_scaled_by_kind_and_equally_many():

@@ -11,9 +11,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from decorlib import DecorConv2d, KappaRule, metrics
-from decorlib.study import convolution_figures, convolution_runs, convolutions, positions
-from decorlib.study.convolutions import Patches
-from decorlib.study.experiments import Experiment, build, run
+from decorlib.study.experiments.experiment import Experiment, build, run
+from decorlib.study.questions.convolution import convnet, figures, patches, sampling_positions
+from decorlib.study.questions.convolution.patches import Patches
 
 
 def draw(*shape, seed=0):
@@ -24,8 +24,8 @@ def draw(*shape, seed=0):
 
 
 def test_the_layer_is_its_definition_in_every_geometry():
-    table = convolutions.against_definition(seed=1)
-    assert list(table.index) == list(convolutions.GEOMETRIES)
+    table = patches.against_definition(seed=1)
+    assert list(table.index) == list(patches.GEOMETRIES)
     assert table.to_numpy().max() < 1e-12
     assert table.to_numpy().max() > 0  # two computations, not one with itself
 
@@ -36,26 +36,26 @@ def test_the_definition_by_hand():
     layer.weight.data.fill_(1.0)
     layer.decorrelation.weight.data[1:, :-1] -= torch.eye(3, dtype=torch.float64)
     x = torch.arange(9.0, dtype=torch.float64).reshape(1, 1, 3, 3)
-    assert convolutions.definition(layer, x).tolist() == [[[[4.0, 5.0], [7.0, 8.0]]]]
+    assert patches.definition(layer, x).tolist() == [[[[4.0, 5.0], [7.0, 8.0]]]]
 
 
 @pytest.mark.parametrize("flaw", ["transposed R", "R on the other side of the rule"])
 def test_a_planted_flaw_is_seen(flaw, monkeypatch):
     if flaw == "transposed R":
-        whole = convolutions.whole
-        monkeypatch.setattr(convolutions, "whole", lambda layer: whole(layer).T)
+        whole = patches.whole
+        monkeypatch.setattr(patches, "whole", lambda layer: whole(layer).T)
         column = "output"
     else:
         direction = KappaRule.direction
         monkeypatch.setattr(KappaRule, "step_", lambda rule, m, R, lr, scale=1.0: R.sub_(lr * direction(rule, m, R).mT))
         column = "R after a step"
-    assert convolutions.against_definition()[column].min() > 1e-3
+    assert patches.against_definition()[column].min() > 1e-3
 
 
 def test_channels_are_the_same_matrix_at_every_tap():
     layer = DecorConv2d(2, 3, 2, span="channel", dtype=torch.float64)
     layer.decorrelation.weight.data = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64)
-    R = convolutions.whole(layer)
+    R = patches.whole(layer)
     assert R.shape == (8, 8)
     assert R[0].tolist() == [1, 0, 0, 0, 2, 0, 0, 0]
     assert R[5].tolist() == [0, 3, 0, 0, 0, 4, 0, 0]
@@ -65,7 +65,7 @@ def test_channels_are_the_same_matrix_at_every_tap():
 
 
 def test_learning_on_patches_comes_near_exact_zca_and_longer_is_nearer():
-    short, long = (convolutions.learn(Patches(kernel=3, train_size=100, steps=n, fraction=0.2)) for n in (5, 60))
+    short, long = (patches.learn(Patches(kernel=3, train_size=100, steps=n, fraction=0.2)) for n in (5, 60))
     assert min(long["cosine"]) > 0.99 > min(short["cosine"])
     spread = {key: values[0] / values[-1] for key, values in long["spectrum"].items()}
     assert spread["before"] > 50 > 5 > spread["after"] > 1
@@ -75,7 +75,7 @@ def test_learning_on_patches_comes_near_exact_zca_and_longer_is_nearer():
 
 
 def test_seeds_are_other_digits():
-    one, other = (convolutions.learn(Patches(kernel=3, train_size=50, steps=2, seed=s)) for s in (0, 1))
+    one, other = (patches.learn(Patches(kernel=3, train_size=50, steps=2, seed=s)) for s in (0, 1))
     assert one["zca"] != other["zca"]
     assert one["R"] != other["R"]
 
@@ -86,13 +86,13 @@ def test_seeds_are_other_digits():
 def test_the_law_for_images_of_one_value_and_for_independent_pixels():
     """An image of one repeated value is worth one position; one of independent pixels is worth all of them."""
     constant = draw(400, 1, 1, 1).expand(400, 1, 4, 4)
-    assert positions.sampling_law(constant, 1).effective == pytest.approx(1, rel=0.01)
+    assert sampling_positions.sampling_law(constant, 1).effective == pytest.approx(1, rel=0.01)
     independent = draw(400, 1, 4, 4)
-    assert positions.sampling_law(independent, 1).effective == pytest.approx(16, rel=0.2)
+    assert sampling_positions.sampling_law(independent, 1).effective == pytest.approx(16, rel=0.2)
 
 
 def test_the_law_at_its_ends():
-    law = positions.sampling_law(draw(50, 1, 6, 6), 3)
+    law = sampling_positions.sampling_law(draw(50, 1, 6, 6), 3)
     assert law.error(50, 50 * 16) == 0  # every position of every image
     assert law.error(10, 160) == pytest.approx(math.sqrt(0.8 * law.between / 10) / law.norm)
     assert law.error(10, 1) == pytest.approx(math.sqrt(law.total) / law.norm, rel=0.05)
@@ -104,8 +104,8 @@ def test_the_law_at_its_ends():
 @pytest.mark.parametrize("fraction", [0.02, 0.2, 1.0])
 def test_measured_errors_follow_the_law(fraction):
     x = F.avg_pool2d(draw(200, 1, 12, 12), 3, stride=1)  # neighbours alike
-    law = positions.sampling_law(x, 3)
-    errors = positions.sampling_errors(x, 3, [fraction], trials=60, batch=16)
+    law = sampling_positions.sampling_law(x, 3)
+    errors = sampling_positions.sampling_errors(x, 3, [fraction], trials=60, batch=16)
     n = int(errors["positions"].iloc[0])
     measured = math.sqrt(errors["error"].pow(2).mean())
     assert n == round(fraction * 16 * 64)
@@ -118,14 +118,14 @@ def test_measured_errors_follow_the_law(fraction):
 
 
 def test_missing_pixels_by_counting():
-    assert positions.missing(3, 28).reshape(3, 3).tolist() == [[55, 28, 55], [28, 0, 28], [55, 28, 55]]
+    assert sampling_positions.missing(3, 28).reshape(3, 3).tolist() == [[55, 28, 55], [28, 0, 28], [55, 28, 55]]
 
 
 @pytest.mark.parametrize("background", [-2.0, 0.0])
 def test_the_mean_patch_under_zero_padding_is_predicted(background):
     x = torch.full((5, 1, 10, 10), background, dtype=torch.float64)
     x[:, :, 3:7, 3:7] = draw(5, 1, 4, 4).abs()  # ink away from the border
-    measured, predicted = positions.padded_means(x, 5)
+    measured, predicted = sampling_positions.padded_means(x, 5)
     torch.testing.assert_close(measured, predicted)
     assert (float(measured.max() - measured.min()) > 0.1) == (background != 0)
 
@@ -134,7 +134,7 @@ def test_zero_padding_is_no_news_on_a_background_of_zero():
     images = torch.zeros(40, 28, 28, dtype=torch.uint8)
     ink = torch.Generator().manual_seed(0)
     images[:, 1:27, 1:27] = torch.randint(256, (40, 26, 26), dtype=torch.uint8, generator=ink)
-    table = positions.padding_effects(images, ("raw", "seed"), (3,)).set_index("scaling")
+    table = sampling_positions.padding_effects(images, ("raw", "seed"), (3,)).set_index("scaling")
     assert table.loc["raw", ["mean", "moment"]].tolist() == [0, 0]
     assert table.loc["raw", "least cosine of R"] == pytest.approx(1)
     assert table.loc["seed", "moment"] > 0.01
@@ -143,22 +143,22 @@ def test_zero_padding_is_no_news_on_a_background_of_zero():
 
 
 def test_interior_positions_by_hand():
-    assert positions.interior((4, 4), 3, 1).reshape(4, 4).int().tolist() == [
+    assert sampling_positions.interior((4, 4), 3, 1).reshape(4, 4).int().tolist() == [
         [0, 0, 0, 0],
         [0, 1, 1, 0],
         [0, 1, 1, 0],
         [0, 0, 0, 0],
     ]
-    assert positions.interior((7, 7), 3, 1, stride=2).sum() == 4  # of 16, as in the ConvNet's third layer
-    assert positions.interior((7, 7), 3, 0).all()
+    assert sampling_positions.interior((7, 7), 3, 1, stride=2).sum() == 4  # of 16, as in the ConvNet's third layer
+    assert sampling_positions.interior((7, 7), 3, 0).all()
 
 
 def test_border_effect_is_none_without_padding_and_large_on_small_maps():
     x = F.relu(draw(300, 4, 7, 7) + 1)
-    without = positions.border_effect(x, padding=0)
+    without = sampling_positions.border_effect(x, padding=0)
     assert without["touched"] == 0 == without["moment"]
     assert without["left by R of all"] == without["left by R of the others"]
-    with_padding = positions.border_effect(x)
+    with_padding = sampling_positions.border_effect(x)
     assert with_padding["touched"] == 0.75
     assert with_padding["left by R of all"] > 2 * with_padding["left by R of the others"]
 
@@ -170,8 +170,8 @@ BASE = Experiment(train_size=128, epochs=1, scaling="standard", lr=3e-3, decor_l
 
 @pytest.mark.parametrize("arm", ["plain", "patches", "channels"])
 def test_looking_trains_the_same_network_as_running(arm):
-    spec = convolution_runs.designs(BASE, 2)[arm]
-    looked, ran = convolution_runs.look(spec), run(spec)
+    spec = convnet.designs(BASE, 2)[arm]
+    looked, ran = convnet.look(spec), run(spec)
     assert looked["final"] == {name: ran["final"][name] for name in ("test_accuracy", "test_loss")}
     assert len(looked["layers"]) == 3
     assert [row["touched"] for row in looked["layers"]] == pytest.approx([1 - (13 / 14) ** 2, 1 - (6 / 7) ** 2, 0.75])
@@ -181,14 +181,14 @@ def test_looking_trains_the_same_network_as_running(arm):
 
 def test_looking_says_what_it_does_not_know_and_records_divergence():
     with pytest.raises(ValueError, match="convnet"):
-        convolution_runs.look(Experiment())
-    wild = convolution_runs.look(convolution_runs.designs(BASE.but(decor_lr=1e3), 2)["patches"])
+        convnet.look(Experiment())
+    wild = convnet.look(convnet.designs(BASE.but(decor_lr=1e3), 2)["patches"])
     assert wild["status"] == "diverged"
     assert wild["final"] == {}
 
 
 def test_arms_start_equal_and_the_longer_one_is_longer():
-    designs = convolution_runs.designs(BASE, 3)
+    designs = convnet.designs(BASE, 3)
     images = draw(4, 784, seed=3).float()
     nets = {name: build(spec, 784) for name, spec in designs.items()}
     first = {name: next(p for p in net.parameters() if p.dim() == 4) for name, net in nets.items()}
@@ -201,41 +201,41 @@ def test_effective_filters_are_w_times_r():
     layer = DecorConv2d(1, 2, 3)
     layer.decorrelation.weight.data = draw(9, 9).float()
     expected = (layer.weight.flatten(1) @ layer.decorrelation.weight).view(2, 3, 3)
-    torch.testing.assert_close(convolution_runs.effective(nn.Sequential(layer)), expected)
-    assert convolution_runs.mean_share(torch.ones(2, 3, 3)) == pytest.approx(1)
-    assert convolution_runs.mean_share(torch.tensor([[[1.0, -1.0]]])) == 0
-    assert convolution_runs.mean_share(draw(3000, 3, 3)) == pytest.approx(1 / 9, abs=0.01)
-    assert convolution_runs.alike(expected.tolist(), (-2 * expected).tolist()) == pytest.approx(-1)
+    torch.testing.assert_close(convnet.effective(nn.Sequential(layer)), expected)
+    assert convnet.mean_share(torch.ones(2, 3, 3)) == pytest.approx(1)
+    assert convnet.mean_share(torch.tensor([[[1.0, -1.0]]])) == 0
+    assert convnet.mean_share(draw(3000, 3, 3)) == pytest.approx(1 / 9, abs=0.01)
+    assert convnet.alike(expected.tolist(), (-2 * expected).tolist()) == pytest.approx(-1)
 
 
 # ---------------------------------------------------------------------------------------------- cost
 
 
 @pytest.mark.parametrize(("channels", "size", "batch"), [(2, 4, 2), (4, 8, 4), (8, 5, 1)])
-@pytest.mark.parametrize("variant", convolution_runs.VARIANTS)
+@pytest.mark.parametrize("variant", convnet.VARIANTS)
 def test_counted_work_is_that_of_the_code(variant, channels, size, batch):
-    step = convolution_runs.variants(channels, size, batch)[variant]
+    step = convnet.variants(channels, size, batch)[variant]
     with FlopCounterMode(display=False) as counter:
         step()
-    options = convolution_runs.VARIANTS[variant] or {}
+    options = convnet.VARIANTS[variant] or {}
     width = channels if options.get("span") == "channel" else 9 * channels
     n = max(1, round(options.get("fraction", 1.0) * batch * size**2))
     # torch's counter does not know the in-place product that ends a step
     unseen = 2 * min(n, width) * width**2 if variant != "plain" else 0
-    expected = convolution_runs.work(variant, channels, size, batch).total
+    expected = convnet.work(variant, channels, size, batch).total
     assert counter.get_total_flops() + unseen == pytest.approx(expected)
 
 
 def test_forms_cross_at_as_many_positions_as_features():
-    table = convolution_runs.forms_table(24, [6, 12, 24, 48, 96], repeats=2)
-    assert convolution_runs.crossing(table, "GFLOP") == pytest.approx(24, rel=0.05)
+    table = convnet.forms_table(24, [6, 12, 24, 48, 96], repeats=2)
+    assert convnet.crossing(table, "GFLOP") == pytest.approx(24, rel=0.05)
     assert set(table["form"]) == {"factored", "dense"}
-    assert convolution_runs.crossing(table[table["positions"] < 24], "GFLOP") is None
+    assert convnet.crossing(table[table["positions"] < 24], "GFLOP") is None
 
 
 def test_cost_table_has_every_variant_at_every_shape():
-    table = convolution_runs.cost_table([2, 4], 4, 2, repeats=2)
-    assert len(table) == 2 * len(convolution_runs.VARIANTS)
+    table = convnet.cost_table([2, 4], 4, 2, repeats=2)
+    assert len(table) == 2 * len(convnet.VARIANTS)
     plain = table[table["variant"] == "plain"]
     assert (plain["measured"] == 1).all()
     assert (plain["counted"] == 1).all()
@@ -247,8 +247,8 @@ def test_cost_table_has_every_variant_at_every_shape():
 
 def test_figures_show_every_seed():
     specs = [Patches(rule, kernel=3, train_size=40, steps=2, seed=s) for rule in ("seed", "kappa") for s in (0, 1)]
-    found = [convolutions.learn(spec) for spec in specs]
-    figure = convolution_figures.spectra(specs, found, "a title")
+    found = [patches.learn(spec) for spec in specs]
+    figure = figures.spectra(specs, found, "a title")
     long_lines = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 9]
     assert len(long_lines) == 3 * len(specs)
     assert "a title" in [figure.axes[0].get_title(loc=where) for where in ("left", "center")]
@@ -260,7 +260,7 @@ def test_figures_show_every_seed():
     )
     accuracy = pd.DataFrame({"fraction": f, "seed": s, "test_accuracy": 0.9} for f in (0.1, 1.0) for s in (0, 1))
     accuracy.loc[0, "test_accuracy"] = float("nan")
-    figure = convolution_figures.fractions_in_training(layers, accuracy, "t")
+    figure = figures.fractions_in_training(layers, accuracy, "t")
     assert len(figure.axes[1].lines) == 2 + 1  # seeds, and a cross where one diverged
     assert [text.get_text().strip() for text in figure.axes[1].texts] == ["1 diverged"]
     assert sum(len(line.get_xdata()) for line in figure.axes[0].lines) == 3 * (4 + 2)  # dots, and medians
@@ -268,7 +268,7 @@ def test_figures_show_every_seed():
 
 
 def test_filters_are_drawn_to_their_own_peak():
-    figure = convolution_figures.filters({"a": 3 * draw(5, 3, 3).numpy()}, "t")
+    figure = figures.filters({"a": 3 * draw(5, 3, 3).numpy()}, "t")
     images = [ax.images[0] for ax in figure.axes if ax.images]
     assert len(images) == 5
     assert all(image.get_clim() == (-abs(image.get_array()).max(), abs(image.get_array()).max()) for image in images)
@@ -277,7 +277,7 @@ def test_filters_are_drawn_to_their_own_peak():
 
 def test_patches_are_the_rows_that_the_layer_sees():
     x = draw(2, 3, 5, 5)
-    p = convolutions.patches(x, 3, 1, 2)
+    p = patches.patches(x, 3, 1, 2)
     assert p.shape == (2, 9, 27)
     assert metrics.second_moment(p.flatten(0, 1)).shape == (27, 27)
     torch.testing.assert_close(p[1, 4], x[1, :, 1:4, 1:4].flatten())

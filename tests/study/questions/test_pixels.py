@@ -1,4 +1,4 @@
-"""decorlib.study.pixels: the kinds of pixels, the blocks of the loss, and the law that a nearly dead pixel follows."""
+"""pixels: the kinds of pixels, the blocks of the loss, and the law that a nearly dead pixel follows."""
 
 import math
 
@@ -6,11 +6,11 @@ import pandas as pd
 import pytest
 import torch
 
-from decorlib import inputs
+from decorlib.data import inputs
 from decorlib.metrics import decorrelation_loss
-from decorlib.rules import SeedRule
-from decorlib.study import pixels
-from decorlib.study.experiments import Experiment
+from decorlib.rules.rules import SeedRule
+from decorlib.study.experiments.experiment import Experiment
+from decorlib.study.questions.zero_pixels import pixels
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,10 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 
-from decorlib.study import provenance, seed, spread
-from decorlib.study.records import load_records
+from decorlib.study.evidence import provenance
+from decorlib.study.evidence.records import load_records
+from decorlib.study.experiments import notebook_2024
+from decorlib.study.questions.answers import spread
 
 MEASURED = json.loads(spread.MEASURED.read_text(encoding="utf-8"))
 
@@ -21,13 +23,13 @@ def made(torch="1", threads=1, instructions="A", **values):
 def test_the_page_says_what_was_measured():
     text = spread.PAGE.read_text(encoding="utf-8")
     again = spread.in_page(text, spread.table(MEASURED, load_records()))
-    assert again == text, "call `python -m decorlib.study.spread table`"
+    assert again == text, "call `python -m decorlib.study.questions.answers.spread table`"
 
 
 def test_every_tolerance_is_ten_times_the_spread_it_has_to_cover():
     records = load_records()
     names = list(MEASURED[0]["values"])
-    assert sum(name.startswith(seed.RUNS) for name in names) == 5
+    assert sum(name.startswith(notebook_2024.RUNS) for name in names) == 5
     assert len(names) >= 15
     for name in names:
         tolerance, _ = spread.tolerance_of(name, records)
@@ -47,9 +49,9 @@ def test_the_lowest_and_the_locked_release_were_measured_with_one_and_two_thread
 
 def test_the_seeds_values_are_those_that_its_document_holds():
     for m in MEASURED:
-        for run in seed.RUNS:
+        for run in notebook_2024.RUNS:
             for key in ("bp_loss", "decorrelation_loss"):
-                printed = [row[key] for row in seed.printed(run) if row.get(key) is not None]
+                printed = [row[key] for row in notebook_2024.printed(run) if row.get(key) is not None]
                 if any(printed):
                     assert m["values"][f"{run}, {key}"] == pytest.approx(printed, rel=1e-5)
 

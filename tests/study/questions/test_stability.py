@@ -1,4 +1,4 @@
-"""decorlib.study.stability: the exact edge 2 / lambda_max, the bisection that finds it, the power law of the loss."""
+"""stability: the exact edge 2 / lambda_max, the bisection that finds it, the power law of the loss."""
 
 import math
 
@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 import torch
 
-from decorlib.decorrelation import Decorrelation
-from decorlib.rules import SeedRule
-from decorlib.study import pixels, stability
-from decorlib.study.stability import Search
+from decorlib.layers.decorrelation import Decorrelation
+from decorlib.rules.rules import SeedRule
+from decorlib.study.questions.scaling import stability
+from decorlib.study.questions.scaling.stability import Search
+from decorlib.study.questions.zero_pixels import pixels
 
 
 @pytest.fixture

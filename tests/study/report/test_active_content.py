@@ -8,12 +8,12 @@ import nbformat
 import pandas as pd
 import pytest
 from nbformat import v4
-from test_report import figure, png, put_results  # noqa: F401 (png is a fixture)
+from test_build import figure, png, put_results  # noqa: F401 (png is a fixture)
 
-from decorlib.study import generated, inputs, notebooks, pages, report
-from decorlib.study.records import Record, dumps
+from decorlib.study.evidence.records import Record, dumps
+from decorlib.study.report import build, freshness, generated, notebooks, pages
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 EVIL = (
     "<script>alert(1)</script>",
     "<img src=x onerror=alert(1)>",
@@ -67,7 +67,7 @@ def small_docs(tmp_path, monkeypatch):
     )
     (docs / "index.md").write_text(f"# Report\n\n{parts}")
     monkeypatch.setattr(pages, "modules", list)
-    monkeypatch.setattr(inputs, "PACKAGE", tmp_path / "docs")
+    monkeypatch.setattr(freshness, "PACKAGE", tmp_path / "docs")
     return docs
 
 
@@ -77,7 +77,7 @@ def rewrite(results, change):
     notebook = nbformat.read(path, as_version=4)
     change(notebook)
     notebook.metadata["decorlib"]["outputs"] = {
-        f"records/{name}": value for name, value in inputs.digests(results / "records").items()
+        f"records/{name}": value for name, value in freshness.digests(results / "records").items()
     }
     notebooks.write(notebook, path)
 
@@ -101,9 +101,9 @@ def test_the_report_shows_markup_in_data_as_text(tmp_path, monkeypatch, small_do
         notebook.cells[1].source = f"parameter = {ALL!r}"
 
     rewrite(results, outputs)
-    assert report.build(tmp_path, results, tmp_path / "build"), capsys.readouterr().err
+    assert build.build(tmp_path, results, tmp_path / "build"), capsys.readouterr().err
     site = results / "report"
-    found = {page.name: report.active(page.read_text(encoding="utf-8")) for page in site.rglob("*.html")}
+    found = {page.name: build.active(page.read_text(encoding="utf-8")) for page in site.rglob("*.html")}
     assert {"index.html", "07_why.html"} <= set(found)
     assert all(offences == [] for offences in found.values()), found
     texts = {"index.html": 8, "07_why.html": 10}  # answers and foot; provenance, code, outputs and foot
@@ -117,8 +117,8 @@ def test_the_report_shows_markup_in_data_as_text(tmp_path, monkeypatch, small_do
 @pytest.mark.parametrize("where", ["markdown", "output"])
 def test_a_page_that_would_execute_something_is_refused(where, tmp_path, monkeypatch, small_docs, png, capsys):  # noqa: F811
     results = put_results(tmp_path, monkeypatch, png, formula="text")
-    assert report.build(tmp_path, results, tmp_path / "build"), capsys.readouterr().err
-    before = inputs.digests(results / "report")
+    assert build.build(tmp_path, results, tmp_path / "build"), capsys.readouterr().err
+    before = freshness.digests(results / "report")
 
     def add(notebook):
         if where == "markdown":
@@ -129,9 +129,9 @@ def test_a_page_that_would_execute_something_is_refused(where, tmp_path, monkeyp
 
     rewrite(results, add)
     capsys.readouterr()
-    assert not report.build(tmp_path, results, tmp_path / "build")
+    assert not build.build(tmp_path, results, tmp_path / "build")
     assert "07_why.html has active content, <" in capsys.readouterr().err
-    assert inputs.digests(results / "report") == before
+    assert freshness.digests(results / "report") == before
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_a_page_that_would_execute_something_is_refused(where, tmp_path, monkeyp
     ],
 )
 def test_active_content_is_found(html, found):
-    assert len(report.active(html)) == found
+    assert len(build.active(html)) == found
 
 
 @pytest.mark.parametrize("text", EVIL)

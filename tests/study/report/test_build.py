@@ -11,11 +11,12 @@ import pytest
 import torch
 from nbformat import v4
 
-from decorlib.study import figures, generated, inputs, notebooks, pages, report
-from decorlib.study.pages import ReportError
-from decorlib.study.records import Record
+from decorlib.study.evidence import figures
+from decorlib.study.evidence.records import Record
+from decorlib.study.report import build, freshness, generated, notebooks, pages
+from decorlib.study.report.pages import ReportError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +54,16 @@ def put_results(
     record.table("answer", pd.DataFrame({"sentence": ["It *needs* 2 epochs.", "A gain: <yes>."]}))
     record.verdict(verdict())
     record.write()
-    links = "[next](99_nowhere.ipynb) [rules](../decorlib/rules.py) [licence](../LICENSE) [web](https://example.org)"
+    links = (
+        "[next](99_nowhere.ipynb) [rules](../decorlib/rules/rules.py) [licence](../LICENSE) [web](https://example.org)"
+    )
     cells = [
         v4.new_markdown_cell(f"# {number} · Why?\n\n{links}", id="a"),
         v4.new_code_cell("show()", id="b", outputs=[figure(png), figure(png, "Another line.")], execution_count=1),
         v4.new_markdown_cell(formula, id="c"),
     ]
     notebook = notebooks.normalise(v4.new_notebook(cells=cells))
-    sums = {f"records/{name}": value for name, value in inputs.digests(results / "records").items()}
+    sums = {f"records/{name}": value for name, value in freshness.digests(results / "records").items()}
     notebook.metadata["decorlib"] = {"outputs": sums}
     path = results / "notebooks" / f"{number}_why.ipynb"
     path.parent.mkdir(exist_ok=True)
@@ -90,7 +93,7 @@ def test_a_figure_without_text_and_an_error_are_refused(png):
     [
         ("[a](01_there.ipynb)", "[a](01_there.ipynb)"),
         ("[a](02_not_yet.ipynb)", "a"),
-        ("[a](../decorlib/rules.py)", "[a](../api/decorlib.rules.md)"),
+        ("[a](../decorlib/rules/rules.py)", "[a](../api/decorlib.rules.md)"),
         ("[a](../tests/reference.py#L3)", '<a href="../../../tests/reference.py#L3">a</a>'),
         ("[a](https://example.org)", "[a](https://example.org)"),
         ("[a](#design)", "[a](#design)"),
@@ -114,8 +117,8 @@ def test_icons_that_no_page_uses_are_taken_out():
     script = (
         'var i={"arrow-up":[384,512,[8593],"f062","M1"],bars:[1,2,[],"f0c9",["M2","M3"]],x:[1,2,["a"],"f00d","M4"]};'
     )
-    assert report.keep_icons(script, {"bars"}) == 'var i={bars:[1,2,[],"f0c9",["M2","M3"]],};'
-    assert report.keep_icons(script, {"bars", "arrow-up", "x"}) == script
+    assert build.keep_icons(script, {"bars"}) == 'var i={bars:[1,2,[],"f0c9",["M2","M3"]],};'
+    assert build.keep_icons(script, {"bars", "arrow-up", "x"}) == script
 
 
 @pytest.mark.parametrize(
@@ -127,24 +130,24 @@ def test_icons_that_no_page_uses_are_taken_out():
         ('<img src="a.png" alt="">', "no alternative text"),
         ('<img src="b.png" alt="x">', "b.png is not there"),
         ("<code>/home/someone/x.py</code>", "names /home/someone, a folder of this machine"),
-        ("x" * (report.PAGE_LIMIT + 1), "MB with its images"),
+        ("x" * (build.PAGE_LIMIT + 1), "MB with its images"),
     ],
 )
 def test_pages_are_checked(tmp_path, html, message):
     (tmp_path / "a.png").write_text("x")
     page = tmp_path / "index.html"
     page.write_text('<a href="https://example.org">a link is no resource</a><img src="a.png" alt="x">')
-    report.check(tmp_path, Path("/home/someone"))
+    build.check(tmp_path, Path("/home/someone"))
     page.write_text(html)
     with pytest.raises(ReportError, match=message):
-        report.check(tmp_path, Path("/home/someone"))
+        build.check(tmp_path, Path("/home/someone"))
 
 
 def test_the_whole_report(tmp_path, monkeypatch, png, capsys):
     results = put_results(tmp_path, monkeypatch, png)
     (tmp_path / "docs").symlink_to(ROOT / "docs")
-    monkeypatch.setattr(inputs, "PACKAGE", tmp_path / "docs")  # somebody may edit decorlib while this runs
-    assert report.build(tmp_path, results, tmp_path / "build"), capsys.readouterr().err
+    monkeypatch.setattr(freshness, "PACKAGE", tmp_path / "docs")  # somebody may edit decorlib while this runs
+    assert build.build(tmp_path, results, tmp_path / "build"), capsys.readouterr().err
     site = results / "report"
     index = (site / "index.html").read_text(encoding="utf-8")
     assert "0.5 epochs [0.25, 0.75], n = 5" in index
@@ -166,16 +169,16 @@ def test_the_whole_report(tmp_path, monkeypatch, png, capsys):
     assert "SeedRule" in api
     assert (site / "searchindex.js").exists()
     size = sum(path.stat().st_size for path in site.rglob("*") if path.is_file())
-    assert size < report.SITE_LIMIT / 3
+    assert size < build.SITE_LIMIT / 3
 
     # nothing changed: nothing built; a formula that cannot be shown: the old report stays
-    assert report.build(tmp_path, results, tmp_path / "build")
+    assert build.build(tmp_path, results, tmp_path / "build")
     assert "report: nothing to be done" in capsys.readouterr().out
-    before = inputs.digests(site)
+    before = freshness.digests(site)
     put_results(tmp_path, monkeypatch, png, formula=r"$\nosuchcommand$")
-    assert not report.build(tmp_path, results, tmp_path / "build")
+    assert not build.build(tmp_path, results, tmp_path / "build")
     assert "cannot show the formula" in capsys.readouterr().err
-    assert inputs.digests(site) == before
+    assert freshness.digests(site) == before
 
 
 def test_blocks_of_the_page_for_users_run(capsys):

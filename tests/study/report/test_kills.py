@@ -16,13 +16,13 @@ import nbformat
 import pytest
 from nbformat import v4
 from test_active_content import small_docs  # noqa: F401 (fixtures)
-from test_report import png, put_results  # noqa: F401
+from test_build import png, put_results  # noqa: F401
 
 from decorlib._files import SUFFIX
-from decorlib.study import inputs
+from decorlib.study.report import freshness
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
+ROOT = HERE.parents[2]
 
 # 01 sweeps (its runs outlive a kill in the cache), writes two figures and a record; 02 reads that record.
 SWEEPS = """import os, pathlib, sys
@@ -92,7 +92,7 @@ def findings(root):
                 content.pop(name, None)
             sums = content.get("metadata", {}).get("decorlib", {}).get("outputs", {})
             for name in sums:
-                assert sums[name] == inputs.sha((root / "results" / name).read_bytes()), "a set of different runs"
+                assert sums[name] == freshness.sha((root / "results" / name).read_bytes()), "a set of different runs"
                 sums[name] = None
         found[path.relative_to(root / "results").as_posix()] = content
     return found
@@ -204,7 +204,7 @@ def findings_of_one(root):
 REPORT = """import pathlib, sys
 from decorlib.study import inputs, pages, report
 pages.modules = list  # the library's pages say what its sources say, which somebody may edit while this runs
-inputs.PACKAGE = pathlib.Path({docs!r})
+freshness.PACKAGE = pathlib.Path({docs!r})
 sys.exit(report.main(sys.argv[1:]))"""
 
 
@@ -216,17 +216,17 @@ def test_the_report_killed_at_random_moments(tmp_path, monkeypatch, png, small_d
     script.write_text(REPORT.format(docs=str(small_docs)))
     begin = time.perf_counter()
     finish(start(tmp_path, script))
-    seconds, whole = time.perf_counter() - begin, inputs.digests(results / "report")
+    seconds, whole = time.perf_counter() - begin, freshness.digests(results / "report")
     assert "notebooks/07_why.html" in whole
     draw, killed = random.Random(9), 0
     for _ in range(5):
         process = start(tmp_path, script, "--force")
         time.sleep(draw.uniform(0.2, 1) * seconds)
         killed += kill(process)
-        assert inputs.digests(results / "report") in ({}, whole), "half a report has the name of a whole one"
+        assert freshness.digests(results / "report") in ({}, whole), "half a report has the name of a whole one"
         first, second = start(tmp_path, script), start(tmp_path, script)  # two at once, after a kill
         assert "report: " in finish(first)
         assert "report: " in finish(second)
-        assert inputs.digests(results / "report") == whole
+        assert freshness.digests(results / "report") == whole
         assert not list(results.glob("*.partial"))
     assert killed

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from nbformat import v4
 
-from decorlib.study import notebooks
-from decorlib.study.notebooks import BadParameters
+from decorlib.study.report import notebooks
+from decorlib.study.report.notebooks import BadParameters
 
 
 def suite(folder, cell="seeds = 3  # how many\nrate: float = 0.1\nname = 'a'\nwidths = [1, 2]", **params):

@@ -14,7 +14,7 @@ import pytest
 from filelock import FileLock
 from nbformat import v4
 
-from decorlib.study import reproduce
+from decorlib.study.report import reproduce
 
 WRITE_FIGURE = (
     "import os, pathlib\n"
@@ -221,7 +221,7 @@ def test_refresh_stores_the_quick_outputs_in_the_source(tmp_path, capsys):
 def test_two_at_once_take_turns(tmp_path):
     put(tmp_path, "01", "print('fine')")
     (tmp_path / "build").mkdir()
-    command = [sys.executable, "-m", "decorlib.study.reproduce", "--root", str(tmp_path), "--no-report"]
+    command = [sys.executable, "-m", "decorlib.study.report.build.reproduce", "--root", str(tmp_path), "--no-report"]
     with FileLock(tmp_path / "build" / "reproduce.lock"):
         other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert "waiting for it" in other.stdout.readline()
@@ -408,7 +408,7 @@ def test_an_interrupt_keeps_what_is_finished(tmp_path, monkeypatch, capsys):
     ],
 )
 def test_only_code_that_runs_counts_as_a_change(one, two, same):
-    from decorlib.study.source import code_of
+    from decorlib.study.sweeps.source import code_of
 
     assert (code_of(one) == code_of(two)) == same
 

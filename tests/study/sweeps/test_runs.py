@@ -19,10 +19,10 @@ import sweep_functions
 import torch
 from sweep_functions import Boxed, Spec, Thawed, slow, train, trouble, unseeded
 
-from decorlib import datasets
-from decorlib.study import engines, runs, source
-from decorlib.study.cache import Cache, CacheWarning, canonical
-from decorlib.study.runs import SweepFailed, sweep
+from decorlib.data import datasets
+from decorlib.study.sweeps import engines, runs, source
+from decorlib.study.sweeps.cache import Cache, CacheWarning, canonical
+from decorlib.study.sweeps.runs import SweepFailed, sweep
 
 FOUR = [Spec(seed=s) for s in range(4)]
 
@@ -262,7 +262,7 @@ def test_workers_that_cannot_start_are_an_error_at_once(cache, tmp_path):
     """A script that calls sweep without a guard: each worker would run the script again."""
     script = tmp_path / "script.py"
     script.write_text(
-        "from sweep_functions import Spec, train\nfrom decorlib.study.runs import sweep\n"
+        "from sweep_functions import Spec, train\nfrom decorlib.study.sweeps.runs import sweep\n"
         f"sweep([Spec(s) for s in range(8)], train, engine='local', jobs=2, cache={str(cache)!r})\n"
     )
     done = run_script(script)
@@ -327,7 +327,7 @@ def test_what_a_run_can_reach_counts_and_nothing_else(package, monkeypatch):
     found = source.files(module)
     study = {"decorlib.study.aside", "decorlib.study.helper", "decorlib.study.deep"}
     assert {name for name in found if name.startswith("decorlib.study.")} == study
-    assert {"decorlib", "decorlib.study", "decorlib.rules", "decorlib.train", "decorlib.statistics"} <= set(found)
+    assert {"decorlib", "decorlib.study", "decorlib.rules", "decorlib.train", "decorlib.rules.moments"} <= set(found)
     before = source.code_hash(module)
     (package / "study" / "figures.py").write_text("x = 1\n")
     assert source.code_hash(module) == before

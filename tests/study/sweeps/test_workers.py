@@ -10,9 +10,10 @@ import pytest
 from sweep_functions import Spec, train
 from test_runs import alive, run_script, wait_until
 
-from decorlib.study import experiments, source, workers
-from decorlib.study.experiments import Experiment
-from decorlib.study.runs import sweep
+from decorlib.study.experiments import experiment
+from decorlib.study.experiments.experiment import Experiment
+from decorlib.study.sweeps import source, workers
+from decorlib.study.sweeps.runs import sweep
 
 
 @pytest.fixture(autouse=True)
@@ -130,12 +131,12 @@ def tiny(*seeds: int) -> list[Experiment]:
 
 def test_sweeps_of_decorlib_share_them(tmp_path):
     """Each waits for the next, with the same bits as workers of its own."""
-    first = sweep(tiny(0), experiments.run, engine="local", jobs=1, cache=tmp_path / "a")
+    first = sweep(tiny(0), experiment.run, engine="local", jobs=1, cache=tmp_path / "a")
     (process,) = pids(jobs=1)
-    second = sweep(tiny(1), experiments.run, engine="local", jobs=1, cache=tmp_path / "a")
+    second = sweep(tiny(1), experiment.run, engine="local", jobs=1, cache=tmp_path / "a")
     assert pids(jobs=1) == {process}
     workers.end()
-    alone = sweep(tiny(1), experiments.run, engine="local", jobs=1, cache=tmp_path / "b")
+    alone = sweep(tiny(1), experiment.run, engine="local", jobs=1, cache=tmp_path / "b")
     for record in (*first, *second, *alone):
         del record["timing"]
     assert second == alone
@@ -151,7 +152,7 @@ def test_one_that_died_at_rest_is_replaced(tmp_path):
     (first,) = pids(jobs=1)
     os.kill(first, signal.SIGKILL)
     wait_until(lambda: gone({first}), 10)
-    (record,) = sweep(tiny(0), experiments.run, engine="local", jobs=1, cache=tmp_path)
+    (record,) = sweep(tiny(0), experiment.run, engine="local", jobs=1, cache=tmp_path)
     assert record["status"] == "finished"
 
 

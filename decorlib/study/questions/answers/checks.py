@@ -8,19 +8,19 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from decorlib.decorrelation import Decorrelation
-from decorlib.history import Epoch, History
-from decorlib.models import decor_parameters
-from decorlib.statistics import largest_eigenvalue, second_moment
-from decorlib.study import seed
-from decorlib.train import SilentNoOp, train
+from decorlib.layers.decorrelation import Decorrelation
+from decorlib.layers.models import decor_parameters
+from decorlib.rules.moments import largest_eigenvalue, second_moment
+from decorlib.study.experiments import notebook_2024
+from decorlib.training.history import Epoch, History
+from decorlib.training.train import SilentNoOp, train
 
 
 def did_r_move() -> str:
     """Replay the accident of run 3 under a trainer that looks."""
     try:
-        with seed.hot_reloaded():
-            seed.train(seed.RUNS[2], seed.loader())
+        with notebook_2024.hot_reloaded():
+            notebook_2024.train(notebook_2024.RUNS[2], notebook_2024.loader())
     except SilentNoOp as error:
         return f"{type(error).__name__} at {str(error).split(':')[0]}"
     return "R moved"
@@ -34,7 +34,7 @@ def is_a_mean_a_mean() -> str:
 
 def who_owns_r() -> str:
     """Give all parameters to the weights' optimizer, as the seed does."""
-    model = seed.model(seed.RUNS[1])
+    model = notebook_2024.model(notebook_2024.RUNS[1])
     try:
         train(
             model,
@@ -51,7 +51,7 @@ def who_owns_r() -> str:
 
 def is_the_rate_stable(rate: float = 1e-5) -> str:
     """The largest eigenvalue of the first batch, and the rate at which a step overshoots."""
-    x, _ = next(iter(seed.loader()))
+    x, _ = next(iter(notebook_2024.loader()))
     X = second_moment(x.flatten(1))
     top = float(largest_eigenvalue(lambda v: X @ v, X.diagonal(), steps=20))
     return f"largest eigenvalue {top:.0f}: rates above {2 / top:.1e} overshoot, the seed's is {rate:.0e}"
@@ -59,7 +59,7 @@ def is_the_rate_stable(rate: float = 1e-5) -> str:
 
 def how_much_is_one_mode() -> str:
     """The share of the first batch's loss that is one eigenvalue."""
-    x, _ = next(iter(seed.loader()))
+    x, _ = next(iter(notebook_2024.loader()))
     X = second_moment(x.flatten(1).double())
     top = torch.linalg.eigvalsh(X)[-1]
     return f"{float(top**2 / X.square().sum()):.1%} of the squared second moment is one direction, the mean"

@@ -1,4 +1,6 @@
-"""How far the checked numbers move between threads and releases of torch: ``python -m decorlib.study.spread``.
+"""How far the checked numbers move between threads and releases of torch.
+
+Run as ``python -m decorlib.study.questions.answers.spread``.
 
 ``measure`` adds what this environment computes to a file, ``table`` writes the page's table from the file. A tolerance
 is sound where it is well above the spread that it has to cover and far below what it has to tell apart.
@@ -13,16 +15,17 @@ from pathlib import Path
 
 import torch
 
-from decorlib import inputs
-from decorlib.study import provenance, seed
-from decorlib.study.experiments import Experiment, run
-from decorlib.study.records import Record, dumps, load_records, write_atomic
+from decorlib.data import inputs
+from decorlib.study.evidence import provenance
+from decorlib.study.evidence.records import Record, dumps, load_records, write_atomic
+from decorlib.study.experiments import notebook_2024
+from decorlib.study.experiments.experiment import Experiment, run
 
 PAGE = provenance.ROOT / "docs" / "numbers.md"
 MEASURED = PAGE.with_suffix(".json")
 THREADS = (1, 2)
 CONDITIONS = ("threads", "torch", "instructions")  # instructions: the newest that torch may use on this processor
-START, END = "<!-- spread: written by `python -m decorlib.study.spread table` -->", "<!-- /spread -->"
+START, END = "<!-- spread: written by `python -m decorlib.study.questions.answers.spread table` -->", "<!-- /spread -->"
 
 # Small copies of what the records hold: (record, value whose tolerance holds) by quantity.
 ACCURACY = ("01", "test accuracy, as in the seed")
@@ -41,13 +44,13 @@ def seed_values() -> dict[str, list[float]]:
 
     The third run as it was: the cell executed once, and again with an edited library that left R as it is.
     """
-    batches, found = seed.loader(), {}
-    histories = {name: seed.train(name, batches) for name in seed.RUNS}
-    with seed.hot_reloaded():
-        histories[seed.RUNS[2]] = seed.train(seed.RUNS[2], batches, allow_no_op=True)
+    batches, found = notebook_2024.loader(), {}
+    histories = {name: notebook_2024.train(name, batches) for name in notebook_2024.RUNS}
+    with notebook_2024.hot_reloaded():
+        histories[notebook_2024.RUNS[2]] = notebook_2024.train(notebook_2024.RUNS[2], batches, allow_no_op=True)
     for name, history in histories.items():
         for key in ("bp_loss", "decorrelation_loss"):
-            pairs = zip(history.as_seed_printed(), seed.printed(name), strict=False)
+            pairs = zip(history.as_seed_printed(), notebook_2024.printed(name), strict=False)
             values = [ours[key] for ours, theirs in pairs if theirs.get(key) is not None]
             if any(values):  # the first run has no task
                 found[f"{name}, {key}"] = values
@@ -56,7 +59,8 @@ def seed_values() -> dict[str, list[float]]:
 
 def record_values(arms: dict[str, Experiment] | None = None, seeds: int = SEEDS) -> dict[str, list[float]]:
     """Headline values of the records at small size: the spectrum, the initial loss, and what training ends with."""
-    from decorlib.study import pixels, stability
+    from decorlib.study.questions.scaling import stability
+    from decorlib.study.questions.zero_pixels import pixels
 
     x = inputs.scale(pixels.seed_images(), "seed").flatten(1)
     found = {
@@ -75,7 +79,7 @@ def tolerance_of(name: str, records: dict[str, Record]) -> tuple[float, str]:
     """The tolerance that holds for a quantity, from where it stands, and where that is."""
     of_values = {"top eigenvalue of the digits": ("01", "top eigenvalue, zero at −2")}
     of_values["initial loss of the digits"] = ("02", "initial loss per batch of all 1,000 digits, seed's scaling")
-    if name.startswith(seed.RUNS):
+    if name.startswith(notebook_2024.RUNS):
         return float(records["00"].parameters["tolerance"]), "notebook 00, `test_seed.py`"
     if name.startswith("test accuracy"):
         of_values[name] = ACCURACY
@@ -153,7 +157,7 @@ def in_page(text: str, made: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """``measure`` in every environment that shall count, then ``table``; ``clear`` begins anew."""
-    parser = argparse.ArgumentParser(prog="python -m decorlib.study.spread", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m decorlib.study.questions.answers.spread", description=main.__doc__)
     parser.add_argument("action", choices=("measure", "table", "clear"))
     parser.add_argument("--file", type=Path, default=MEASURED, help="default: docs/numbers.json")
     parser.add_argument("--page", type=Path, default=PAGE, help="default: docs/numbers.md")

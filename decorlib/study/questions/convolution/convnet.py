@@ -8,16 +8,17 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from decorlib import inputs, metrics
+from decorlib import metrics
+from decorlib.data import inputs
 from decorlib.layers import DecorConv2d, DecorLinear, bp_parameters, decor_parameters
-from decorlib.rules import KappaRule
-from decorlib.statistics import Moments
-from decorlib.study import flops, timing
-from decorlib.study.convolutions import patches, whole
-from decorlib.study.experiments import OPTIMIZERS, Experiment, arrays, build
-from decorlib.study.flops import Flops
-from decorlib.study.positions import border_effect
-from decorlib.train import train
+from decorlib.rules.moments import Moments
+from decorlib.rules.rules import KappaRule
+from decorlib.study.experiments import flops, timing
+from decorlib.study.experiments.experiment import OPTIMIZERS, Experiment, arrays, build
+from decorlib.study.experiments.flops import Flops
+from decorlib.study.questions.convolution.patches import patches, whole
+from decorlib.study.questions.convolution.sampling_positions import border_effect
+from decorlib.training.train import train
 
 CENTRED = (("center", "batch"),)
 NEVER = 10**9  # an update_every that leaves R at the identity
@@ -46,7 +47,7 @@ def designs(base: Experiment, longer: int) -> dict[str, Experiment]:
 
 
 def look(spec: Experiment) -> dict:
-    """Train a ConvNet as :func:`decorlib.study.experiments.run` does, and look inside.
+    """Train a ConvNet as :func:`decorlib.study.experiments.experiment.run` does, and look inside.
 
     A ``fraction`` among the layer options is here one of *positions*: the read-out, which has none, uses all its rows.
 

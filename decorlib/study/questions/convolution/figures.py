@@ -10,9 +10,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from decorlib.study.convolutions import Patches
-from decorlib.study.figures import PALETTE, arm_styles
-from decorlib.study.positions import SamplingLaw
+from decorlib.study.evidence.figures import PALETTE, arm_styles
+from decorlib.study.questions.convolution.patches import Patches
+from decorlib.study.questions.convolution.sampling_positions import SamplingLaw
 
 Images = Sequence | np.ndarray | Tensor
 DIVERGING = "RdBu_r"  # its two ends stay apart under the three colour-vision deficiencies

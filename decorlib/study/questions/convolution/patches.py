@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from decorlib import metrics
-from decorlib.catalogue import make_rule
 from decorlib.layers import DecorConv2d
-from decorlib.rules import KappaRule
-from decorlib.study.experiments import Experiment, arrays
-from decorlib.whitening import zca
+from decorlib.rules.catalogue import make_rule
+from decorlib.rules.rules import KappaRule
+from decorlib.rules.whitening import zca
+from decorlib.study.experiments.experiment import Experiment, arrays
 
 # ------------------------------------------------------------------------------------------------- by its definition
 
@@ -109,7 +109,7 @@ class Patches:
     """R of one DecorConv2d learned on patches of MNIST, demeaned (running mean), from R = I.
 
     Args:
-        rule, rule_options: as in :class:`decorlib.study.experiments.Experiment`.
+        rule, rule_options: as in :class:`decorlib.study.experiments.experiment.Experiment`.
         scaling: of the digits.
         kernel: side of a patch.
         lr: rate of R.

@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from decorlib import inputs, metrics
+from decorlib import metrics
+from decorlib.data import inputs
 from decorlib.layers import DecorConv2d
-from decorlib.rules import SeedRule
-from decorlib.study.convolutions import patches
-from decorlib.whitening import shrink, zca
+from decorlib.rules.rules import SeedRule
+from decorlib.rules.whitening import shrink, zca
+from decorlib.study.questions.convolution.patches import patches
 
 # ------------------------------------------------------------------------------------ statistics from some positions
 
@@ -120,7 +121,7 @@ def padding_effects(images: Tensor, scalings: Sequence[str], kernels: Sequence[i
 
     Args:
         images: uint8 (N, 28, 28).
-        scalings: names of :func:`decorlib.inputs.scale`.
+        scalings: names of :func:`decorlib.data.inputs.scale`.
         kernels: odd sides of a patch.
 
     Returns:

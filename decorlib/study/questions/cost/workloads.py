@@ -10,13 +10,13 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from decorlib import datasets
-from decorlib.convert import decorrelate
-from decorlib.models import bp_parameters, decor_step
-from decorlib.rules import KappaRule
-from decorlib.study import seed
-from decorlib.study.cost import dense_update
-from decorlib.train import train
+from decorlib.conversion.convert import decorrelate
+from decorlib.data import datasets
+from decorlib.layers.models import bp_parameters, decor_step
+from decorlib.rules.rules import KappaRule
+from decorlib.study.experiments import notebook_2024
+from decorlib.study.questions.cost.layer_cost import dense_update
+from decorlib.training.train import train
 
 
 def textbook_loader(random_seed: int = 42) -> DataLoader:
@@ -57,7 +57,7 @@ def dense_run(batches: DataLoader, epochs: int, lr: float = 1e-5, literal: bool 
 
 def our_run(batches: DataLoader, epochs: int, lr: float = 1e-5) -> list[float]:
     """Run 1 with this library's trainer."""
-    layer = seed.model(seed.RUNS[0])
+    layer = notebook_2024.model(notebook_2024.RUNS[0])
     history = train(
         layer,
         lambda y, _: y.new_zeros(()),
@@ -77,9 +77,9 @@ def seed_workload(epochs: int) -> dict[str, Callable[[], list[float]]]:
     """
     return {
         "as written, digits one by one": lambda: dense_run(textbook_loader(), epochs),
-        "as written, digits in memory": lambda: dense_run(seed.loader(), epochs),
-        "rows scaled, digits in memory": lambda: dense_run(seed.loader(), epochs, literal=False),
-        "decorlib": lambda: our_run(seed.loader(), epochs),
+        "as written, digits in memory": lambda: dense_run(notebook_2024.loader(), epochs),
+        "rows scaled, digits in memory": lambda: dense_run(notebook_2024.loader(), epochs, literal=False),
+        "decorlib": lambda: our_run(notebook_2024.loader(), epochs),
     }
 
 

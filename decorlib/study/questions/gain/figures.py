@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
-from decorlib.study.figures import arm_styles, paired_dots
-from decorlib.study.gain import BASELINE, GROUPS
+from decorlib.study.evidence.figures import arm_styles, paired_dots
+from decorlib.study.questions.gain.plan import BASELINE, GROUPS
 
 BLACK = {"color": "black", "marker": "", "linestyle": "-"}
 TICKS = {
@@ -41,7 +41,7 @@ def against(curves: pd.DataFrame, xs: Sequence[str], title: str, y: str = "error
     Every seed is a thin line, the median over seeds a thick one, which ends where any seed has diverged.
 
     Args:
-        curves: of :func:`decorlib.study.gain_curves.learning_curves`.
+        curves: of :func:`decorlib.study.questions.gain.time_to_accuracy.learning_curves`.
         xs: columns, each a row of panels.
         title: the finding.
         y: ``"error"`` or ``"test_loss"``. Default: error.
@@ -82,7 +82,7 @@ def reach(times: pd.DataFrame, bounds: Mapping[str, float], title: str) -> Figur
     Runs that never get there stand in a column of their own, with their number.
 
     Args:
-        times: of :func:`decorlib.study.gain_curves.reached`.
+        times: of :func:`decorlib.study.questions.gain.time_to_accuracy.reached`.
         bounds: column -> what was asked, drawn as a line.
         title: the finding.
     """
@@ -125,7 +125,7 @@ def levels(times: pd.DataFrame, title: str) -> Figure:
     A line ends where half of the seeds no longer get there.
 
     Args:
-        times: of :func:`decorlib.study.gain_curves.time_to`.
+        times: of :func:`decorlib.study.questions.gain.time_to_accuracy.time_to`.
         title: the finding.
     """
     names = list(dict.fromkeys(times["arm"]))

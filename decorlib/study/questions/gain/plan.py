@@ -1,7 +1,7 @@
 """Is there a gain? The arms on full data, the tries and epochs that each gets, and what an epoch of each costs.
 
 Runs of a sweep share the machine, so their clocks mean nothing. Seconds are measured apart: the arms take turns within
-one process, and a curve over seconds (:mod:`decorlib.study.gain_curves`) is a curve over epochs times the seconds of an
+one process, and a curve over seconds (``time_to_accuracy``) is a curve over epochs times the seconds of an
 epoch, plus what the arm does to its inputs before the first.
 """
 
@@ -14,12 +14,12 @@ import pandas as pd
 import torch
 from torch import nn
 
-from decorlib import inputs
-from decorlib.datasets import DataUnavailable
+from decorlib.data import inputs
+from decorlib.data.datasets import DataUnavailable
 from decorlib.layers import bp_parameters, decor_parameters
-from decorlib.study import flops, timing
-from decorlib.study.experiments import OPTIMIZERS, Experiment, arrays, build
-from decorlib.train import train
+from decorlib.study.experiments import flops, timing
+from decorlib.study.experiments.experiment import OPTIMIZERS, Experiment, arrays, build
+from decorlib.training.train import train
 
 BASELINE = "backpropagation"
 #: What each arm is for: the panels of the figures.

@@ -9,9 +9,9 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from decorlib.study.figures import curves_by_seed, paired_dots
-from decorlib.study.optimizers import ORDERS
-from decorlib.study.stats import Interval, paired
+from decorlib.study.evidence.figures import curves_by_seed, paired_dots
+from decorlib.study.evidence.stats import Interval, paired
+from decorlib.study.questions.optimizer.optimizers import ORDERS
 
 
 def orders(wide: pd.DataFrame) -> tuple[Figure, str, dict[str, Interval]]:

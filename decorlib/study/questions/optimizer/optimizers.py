@@ -17,13 +17,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from decorlib import inputs
+from decorlib.data import inputs
 from decorlib.layers import bp_parameters, decor_parameters, decor_update
-from decorlib.remembering import NonFiniteInput
-from decorlib.rules import SeedRule
-from decorlib.study.experiments import Experiment, arrays, build, measure
-from decorlib.study.gaussians import step
-from decorlib.study.runs import sweep
+from decorlib.layers.memory import NonFiniteInput
+from decorlib.rules.rules import SeedRule
+from decorlib.study.experiments.experiment import Experiment, arrays, build, measure
+from decorlib.study.experiments.gaussians import step
+from decorlib.study.sweeps.runs import sweep
 
 ORDERS = ("as in the seed", "update before step", "gradient not cleared", "own optimizers")
 

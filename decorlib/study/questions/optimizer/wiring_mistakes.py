@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from decorlib.decorrelation import Decorrelation
 from decorlib.layers import DecorLinear, bp_parameters, decor_parameters
-from decorlib.study import seed as the_seed
-from decorlib.train import train
+from decorlib.layers.decorrelation import Decorrelation
+from decorlib.study.experiments import notebook_2024 as the_seed
+from decorlib.training.train import train
 
 
 def accidents() -> dict[str, str]:

@@ -11,16 +11,16 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from decorlib.catalogue import make_rule
-from decorlib.decorrelation import Decorrelation
-from decorlib.rules import Rule
-from decorlib.study import flops, timing
-from decorlib.study.experiments import Experiment
-from decorlib.study.following import Follow, follow, stable, useful
-from decorlib.study.runs import sweep
-from decorlib.study.seed import hot_reloaded
-from decorlib.study.stats import holm, paired
-from decorlib.train import SilentNoOp, train
+from decorlib.layers.decorrelation import Decorrelation
+from decorlib.rules.catalogue import make_rule
+from decorlib.rules.rules import Rule
+from decorlib.study.evidence.stats import holm, paired
+from decorlib.study.experiments import flops, timing
+from decorlib.study.experiments.experiment import Experiment
+from decorlib.study.experiments.notebook_2024 import hot_reloaded
+from decorlib.study.questions.rules.tracking import Follow, follow, stable, useful
+from decorlib.study.sweeps.runs import sweep
+from decorlib.training.train import SilentNoOp, train
 
 REFRESH = 10  # steps between refreshes of an exact whitening matrix
 
@@ -132,7 +132,7 @@ def curves(
 
     Args:
         named: (arm, specification).
-        records: of :func:`decorlib.study.following.follow`.
+        records: of :func:`decorlib.study.questions.rules.tracking.follow`.
         per_step: column -> {arm: (cost of a step that does not learn, cost of one that does)}, for columns such as
             "GFLOP" and "seconds". Default: None, none.
     """
@@ -175,7 +175,7 @@ def reached(curve: pd.DataFrame, target: float, columns: Sequence[str]) -> pd.Da
 def network_tries(
     base: Experiment, largest: Mapping[str, float], fractions: Sequence[float], shrinkages: Sequence[float]
 ) -> tuple[dict[str, Experiment], dict[str, dict[str, list]]]:
-    """Arms and rates for :func:`decorlib.study.arms.tune`: the same fractions of each rule's largest stable rate."""
+    """Arms and rates for ``arms.tune``: the same fractions of each rule's largest stable rate."""
     arms, rates = {}, {}
     for name, arm in ARMS.items():
         each = settings(arm, [f * largest.get(name, 0.0) for f in fractions], shrinkages)
@@ -206,7 +206,7 @@ def recommend(tuning: Mapping[str, pd.DataFrame], ranges: Mapping[str, pd.DataFr
     Candidates are local rules other than the seed's that are useful somewhere in every setting of R alone.
 
     Args:
-        tuning: setting -> table of tries from :func:`decorlib.study.arms.tune`.
+        tuning: setting -> table of tries from :func:`decorlib.study.experiments.arms.tune`.
         ranges: setting -> table of :func:`ranges`.
         metric: column of the tuning table; lower is better.
     """

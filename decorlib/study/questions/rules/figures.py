@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from decorlib.study.figures import MARKERS, PALETTE, arm_styles, paired_dots
+from decorlib.study.evidence.figures import MARKERS, PALETTE, arm_styles, paired_dots
 
 SEED = {"color": "black", "marker": "", "linestyle": "-", "lw": 2.2}
 PANELS = {
@@ -104,7 +104,7 @@ def range_bars(tables: Mapping[str, pd.DataFrame], rates: Sequence[float], title
     """Per setting and arm: a line from the smallest useful to the largest stable rate; a cross where nothing is useful.
 
     Args:
-        tables: setting -> table of :func:`decorlib.study.rulebook.ranges`.
+        tables: setting -> table of :func:`decorlib.study.questions.rules.comparison.ranges`.
         rates: what was tried, shown as ticks below.
         title: the finding.
     """
@@ -155,7 +155,7 @@ def law(x: Sequence[float], line: Callable, dots: Mapping[str, Sequence[float]],
 
 
 def difference_panels(wides: Mapping[str, pd.DataFrame], baseline: str, xlabel: str, title: str) -> Figure:
-    """Paired differences to a baseline, one panel per setting; ``wides`` from :func:`decorlib.study.arms.by_seed`."""
+    """Paired differences to a baseline, one panel per setting; ``wides`` from ``arms.by_seed``."""
     rows = max(len(wide.columns) for wide in wides.values()) - 1
     fig, axes = plt.subplots(1, len(wides), figsize=(9.5, 1.4 + 0.42 * rows))
     for ax, (setting, wide) in zip(axes, wides.items(), strict=True):

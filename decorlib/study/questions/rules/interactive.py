@@ -15,9 +15,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from decorlib.rules import KappaRule
-from decorlib.study import gaussians
-from decorlib.study.figures import PALETTE, show
+from decorlib.rules.rules import KappaRule
+from decorlib.study.evidence.figures import PALETTE, show
+from decorlib.study.experiments import gaussians
 
 S = torch.tensor([[2.0, 0.9], [0.9, 0.6]], dtype=torch.float64)  # unequal variances, correlation 0.82
 BLOWN_UP = 1e6

@@ -10,12 +10,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from decorlib import inputs
-from decorlib.catalogue import make_rule
-from decorlib.decorrelation import Decorrelation
-from decorlib.remembering import NonFiniteInput
-from decorlib.study import gaussians
-from decorlib.study.experiments import Experiment, arrays
+from decorlib.data import inputs
+from decorlib.layers.decorrelation import Decorrelation
+from decorlib.layers.memory import NonFiniteInput
+from decorlib.rules.catalogue import make_rule
+from decorlib.study.experiments import gaussians
+from decorlib.study.experiments.experiment import Experiment, arrays
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,14 @@ class Follow:
     """R alone, following a stream of batches.
 
     Args:
-        rule, rule_options, lr, update_every: as in :class:`decorlib.study.experiments.Experiment`.
+        rule, rule_options, lr, update_every: as in :class:`decorlib.study.experiments.experiment.Experiment`.
         data: ``"gaussian"``, fresh draws of a known covariance that the seed turns, float64; or ``"digits"``, 1,000
             digits at the seed notebook's scaling, drawn by the seed (42: the seed notebook's own), float32.
         demean_inputs: digits only: subtract their mean, once.
         features, condition: of the Gaussian.
         batch_size, steps, seed: as everywhere.
         points: how often to measure, evenly in the logarithm of the step; the start and the end always. A row has the
-            yardsticks of :func:`decorlib.study.gaussians.yardsticks` and ``mean``, the RMS mean of y.
+            yardsticks of :func:`decorlib.study.experiments.gaussians.yardsticks` and ``mean``, the RMS mean of y.
     """
 
     rule: str = "seed"

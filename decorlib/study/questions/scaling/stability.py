@@ -24,13 +24,13 @@ import torch
 from scipy.linalg import eigh
 from torch import Tensor
 
-from decorlib.decorrelation import Decorrelation
-from decorlib.inputs import SCALINGS, scale
+from decorlib.data.inputs import SCALINGS, scale
+from decorlib.layers.decorrelation import Decorrelation
 from decorlib.metrics import effective_rank, second_moment
-from decorlib.rules import Rule, SeedRule
-from decorlib.statistics import Moments
-from decorlib.study.experiments import Experiment, arrays
-from decorlib.study.figures import arm_styles
+from decorlib.rules.moments import Moments
+from decorlib.rules.rules import Rule, SeedRule
+from decorlib.study.evidence.figures import arm_styles
+from decorlib.study.experiments.experiment import Experiment, arrays
 
 #: Ways to take the mean away, as options of a layer. "running" starts at 0 and needs some 20 batches to get near.
 CENTRINGS: dict[str, tuple[tuple[str, object], ...]] = {
@@ -51,7 +51,7 @@ class Search:
     """A search for the largest stable rate of R alone under the seed's rule.
 
     Args:
-        scaling: one of :data:`decorlib.inputs.SCALINGS`.
+        scaling: one of :data:`decorlib.data.inputs.SCALINGS`.
         factor: multiplies the scaled inputs. Default: 1.0.
         demean: subtract the mean of each input. Default: False.
         variance: target t of the rule, or None. Default: None.

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from decorlib.study.figures import MARKERS, PALETTE, paired_dots
-from decorlib.study.stats import Interval
-from decorlib.study.variance import settles_at
+from decorlib.study.evidence.figures import MARKERS, PALETTE, paired_dots
+from decorlib.study.evidence.stats import Interval
+from decorlib.study.questions.variance.target_variance import settles_at
 
 
 def law(settled: pd.DataFrame, by_batch: pd.DataFrame, in_batches: Sequence) -> tuple[Figure, str]:
@@ -49,7 +49,7 @@ def law(settled: pd.DataFrame, by_batch: pd.DataFrame, in_batches: Sequence) -> 
 
 
 def collapse(falling: pd.DataFrame, rate: float = 0.01) -> tuple[Figure, str]:
-    """What :func:`decorlib.study.variance.collapse` found: norm and variance fall along the closed form."""
+    """What :func:`target_variance.collapse` found: norm and variance fall along the closed form."""
     off = (falling["norm"] / falling["predicted_norm"] - 1).abs().max()
     fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.6))
     left.loglog(falling["step"], falling["predicted_norm"], label="norm of R, predicted")

@@ -14,12 +14,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from decorlib import datasets, inputs
+from decorlib.data import datasets, inputs
 from decorlib.metrics import decorrelation_loss, effective_rank, second_moment, spectrum
-from decorlib.rules import SeedRule
-from decorlib.statistics import Moments
-from decorlib.study.experiments import Experiment, arrays, lively_pixels
-from decorlib.study.figures import arm_styles
+from decorlib.rules.moments import Moments
+from decorlib.rules.rules import SeedRule
+from decorlib.study.evidence.figures import arm_styles
+from decorlib.study.experiments.experiment import Experiment, arrays, lively_pixels
 
 STATES = ("diverged", "rose", "fell")
 

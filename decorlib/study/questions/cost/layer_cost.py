@@ -1,4 +1,4 @@
-"""What a decorrelation step is compared with: closures that take one step each, for :mod:`decorlib.study.timing`."""
+"""What a decorrelation step is compared with: closures that take one step each, for ``experiments.timing``."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from decorlib.decorrelation import Decorrelation
-from decorlib.linear import DecorLinear
-from decorlib.models import bp_parameters
-from decorlib.rules import SeedRule
-from decorlib.statistics import Moments
+from decorlib.layers.decorrelation import Decorrelation
+from decorlib.layers.linear import DecorLinear
+from decorlib.layers.models import bp_parameters
+from decorlib.rules.moments import Moments
+from decorlib.rules.rules import SeedRule
 
 
 def decorrelation_step(features: int, batch: int, lr: float = 1e-6, **options) -> Callable[[], object]:

@@ -7,17 +7,17 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from decorlib.study.gain import BASELINE
-from decorlib.study.stats import Interval, interval
+from decorlib.study.evidence.stats import Interval, interval
+from decorlib.study.questions.gain.plan import BASELINE
 
 
 def learning_curves(table: pd.DataFrame, records: Sequence[dict], cost: pd.DataFrame) -> pd.DataFrame:
     """One row per arm, seed and epoch: measurements, and the seconds and GFLOP spent by then.
 
     Args:
-        table: of :func:`decorlib.study.arms.compare`, a row per record.
+        table: of :func:`decorlib.study.experiments.arms.compare`, a row per record.
         records: its records.
-        cost: of :func:`decorlib.study.gain.costs`.
+        cost: of :func:`decorlib.study.questions.gain.plan.costs`.
     """
     rows = [
         {"arm": arm, "seed": seed, **row}

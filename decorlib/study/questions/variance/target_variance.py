@@ -21,13 +21,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from decorlib.decorrelation import Decorrelation
-from decorlib.rules import Rule, SeedRule
-from decorlib.statistics import Moments
-from decorlib.study.experiments import Experiment, run
-from decorlib.study.gaussians import draws, states_of, step, yardsticks
-from decorlib.study.progress import progress
-from decorlib.study.runs import sweep
+from decorlib.layers.decorrelation import Decorrelation
+from decorlib.rules.moments import Moments
+from decorlib.rules.rules import Rule, SeedRule
+from decorlib.study.experiments.experiment import Experiment, run
+from decorlib.study.experiments.gaussians import draws, states_of, step, yardsticks
+from decorlib.study.sweeps.progress import progress
+from decorlib.study.sweeps.runs import sweep
 
 
 def settles_at(target, eta: float = 1.0, batch: int | None = None):

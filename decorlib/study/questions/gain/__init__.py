@@ -1,0 +1,1 @@
+"""Notebook 07: is there a gain?"""

@@ -1,0 +1,1 @@
+"""Notebook 04: is it the optimizer?"""

@@ -1,0 +1,1 @@
+"""Notebook 02: is it the scaling, or the mean?"""

@@ -1,0 +1,1 @@
+"""Notebook 01: do pixels that are always zero break it?"""
