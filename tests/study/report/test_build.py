@@ -93,7 +93,7 @@ def test_a_figure_without_text_and_an_error_are_refused(png):
     [
         ("[a](01_there.ipynb)", "[a](01_there.ipynb)"),
         ("[a](02_not_yet.ipynb)", "a"),
-        ("[a](../decorlib/rules/rules.py)", "[a](../api/decorlib.rules.md)"),
+        ("[a](../decorlib/rules/rules.py)", "[a](../api/decorlib.rules.rules.md)"),
         ("[a](../tests/reference.py#L3)", '<a href="../../../tests/reference.py#L3">a</a>'),
         ("[a](https://example.org)", "[a](https://example.org)"),
         ("[a](#design)", "[a](#design)"),
@@ -165,7 +165,7 @@ def test_the_whole_report(tmp_path, monkeypatch, png, capsys):
     made_by = json.loads((results / "records" / "07.json").read_text())["made_by"]
     for text in (made_by["started"], made_by["machine"]["cpu"], next(iter(made_by["data"].values()))[:12]):
         assert text in page
-    api = (site / "api" / "decorlib.rules.html").read_text(encoding="utf-8")
+    api = (site / "api" / "decorlib.rules.rules.html").read_text(encoding="utf-8")
     assert "SeedRule" in api
     assert (site / "searchindex.js").exists()
     size = sum(path.stat().st_size for path in site.rglob("*") if path.is_file())

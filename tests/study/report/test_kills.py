@@ -60,7 +60,7 @@ def clone(root):
 def start(root, module="reproduce", *arguments):
     """The command in a process group of its own, with a cache of its own."""
     environment = {**os.environ, "DECORLIB_CACHE": str(root / "cache"), "PYTHONHASHSEED": "0"}
-    program = [str(module)] if isinstance(module, Path) else ["-m", f"decorlib.study.{module}"]
+    program = [str(module)] if isinstance(module, Path) else ["-m", f"decorlib.study.report.{module}"]
     command = [sys.executable, *program, "--root", str(root), *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, env=environment, start_new_session=True, cwd=ROOT, **pipes)
@@ -144,7 +144,7 @@ def test_publishing_killed_between_any_two_files(tmp_path):
     dying = tmp_path / "dying.py"
     dying.write_text(
         "import os, signal, sys\n"
-        "from decorlib.study import publish, reproduce\n"
+        "from decorlib.study.report import publish, reproduce\n"
         "real, left = os.replace, [int(sys.argv.pop(1))]\n"
         "def replace(a, b):\n"
         "    if 'results' in os.fspath(b).split(os.sep):\n"
@@ -202,10 +202,10 @@ def findings_of_one(root):
 
 
 REPORT = """import pathlib, sys
-from decorlib.study import inputs, pages, report
+from decorlib.study.report import build, freshness, pages
 pages.modules = list  # the library's pages say what its sources say, which somebody may edit while this runs
 freshness.PACKAGE = pathlib.Path({docs!r})
-sys.exit(report.main(sys.argv[1:]))"""
+sys.exit(build.main(sys.argv[1:]))"""
 
 
 @pytest.mark.slow

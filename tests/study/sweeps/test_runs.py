@@ -310,7 +310,7 @@ def package(tmp_path, monkeypatch):
 
 def test_code_counts_and_comments_do_not(package):
     before = source.code_hash()
-    rules = package / "rules.py"
+    rules = package / "rules" / "rules.py"
     text = rules.read_text()
     rules.write_text("# a comment\n" + text.replace('"""', '"""Another explanation. ', 1))
     assert source.code_hash() == before
@@ -327,9 +327,9 @@ def test_what_a_run_can_reach_counts_and_nothing_else(package, monkeypatch):
     found = source.files(module)
     study = {"decorlib.study.aside", "decorlib.study.helper", "decorlib.study.deep"}
     assert {name for name in found if name.startswith("decorlib.study.")} == study
-    assert {"decorlib", "decorlib.study", "decorlib.rules", "decorlib.train", "decorlib.rules.moments"} <= set(found)
+    assert {"decorlib", "decorlib.study", "decorlib.rules", "decorlib.training.train", "decorlib.rules.moments"} <= set(found)
     before = source.code_hash(module)
-    (package / "study" / "figures.py").write_text("x = 1\n")
+    (package / "study" / "evidence" / "figures.py").write_text("x = 1\n")
     assert source.code_hash(module) == before
     (package / "study" / "deep.py").write_text("import decorlib.study.aside, os\nx = 2\n")
     assert source.code_hash(module) != before
@@ -348,11 +348,11 @@ def test_the_functions_own_module_counts(tmp_path, monkeypatch):
 
 
 def test_edited_code_is_not_run_in_the_process_that_has_the_old(serially, monkeypatch):
-    path = source.PACKAGE / "rules.py"
+    path = source.PACKAGE / "rules" / "rules.py"
     monkeypatch.setitem(source.AT_START, path, "# another comment\n" + source.AT_START[path])
     assert len(serially(FOUR[:1], train)) == 1
     monkeypatch.setitem(source.AT_START, path, source.AT_START[path] + "\nx = 1\n")
-    with pytest.raises(RuntimeError, match=r"decorlib\.rules was edited since this process imported it.*restart"):
+    with pytest.raises(RuntimeError, match=r"decorlib\.rules\.rules was edited since this process imported it.*restart"):
         serially(FOUR, train)
 
 
