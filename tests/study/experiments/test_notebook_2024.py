@@ -1,6 +1,6 @@
-"""The seed notebook's cells, verbatim but for two import lines and the data root, print what the seed printed.
+"""The cells of the 2024 notebook, verbatim but for two import lines and the data root, print what it printed.
 
-``notebook_2024_cells.txt`` holds the document's cells as they are, ``decorlib/data/seed_tables.json`` its printed tables.
+``notebook_2024_cells.txt`` holds the cells as they are, ``decorlib/data/seed_tables.json`` the printed tables.
 """
 
 import contextlib

@@ -15,14 +15,12 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbformat import v4
-from test_active_content import small_docs  # noqa: F401 (fixtures)
-from test_build import png, put_results  # noqa: F401
+from small_report import ROOT, put_results
 
 from decorlib._files import SUFFIX
 from decorlib.study.report import freshness
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[2]
+HELPERS = ROOT / "tests" / "helpers"
 
 # 01 sweeps (its runs outlive a kill in the cache), writes two figures and a record; 02 reads that record.
 SWEEPS = """import os, pathlib, sys
@@ -52,7 +50,7 @@ def put(root, number, *cells):
 
 
 def clone(root):
-    put(root, "01", SWEEPS.format(tests=str(HERE)), WRITES)
+    put(root, "01", SWEEPS.format(tests=str(HELPERS)), WRITES)
     put(root, "02", READS)
     return root
 
@@ -155,7 +153,7 @@ def test_publishing_killed_between_any_two_files(tmp_path):
         "os.replace = replace\n"
         "sys.exit(reproduce.main(sys.argv[1:]))\n"
     )
-    put(tmp_path, "01", SWEEPS.format(tests=str(HERE)), WRITES)
+    put(tmp_path, "01", SWEEPS.format(tests=str(HELPERS)), WRITES)
     finish(start(tmp_path, "reproduce", "--no-report"))
     expected = findings(tmp_path)
     environment = {**os.environ, "DECORLIB_CACHE": str(tmp_path / "cache")}
@@ -209,7 +207,7 @@ sys.exit(build.main(sys.argv[1:]))"""
 
 
 @pytest.mark.slow
-def test_the_report_killed_at_random_moments(tmp_path, monkeypatch, png, small_docs):  # noqa: F811
+def test_the_report_killed_at_random_moments(tmp_path, monkeypatch, png, small_docs):
     results = put_results(tmp_path, monkeypatch, png)
     monkeypatch.delenv("DECORLIB_RESULTS")
     script = tmp_path / "report.py"

@@ -4,13 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import nbformat
 import pytest
 from nbformat import v4
+from small_report import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 ELSEWHERE = "192.0.2.1"  # reserved for documentation (RFC 5737): nobody has it
 
 # Imported by every Python process that starts: an audit hook cannot be taken away again, and it speaks before the

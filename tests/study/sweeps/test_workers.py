@@ -7,8 +7,8 @@ import threading
 import time
 
 import pytest
+from processes import alive, run_script, wait_until
 from sweep_functions import Spec, train
-from test_runs import alive, run_script, wait_until
 
 from decorlib.study.experiments import experiment
 from decorlib.study.experiments.experiment import Experiment
