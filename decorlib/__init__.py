@@ -28,7 +28,7 @@ from decorlib.training.checkpoint import CheckpointDamaged, load_checkpoint, rea
 from decorlib.training.history import Epoch, History
 from decorlib.training.train import SilentNoOp, decor_train, train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "RULES",
