@@ -46,7 +46,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $@
 
 reproduce: $(STAMP)  ## run what has changed, write results/, compare with the committed records
-	$(PY) -m decorlib.study.report.build.reproduce --profile $(PROFILE) $(if $(ONLY),--only $(ONLY)) $(if $(SEEDS),--seeds $(SEEDS)) \
+	$(PY) -m decorlib.study.report.reproduce --profile $(PROFILE) $(if $(ONLY),--only $(ONLY)) $(if $(SEEDS),--seeds $(SEEDS)) \
 	  $(if $(DEVICE),--device $(DEVICE)) $(if $(JOBS),--jobs $(JOBS)) $(if $(ENGINE),--engine $(ENGINE))
 
 report: $(STAMP)  ## rebuild results/report from the records, without training
@@ -56,7 +56,7 @@ lab: $(STAMP)  ## open the notebooks in JupyterLab
 	$(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
 
 refresh: $(STAMP)  ## run the notebooks at their quick values and store the outputs in notebooks/
-	$(PY) -m decorlib.study.report.build.reproduce --refresh-sources $(if $(ONLY),--only $(ONLY))
+	$(PY) -m decorlib.study.report.reproduce --refresh-sources $(if $(ONLY),--only $(ONLY))
 
 test: $(STAMP)  ## unit tests, then every notebook: its checked cells must print what is stored
 	$(PY) -m pytest tests

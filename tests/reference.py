@@ -187,7 +187,7 @@ def exact_step(R, x, lr, kind, shrinkage):
     return R + lr * (torch.from_numpy(W) - R)
 
 
-# ------------------------------------------------------------------ published defects, for the golden tables only (T14)
+# ------------------------------------------------------------------------ published defects, for the golden tables only
 
 
 def missing_rate_step(R, C, v, lr, c, k):

@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import pytest
 import reference
-import test_moments
 import torch
+from moment_checks import check_against_samples
 from problems import D, distance, normal, stream
-from test_rules import CASES, check_literal_equation, check_loss, check_step_in_place
+from rule_cases import CASES, check_literal_equation, check_loss, check_step_in_place
 
 import decorlib.layers.decorrelation
 import decorlib.layers.models
@@ -44,7 +44,7 @@ def in_place(name, batch):
 
 
 def samples(batch, dense):
-    return lambda: test_moments.check_against_samples(batch, D, dense)
+    return lambda: check_against_samples(batch, D, dense)
 
 
 def problem():

@@ -23,7 +23,7 @@ def few(monkeypatch):
 @pytest.fixture
 def work(few, tmp_path):
     made = soak.Soak(tmp_path, seed=1, jobs=1)
-    runs.sweep(soak.SPECS, soak.experiments.run, engine="serial", cache=made.cache)
+    runs.sweep(soak.SPECS, soak.experiment.run, engine="serial", cache=made.cache)
     return made
 
 
@@ -52,7 +52,7 @@ def test_a_short_soak_with_everything(few, tmp_path):
 
 
 def test_another_record_a_lost_and_a_changed_entry_are_seen(work):
-    records = runs.sweep(soak.SPECS, soak.experiments.run, engine="serial", cache=work.cache)
+    records = runs.sweep(soak.SPECS, soak.experiment.run, engine="serial", cache=work.cache)
     whole = soak.entries(work.cache)
 
     def seen(records=records):

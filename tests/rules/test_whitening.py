@@ -1,4 +1,4 @@
-"""Whitening in closed form, and what it means for learning: T15, T21 to T23 and T34."""
+"""Whitening in closed form, and what it means for learning."""
 
 import itertools
 
@@ -96,7 +96,7 @@ def test_shrinkage_outside_its_range_is_refused(a):
         shrink(covariance(), a)
 
 
-def test_T15_uncentred_whitening_leaves_a_mean():
+def test_uncentred_whitening_leaves_a_mean():
     """||R mu||^2 = s / (1 + s), one centred variance of 1 / (1 + s), the rest 1; s = mu' S^-1 mu."""
     S, mu = covariance(), normal(D, seed=4)
     s = float(mu @ torch.linalg.solve(S, mu))
@@ -112,7 +112,7 @@ def test_T15_uncentred_whitening_leaves_a_mean():
 
 @pytest.mark.parametrize("condition", [2.0, 8.0, 100.0, 1e4])
 @pytest.mark.parametrize("steps", [20, 25, 100])
-def test_T34_newton_schulz_ends_at_zca_and_stays_there(condition, steps):
+def test_newton_schulz_ends_at_zca_and_stays_there(condition, steps):
     """The textbook form P^3 S blows up by rounding where it is iterated on."""
     S = covariance(condition=condition)
     tolerance = 1e-3 if condition == 1e4 and steps == 20 else 1e-10
@@ -132,7 +132,7 @@ def test_newton_schulz_refuses_a_moment_without_variance():
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
-def test_T34_the_iterates_are_the_published_ones(steps):
+def test_the_iterates_of_newton_schulz_are_the_published_ones(steps):
     """P <- (3 P - P^3 S_N) / 2, while rounding has had no time to grow."""
     S, P = covariance(), EYE
     for _ in range(steps):
@@ -149,7 +149,7 @@ def test_T34_the_iterates_are_the_published_ones(steps):
         (512, [0.022, 0.106, 0.429, 0.930]),
     ],
 )
-def test_T34_few_steps_under_whiten_even_white_inputs(features, printed):
+def test_few_steps_of_newton_schulz_under_whiten_even_white_inputs(features, printed):
     """Output variance f^2 / D with f <- 1.5 f - 0.5 f^3 / D from f = 1, as tabulated for T = 3, 5, 7, 9."""
     white = torch.eye(features, dtype=torch.float64)
     for steps, expected in zip((3, 5, 7, 9), printed, strict=True):
@@ -232,7 +232,7 @@ def stepped(R, W, optimizer, lr):
 
 
 @each_kind
-def test_T21_sgd_on_whitened_inputs_is_foof(whitener):
+def test_sgd_on_whitened_inputs_is_foof(whitener):
     """One step on W moves A = W R by -lr dL/dA S^-1, whatever the square root of S^-1."""
     S, A = covariance(), normal(3, D, seed=9)
     R = whitener(S)
@@ -240,14 +240,14 @@ def test_T21_sgd_on_whitened_inputs_is_foof(whitener):
     assert distance(after, A - 0.1 * gradient @ torch.linalg.inv(S)) < 1e-13
 
 
-def test_T21_under_adam_the_rotation_matters():
+def test_under_adam_the_rotation_of_the_whitening_matters():
     S, A = covariance(), normal(3, D, seed=9)
     results = [stepped(R, A @ torch.linalg.inv(R), torch.optim.Adam, 0.1)[0] for R in (zca(S), pca(S))]
     assert distance(*results) > 0.01
 
 
 @each_kind
-def test_T22_at_rate_one_it_solves_least_squares_in_one_step(whitener):
+def test_foof_at_rate_one_solves_least_squares_in_one_step(whitener):
     x, goal = regression()
     R = whitener(covariance())
     after, before = stepped(R, normal(3, D, seed=9) @ torch.linalg.inv(R), torch.optim.SGD, 1.0)
@@ -255,7 +255,7 @@ def test_T22_at_rate_one_it_solves_least_squares_in_one_step(whitener):
     assert float(before.abs().max()) > 0.1
 
 
-def test_T23_weights_can_make_up_for_a_change_of_R():
+def test_weights_can_make_up_for_a_change_of_R():
     """W <- W R1 R2^-1 leaves the layer's function as it was."""
     x, _ = regression()
     R1, R2 = zca(covariance()), cholesky(covariance(seed=8))

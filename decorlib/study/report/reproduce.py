@@ -1,4 +1,4 @@
-"""Run the notebooks and write ``results/``: ``python -m decorlib.study.report.build.reproduce``, or ``make reproduce``.
+"""Run the notebooks and write ``results/``: ``python -m decorlib.study.report.reproduce``, or ``make reproduce``.
 
 Each notebook runs by papermill in a folder of its own below ``build/``. Only when all of it has succeeded are
 its executed notebook, record and figures put into the results, together. If it fails, the results of its
@@ -230,7 +230,7 @@ def finish(options: argparse.Namespace, before: dict) -> int:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Command line, with the folders that follow from it."""
     parser = argparse.ArgumentParser(
-        prog="python -m decorlib.study.report.build.reproduce",
+        prog="python -m decorlib.study.report.reproduce",
         description="Run the notebooks; write results/.",
     )
     parser.add_argument("--only", nargs="+", metavar="NN", help="numbers of the notebooks to run")

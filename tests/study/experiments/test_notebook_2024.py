@@ -1,6 +1,6 @@
-"""The seed notebook's cells, verbatim but for two import lines and the data root, print what the seed printed.
+"""The cells of the 2024 notebook, verbatim but for two import lines and the data root, print what it printed.
 
-``data/seed_cells.txt`` holds the document's cells as they are, ``decorlib/data/seed_tables.json`` its printed tables.
+``notebook_2024_cells.txt`` holds the cells as they are, ``decorlib/data/seed_tables.json`` the printed tables.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ from decorlib.training.train import SilentNoOp, decor_train
 
 PRINTED = json.loads(files("decorlib").joinpath("data/seed_tables.json").read_text())["runs"]
 CHANGED = {  # everything that differs from the document
-    "from decorrelation.decorrelation import": "from decorlib.layers import",
-    "from decorrelation.train import decor_train": "from decorlib.train import decor_train",
+    "from decorrelation.decorrelation import": "from decorlib import",
+    "from decorrelation.train import decor_train": "from decorlib import decor_train",
     "%load_ext autoreload\n%autoreload 2\n": "",  # orders to IPython
     "root='~/Data'": "root=DATA_ROOT",
 }
@@ -32,7 +32,7 @@ RELATIVE = 1e-5
 
 def cells():
     """{number: code} of the document's cells, as changed by CHANGED."""
-    text = (Path(__file__).parent / "data" / "seed_cells.txt").read_text()
+    text = Path(__file__).with_name("notebook_2024_cells.txt").read_text()
     for old, new in CHANGED.items():
         assert text.count(old) == 1
         text = text.replace(old, new)

@@ -221,7 +221,7 @@ def test_refresh_stores_the_quick_outputs_in_the_source(tmp_path, capsys):
 def test_two_at_once_take_turns(tmp_path):
     put(tmp_path, "01", "print('fine')")
     (tmp_path / "build").mkdir()
-    command = [sys.executable, "-m", "decorlib.study.report.build.reproduce", "--root", str(tmp_path), "--no-report"]
+    command = [sys.executable, "-m", "decorlib.study.report.reproduce", "--root", str(tmp_path), "--no-report"]
     with FileLock(tmp_path / "build" / "reproduce.lock"):
         other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert "waiting for it" in other.stdout.readline()

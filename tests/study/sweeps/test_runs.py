@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 import sweep_functions
 import torch
+from processes import alive, children, run_script, wait_until
 from sweep_functions import Boxed, Spec, Thawed, slow, train, trouble, unseeded
 
 from decorlib.data import datasets
@@ -310,7 +310,7 @@ def package(tmp_path, monkeypatch):
 
 def test_code_counts_and_comments_do_not(package):
     before = source.code_hash()
-    rules = package / "rules.py"
+    rules = package / "rules" / "rules.py"
     text = rules.read_text()
     rules.write_text("# a comment\n" + text.replace('"""', '"""Another explanation. ', 1))
     assert source.code_hash() == before
@@ -327,9 +327,11 @@ def test_what_a_run_can_reach_counts_and_nothing_else(package, monkeypatch):
     found = source.files(module)
     study = {"decorlib.study.aside", "decorlib.study.helper", "decorlib.study.deep"}
     assert {name for name in found if name.startswith("decorlib.study.")} == study
-    assert {"decorlib", "decorlib.study", "decorlib.rules", "decorlib.train", "decorlib.rules.moments"} <= set(found)
+    assert {"decorlib", "decorlib.study", "decorlib.rules", "decorlib.training.train", "decorlib.rules.moments"} <= set(
+        found
+    )
     before = source.code_hash(module)
-    (package / "study" / "figures.py").write_text("x = 1\n")
+    (package / "study" / "evidence" / "figures.py").write_text("x = 1\n")
     assert source.code_hash(module) == before
     (package / "study" / "deep.py").write_text("import decorlib.study.aside, os\nx = 2\n")
     assert source.code_hash(module) != before
@@ -348,11 +350,13 @@ def test_the_functions_own_module_counts(tmp_path, monkeypatch):
 
 
 def test_edited_code_is_not_run_in_the_process_that_has_the_old(serially, monkeypatch):
-    path = source.PACKAGE / "rules.py"
+    path = source.PACKAGE / "rules" / "rules.py"
     monkeypatch.setitem(source.AT_START, path, "# another comment\n" + source.AT_START[path])
     assert len(serially(FOUR[:1], train)) == 1
     monkeypatch.setitem(source.AT_START, path, source.AT_START[path] + "\nx = 1\n")
-    with pytest.raises(RuntimeError, match=r"decorlib\.rules was edited since this process imported it.*restart"):
+    with pytest.raises(
+        RuntimeError, match=r"decorlib\.rules\.rules was edited since this process imported it.*restart"
+    ):
         serially(FOUR, train)
 
 
@@ -469,35 +473,6 @@ def test_the_cache_holds_no_pickle_and_says_what_it_is(serially, cache):
 # ----------------------------------------------------------------------------------------- processes that die
 
 
-def run_script(script, *arguments, wait=True):
-    path = os.pathsep.join([str(Path(sweep_functions.__file__).parent), str(source.PACKAGE.parent)])
-    environment = {**os.environ, "PYTHONPATH": path, "DECORLIB_PROGRESS": "off"}
-    process = subprocess.Popen(
-        [sys.executable, str(script), *map(str, arguments)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    if not wait:
-        return process
-    out, err = process.communicate(timeout=120)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-
-def children(pid: int) -> set[int]:
-    found = Path(f"/proc/{pid}/task/{pid}/children")
-    direct = {int(child) for child in found.read_text().split()} if found.exists() else set()
-    return direct.union(*(children(child) for child in direct))
-
-
-def wait_until(condition, seconds=60.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.01)
-
-
 def kill_and_resume(folder: Path, moments: list[tuple[int, float, int]]) -> None:
     """Stop the sweep after some entries and some seconds by a signal, each time; then finish it and compare."""
     cache, result = folder / "cache", folder / "result.json"
@@ -525,13 +500,6 @@ def kill_and_resume(folder: Path, moments: list[tuple[int, float, int]]) -> None
     assert json.loads(result.read_text()) == expected
     names = {path.name: path.read_bytes() for path in entries(cache)}
     assert names == {path.name: path.read_bytes() for path in entries(folder / "other")}
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def test_killed_and_called_again_it_gives_the_same_records(tmp_path):

@@ -7,8 +7,8 @@ import threading
 import time
 
 import pytest
+from processes import alive, run_script, wait_until
 from sweep_functions import Spec, train
-from test_runs import alive, run_script, wait_until
 
 from decorlib.study.experiments import experiment
 from decorlib.study.experiments.experiment import Experiment
@@ -81,7 +81,7 @@ def test_an_edited_file_sends_them_away(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "PACKAGE", copy)
     first = pids(jobs=1)
     assert pids(jobs=1) == first
-    (copy / "rules.py").write_text("x = 1\n")
+    (copy / "rules" / "rules.py").write_text("x = 1\n")
     assert pids(jobs=1).isdisjoint(first)
     assert gone(first)
 
@@ -159,7 +159,7 @@ def test_one_that_died_at_rest_is_replaced(tmp_path):
 def test_a_script_ends_although_they_rest(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "from decorlib.study import workers\n"
+        "from decorlib.study.sweeps import workers\n"
         "if __name__ == '__main__':\n"
         "    with workers.pool(2, keep=True) as pool:\n"
         "        print(*pool._processes)\n"

@@ -80,7 +80,7 @@ def tolerance_of(name: str, records: dict[str, Record]) -> tuple[float, str]:
     of_values = {"top eigenvalue of the digits": ("01", "top eigenvalue, zero at −2")}
     of_values["initial loss of the digits"] = ("02", "initial loss per batch of all 1,000 digits, seed's scaling")
     if name.startswith(notebook_2024.RUNS):
-        return float(records["00"].parameters["tolerance"]), "notebook 00, `test_seed.py`"
+        return float(records["00"].parameters["tolerance"]), "notebook 00, `study/experiments/test_notebook_2024.py`"
     if name.startswith("test accuracy"):
         of_values[name] = ACCURACY
     if name in of_values:
