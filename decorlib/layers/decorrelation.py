@@ -311,14 +311,13 @@ class Decorrelation(Remembering):
         """Moments of what is remembered, over all processes; the new average of <x x'>; the direction of b."""
         y, x = self._states[0] if len(self._states) == 1 else concatenated(self._states)
         y = y.to(self.weight.dtype)
-        needs_samples = self.rule.needs_rate and self.rule.reads is not None
         moments = Moments.of(
             self._by_group(y),
             None if x is None else self._by_group(x.to(self.weight.dtype)),
-            dense=False if needs_samples else None,
+            gain=self.rule.needs_gain,
         )
         if distributed():
-            moments = moments.reduced(self.process_group, gain=needs_samples)
+            moments = moments.reduced(self.process_group, gain=self.rule.needs_gain)
         input_moment, toward_zero = None, None
         if self.input_moment is not None:
             weight = self.rule.momentum if self._calls else 1.0

@@ -84,6 +84,8 @@ class Rule:
     reads: ClassVar[Literal[None, "input", "raw input"]] = None
     #: Whether ``direction`` needs the rate of the step that will be taken.
     needs_rate: ClassVar[bool] = False
+    #: Whether ``direction`` needs the ratio of lengths, ``Moments.of(y, x, gain=True)``.
+    needs_gain: ClassVar[bool] = False
 
     def direction(self, moments: Moments, R: Matrix, lr: float | None = None) -> Matrix:
         """dR of the step R <- R - lr * dR. ``lr`` matters only to rules whose published step is not linear in it."""

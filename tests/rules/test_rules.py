@@ -424,6 +424,18 @@ def test_bad_hyperparameters_are_refused(make, message):
         make()
 
 
+@each_case
+def test_every_rule_takes_many_samples_of_few_features(case):
+    """No rule makes a matrix of samples by samples, which would be 320 GB here."""
+    x = stream(200_000, 1)[0]
+    layer = Decorrelation(D, rule=case.rule, dtype=torch.float64)
+    layer.weight.data.copy_(start())
+    layer(x)
+    assert float(layer.step(case.lr)) == pytest.approx(float(case.loss(x @ start().T, x)), rel=1e-9)
+    small = Moments.of(x @ start().T, x, gain=True)
+    assert distance(layer.weight.data, start() - case.lr * case.rule.direction(small, start(), case.lr)) < 1e-12
+
+
 @pytest.mark.parametrize("rule", [maps.AdaptiveGainRule(), maps.FoldiakRule()])
 @pytest.mark.parametrize("lr", [None, 0.0, -0.1, NAN])
 def test_rules_that_need_their_rate_say_so(rule, lr):
