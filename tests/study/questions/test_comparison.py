@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from decorlib import RULES
+from decorlib.rules.catalogue import ALIASES
 from decorlib.study.experiments import gaussians
 from decorlib.study.experiments.experiment import Experiment
 from decorlib.study.questions.rules import comparison, tracking
@@ -12,7 +13,7 @@ from decorlib.study.questions.rules.tracking import Edge, Follow, follow
 
 
 def test_every_rule_of_the_library_is_an_arm():
-    assert {arm.rule for arm in comparison.ARMS.values()} == set(RULES)
+    assert {ALIASES.get(arm.rule, arm.rule) for arm in comparison.ARMS.values()} == set(RULES)
     assert {dict(a.options)["kind"] for a in comparison.ARMS.values() if a.exact} == {"zca", "pca", "cholesky"}
 
 
