@@ -55,7 +55,7 @@ def problem():
 
 
 def check_training(separate=True, epochs=3, lr=0.02, rate=0.05):
-    """The trainer beside the seed's loop written out: R, weights and reported losses, by either kind of step."""
+    """The trainer beside the loop of 2024 written out: R, weights and reported losses, by either kind of step."""
     batches, model = problem()
     W, b = model.weight.detach().clone(), model.bias.detach().clone()
     squared = torch.nn.MSELoss()
@@ -167,7 +167,7 @@ def bound_left_out(patch):
 
 
 def update_skipped(patch):
-    """The update reports a loss and sets no gradient: what happened in the seed's third run."""
+    """The update reports a loss and sets no gradient: what happened in the 2024 notebook's third run."""
     true = Decorrelation.update
 
     def update(self, lr=None, max_step=None):

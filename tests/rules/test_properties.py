@@ -232,8 +232,8 @@ def test_the_other_rules_with_targets_leave_the_row_of_a_dead_feature_bounded(ru
     assert not float(exposed[2].abs().max()) < 2  # without the guard it grows, or is NaN (0 / 0)
 
 
-def test_a_nearly_dead_feature_is_amplified_by_the_seeds_rule():
-    """The seed's guard knows exact zeros only: at v = 1e-4 a row grows by 1 + lr (t / v - 1 - eta t) in one step."""
+def test_a_nearly_dead_feature_is_amplified_by_the_2024_rule():
+    """The guard of 2024 knows exact zeros only: at v = 1e-4 a row grows by 1 + lr (t / v - 1 - eta t) in one step."""
     S, lr = torch.diag(torch.tensor([1.0, 1e-4], dtype=torch.float64)), 1e-2
     R = run(NotebookRule(variance=1.0), samples_of(S), lr, 1)
     assert float(R[1, 1]) == pytest.approx(1 + lr * (1 / 1e-4 - 2), rel=1e-9)
@@ -443,18 +443,18 @@ def test_the_rule_of_the_normalisation_layer_is_kappa_at_one_half():
         assert distance(R, R.T) < 1e-13
 
 
-# ------------------------------------------------------------------------------------------------------ the seed's rule
+# ------------------------------------------------------------------------------------------------------ the 2024 rule
 
 
 @pytest.mark.parametrize(("t", "eta"), [(1.0, 1.0), (0.5, 1.0), (2.0, 1.0), (1.0, 0.25), (1.0, 0.0)])
-def test_the_seeds_rule_does_not_reach_its_target(t, eta):
+def test_the_2024_rule_does_not_reach_its_target(t, eta):
     """On uncorrelated features it settles at v = t / (1 + eta t)."""
     S = torch.diag(torch.tensor([2.0, 1.0, 0.3], dtype=torch.float64))
     v = moment_of(run(NotebookRule(variance=t, eta=eta), samples_of(S), 0.1, 800), S).diagonal()
     assert distance(v, torch.full_like(v, t / (1 + eta * t))) < 1e-10
 
 
-def test_the_seeds_rule_with_one_target_per_feature_and_with_that_of_the_input():
+def test_the_2024_rule_with_one_target_per_feature_and_with_that_of_the_input():
     S = torch.diag(torch.tensor([2.0, 1.0, 0.3], dtype=torch.float64))
     targets = torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64)
     v = moment_of(run(NotebookRule(variance=targets), samples_of(S), 0.1, 800), S).diagonal()
@@ -463,13 +463,13 @@ def test_the_seeds_rule_with_one_target_per_feature_and_with_that_of_the_input()
     assert distance(v, S.diagonal() / (1 + S.diagonal())) < 1e-10
 
 
-def test_the_seeds_rule_removes_covariances_on_gaussian_data():
+def test_the_2024_rule_removes_covariances_on_gaussian_data():
     S = covariance()
     X = moment_of(run(NotebookRule(variance=1.0), samples_of(S), 0.1, 2_000), S)
     assert distance(X, EYE / 2) < 1e-9
 
 
-def test_the_seeds_rule_without_a_target_collapses():
+def test_the_2024_rule_without_a_target_collapses():
     """dR = eta X R has no fixed point but 0: variances fall for ever, as 1 / (2 lr t)."""
     S, lr, variances = covariance(), 0.05, []
     R = EYE

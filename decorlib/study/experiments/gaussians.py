@@ -51,7 +51,7 @@ def draws(S: Matrix, n: int, generator: torch.Generator, mean: Tensor | None = N
     return x if mean is None else x + mean
 
 
-def yardsticks(X: Tensor, condition: bool = True) -> dict[str, float | None]:
+def whiteness(X: Tensor, condition: bool = True) -> dict[str, float | None]:
     """What is left in a second moment X = <y y'>, in measures that mean the same for every rule.
 
     * ``cosine``: root mean square of X_ij / sqrt(X_ii X_jj) over i != j: 0 where nothing is correlated about zero.
@@ -121,7 +121,7 @@ def is_stable(path: list[Tensor], steps: int) -> bool:
     """Finite to the end, less correlated than at the start, and no variance above ten times what it had to be."""
     if len(path) <= steps:
         return False
-    first, last = (yardsticks(X, condition=False) for X in (path[0], path[-1]))
+    first, last = (whiteness(X, condition=False) for X in (path[0], path[-1]))
     return last["cosine"] <= first["cosine"] and last["largest_variance"] <= 10 * max(1.0, first["largest_variance"])
 
 

@@ -219,7 +219,7 @@ def sweep(
 
 
 def _refuse_stale_code(function: Callable, spec_type: type) -> None:
-    # The seed's third run went wrong like this: edited code was reloaded halfway, and nothing said so.
+    # The 2024 notebook's third run went wrong like this: edited code was reloaded halfway, and nothing said so.
     if names := edited(importable(function), importable(spec_type)):
         raise RuntimeError(
             f"{', '.join(names)} was edited since this process imported it, so what runs here is not what is on the "

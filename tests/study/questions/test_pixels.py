@@ -15,7 +15,7 @@ from decorlib.study.questions.zero_pixels import pixels
 
 @pytest.fixture(scope="module")
 def images():
-    return pixels.seed_images()
+    return pixels.images_2024()
 
 
 def test_kinds_split_all_pixels_and_count_the_constant_ones(images):

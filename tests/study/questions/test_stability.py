@@ -133,7 +133,7 @@ def test_a_learned_bias_removes_the_mean_at_its_predicted_speed(reduction, weigh
 
 
 def test_laws_hold_for_every_scaling():
-    table = stability.laws(pixels.seed_images(100))
+    table = stability.laws(pixels.images_2024(100))
     assert len(table) == 10
     assert (table["rms^4 / participation"] / table["loss"]).tolist() == pytest.approx([1] * 10, rel=1e-9)
     assert table.loc[("seed", "as it is"), "loss"] == pytest.approx(
@@ -154,7 +154,7 @@ def test_search_table_pairs_every_search_with_its_result():
 
 
 def test_figures_show_the_numbers():
-    table = stability.laws(pixels.seed_images(64), ["seed", "raw"])
+    table = stability.laws(pixels.images_2024(64), ["seed", "raw"])
     left, right = stability.draw_laws(table, [0.5, 1.0], {"without a target": [1.0, 16.0]}).axes
     shown = sorted(y for line in left.lines[:2] for y in line.get_ydata())
     assert shown == pytest.approx(sorted(table["loss"]))

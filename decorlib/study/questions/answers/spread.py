@@ -40,7 +40,7 @@ SEEDS = 3
 
 
 def seed_values() -> dict[str, list[float]]:
-    """Every number that the seed's document holds, by run and column, as our epochs give it.
+    """Every number that the 2024 notebook holds, by run and column, as our epochs give it.
 
     The third run as it was: the cell executed once, and again with an edited library that left R as it is.
     """
@@ -62,7 +62,7 @@ def record_values(arms: dict[str, Experiment] | None = None, seeds: int = SEEDS)
     from decorlib.study.questions.scaling import stability
     from decorlib.study.questions.zero_pixels import pixels
 
-    x = inputs.scale(pixels.seed_images(), "seed").flatten(1)
+    x = inputs.scale(pixels.images_2024(), "seed").flatten(1)
     found = {
         "top eigenvalue of the digits": [pixels.spectra(x)["top eigenvalue"]],
         "initial loss of the digits": [stability.loss_law(x)["with target 1"]],
