@@ -223,7 +223,7 @@ def R_owned_by_the_weights_optimizer(patch):
     patch.setattr(trainer, "_check_ownership", lambda *optimizers: None)
 
 
-SEED, KAPPA = "seed, variance 2, eta 0.5", "kappa 0.3"
+SEED, KAPPA = "notebook, variance 2, eta 0.5", "kappa 0.3"
 PLANTED = [
     (columns_instead_of_rows, [literal(SEED, 4), literal(SEED, 16), literal(KAPPA, 4), literal(KAPPA, 16)]),
     (mean_over_n_minus_1, [literal(SEED, 4), literal(SEED, 16), literal(KAPPA, 16), loss(SEED, 16), samples(17, True)]),
@@ -233,7 +233,7 @@ PLANTED = [
     (diagonal_left_in_C, [literal("plain", 4), literal(KAPPA, 16), literal("kappa normalized", 4)]),
     (diagonal_left_in_the_triangle, [literal("triangular", 4), literal("triangular normalized", 16)]),
     (diagonal_left_in_the_loss, [loss("plain", 4), loss(KAPPA, 16), loss("whitening", 4), samples(17, True)]),
-    (target_left_out_of_the_loss, [loss("seed, variance 1", 4), loss("seed, input", 16), check_training]),
+    (target_left_out_of_the_loss, [loss("notebook, variance 1", 4), loss("notebook, input", 16), check_training]),
     (one_variance_for_all, [literal(KAPPA, 4), literal("kappa normalized", 16), literal("triangular", 4)]),
     (gram_divided_once, [loss(SEED, 4), loss(KAPPA, 4), samples(3, False)]),
     (rate_left_out, [in_place(SEED, 4), in_place(KAPPA, 16), training_in_place]),
