@@ -19,14 +19,18 @@ from decorlib.layers import (
     decor_update,
     padding,
 )
+from decorlib.layers.pending import LostGradient
+from decorlib.layers.unmoved import SilentNoOp
+from decorlib.optim import DecorOptimizer, DecorSGD
 from decorlib.rules.catalogue import RULES, make_rule
 from decorlib.rules.maps import AdaptiveGainRule, FoldiakRule
 from decorlib.rules.rules import KappaRule, PlainDecorrelation, Rule, SeedRule, WhiteningRule
 from decorlib.rules.variants import ColumnScaledKappaRule, TriangularRule
 from decorlib.rules.whitening import ExactWhitening
+from decorlib.training.call_2024 import decor_train
 from decorlib.training.checkpoint import CheckpointDamaged, load_checkpoint, read_checkpoint, save_checkpoint
 from decorlib.training.history import Epoch, History
-from decorlib.training.train import SilentNoOp, decor_train, train
+from decorlib.training.train import train
 
 __version__ = "0.1.0"
 
@@ -39,12 +43,15 @@ __all__ = [
     "DecorConv2d",
     "DecorConvTranspose2d",
     "DecorLinear",
+    "DecorOptimizer",
+    "DecorSGD",
     "Decorrelation",
     "Epoch",
     "ExactWhitening",
     "FoldiakRule",
     "History",
     "KappaRule",
+    "LostGradient",
     "NonFiniteInput",
     "PlainDecorrelation",
     "Rule",

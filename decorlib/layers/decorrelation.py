@@ -67,6 +67,9 @@ class Decorrelation(Remembering):
         >>> optimizer.step()
     """
 
+    #: Layers are found by this mark rather than by their class, which is another one after a reload of the library.
+    _holds_R = True
+
     def __init__(
         self,
         in_features: int,
@@ -137,6 +140,7 @@ class Decorrelation(Remembering):
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.long, device=device))
         # num_updates and what follows from it, without asking the device, and as a bool that torch.compile can guard on
         self._calls, self._due = 0, True
+        self.learning = True
         self._states: list[tuple[Tensor, Tensor | None]] = []
         self.padding_mask: Tensor | None = None
         self.register_load_state_dict_post_hook(_read_counter)
@@ -267,37 +271,31 @@ class Decorrelation(Remembering):
         self._states.clear()
         return loss
 
-    @torch.no_grad()
     def _learn(self, lr: float | None, max_step: float | None, in_place: bool) -> Tensor | None:
+        prepared = self.prepare(lr, max_step)
+        prepared.commit_in_place() if in_place else prepared.commit_gradient()
+        return prepared.loss
+
+    def idle_reason(self) -> str | None:
+        if not self.learning:
+            return "learning=False"
+        if not self.training:
+            return self.nothing_remembered()
+        return None if self._states or not self._due else self.nothing_remembered()
+
+    @torch.no_grad()
+    def prepare(self, lr: float | None = None, max_step: float | None = None) -> PreparedStep:
         if self._due and not self._states:
             raise RuntimeError(self.nothing_remembered())
         if max_step is not None and lr is None:
             raise ValueError(f"max_step={max_step} bounds lr times an eigenvalue: call update(lr=..., max_step=...)")
-        R, b, loss, grads = self.weight, self.bias, None, (None, None)
-        if self._due:
-            with _full_precision(R.device.type):
-                moments, input_moment, toward_zero = self._moments()
-                loss = self._loss(moments)
-                scale = self._scale(moments, lr, max_step)
-                if in_place:
-                    self.rule.step_(moments, R.data, lr, scale)
-                    if b is not None:
-                        b.sub_(lr * toward_zero)
-                else:
-                    grad = self.rule.direction(moments, R.data, lr)
-                    grads = (as_rows(scale, grad) * grad if isinstance(scale, Tensor) else grad), toward_zero
-            # Only now, past all that can raise, does anything change.
-            self._states.clear()
-            if input_moment is not None:
-                self.input_moment.copy_(input_moment)
-        if R.grad is not grads[0]:  # setting an attribute of a parameter is not free, even to the None that it was
-            R.grad = grads[0]
-        if b is not None:
-            b.grad = grads[1]
-        self._calls += 1
-        self._due = self._calls % self.update_every == 0
-        self.num_updates.add_(1)
-        return loss
+        if not self._due:
+            return PreparedStep(self, lr)
+        with _full_precision(self.weight.device.type):
+            moments, input_moment, toward_zero = self._moments()
+            return PreparedStep(
+                self, lr, moments, input_moment, toward_zero, self._loss(moments), self._scale(moments, lr, max_step)
+            )
 
     def _scale(self, moments: Moments, lr: float | None, max_step: float | None) -> Tensor | float:
         """What shrinks the step: 1, or one number per group."""
@@ -360,6 +358,45 @@ class Decorrelation(Remembering):
         defaults = {"groups": 1, "center": None, "update_every": 1, "fraction": 1.0, "accumulate": False}
         parts += [f"{k}={getattr(self, k)!r}" for k, v in defaults.items() if getattr(self, k) != v]
         return ", ".join(parts + ([] if self.bias is None else ["bias=True"]))
+
+
+class PreparedStep:
+    def __init__(self, layer, lr, moments=None, input_moment=None, toward_zero=None, loss=None, scale=1.0):
+        self.layer, self.lr, self.moments, self.input_moment = layer, lr, moments, input_moment
+        self.toward_zero, self.loss, self.scale = toward_zero, loss, scale
+
+    @torch.no_grad()
+    def commit_in_place(self):
+        layer = self.layer
+        if self.moments is not None:
+            with _full_precision(layer.weight.device.type):
+                layer.rule.step_(self.moments, layer.weight.data, self.lr, self.scale)
+                if layer.bias is not None:
+                    layer.bias.sub_(self.lr * self.toward_zero)
+        self._counted(None, None)
+
+    @torch.no_grad()
+    def commit_gradient(self):
+        layer = self.layer
+        if self.moments is None:
+            return self._counted(None, None)
+        with _full_precision(layer.weight.device.type):
+            grad = layer.rule.direction(self.moments, layer.weight.data, self.lr)
+            grad = as_rows(self.scale, grad) * grad if isinstance(self.scale, Tensor) else grad
+        self._counted(grad, self.toward_zero)
+
+    def _counted(self, grad, toward_zero):
+        layer = self.layer
+        layer._states.clear()
+        if self.input_moment is not None:
+            layer.input_moment.copy_(self.input_moment)
+        if layer.weight.grad is not grad:
+            layer.weight.grad = grad
+        if layer.bias is not None:
+            layer.bias.grad = toward_zero
+        layer._calls += 1
+        layer._due = layer._calls % layer.update_every == 0
+        layer.num_updates.add_(1)
 
 
 def _full_precision(device_type: str):

@@ -26,7 +26,7 @@ from decorlib import (
     train,
 )
 from decorlib.study.experiments import notebook_2024 as seed_document
-from decorlib.training.train import steps_of
+from decorlib.training.history import steps_of
 
 D = 5
 HALF = KappaRule(kappa=0.5)

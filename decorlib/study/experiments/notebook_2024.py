@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 from decorlib.data import datasets, inputs
 from decorlib.layers.decorrelation import Decorrelation
 from decorlib.layers.linear import DecorLinear
+from decorlib.training.call_2024 import decor_train
 from decorlib.training.history import History
-from decorlib.training.train import decor_train
 
 RUNS = ("run1_decorrelation_only", "run2_single_layer", "run3_two_layer")
 
