@@ -447,9 +447,7 @@ def test_a_model_of_which_nothing_learns_is_an_error_that_says_why():
     model[2].decorrelation.learning = False
     model(batches()[0][0])
     for step in (DecorSGD(model, lr=0.1).step, lambda: decor_step(model, 0.1)):
-        said = (
-            r"no layer learns: layer '0\.decorrelation': its weight is frozen; layer '2\.decorrelation': learning=False"
-        )
+        said = r"no layer learns: layer '0\.decorrelation': .* frozen; layer '2\.decorrelation': learning is False"
         with pytest.raises(RuntimeError, match=said):
             step()
 
@@ -477,7 +475,6 @@ def test_experts_without_tokens_are_skipped_when_asked(make):
         step()
     options = {"lr": 0.02, "skip_unreached": True}
     step = (lambda: decor_step(model, **options)) if make is None else make(model, **options).step
-    model(x, 16)
     step()
     still = model.experts[1].decorrelation.weight
     assert torch.equal(still, torch.eye(D))

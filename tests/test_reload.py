@@ -9,7 +9,7 @@ import copy, importlib, sys
 import torch
 from torch import nn
 from torch.optim import optimizer as hooks
-from decorlib import DecorSGD, bp_parameters, decor_modules, decor_step, decor_update, decor_parameters, decorrelate, train
+from decorlib import DecorSGD, bp_parameters, decor_parameters, decor_step, decorrelate
 
 torch.manual_seed(0)
 x = torch.randn(64, 8) @ torch.randn(8, 8)
@@ -22,7 +22,8 @@ for _ in range(20):
     other(x)
     decor_step(other, 1e-2)
 pairs = len(hooks._global_optimizer_pre_hooks)
-for name in sorted(name for name in sys.modules if name.split(".")[0] == "decorlib"):
+names = [name for name in sys.modules if name.split(".")[0] == "decorlib"]
+for name in 2 * sorted(names, key=lambda name: -name.count(".")):  # packages hand on what their modules define
     importlib.reload(sys.modules[name])
 import decorlib
 

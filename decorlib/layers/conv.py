@@ -108,6 +108,7 @@ class DecorConv2d(DecorConvolution, nn.Conv2d):
         d, batched = self.decorrelation, input.dim() == 4
         x = input if batched else input.unsqueeze(0)
         self._check_input(x, input)
+        self.enter()
         if self.span == "channel":
             out = self._on_channels(x)
         else:

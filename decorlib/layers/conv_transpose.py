@@ -73,6 +73,7 @@ class DecorConvTranspose2d(DecorConvolution, nn.ConvTranspose2d):
         d, batched = self.decorrelation, input.dim() == 4
         x = input if batched else input.unsqueeze(0)
         self._check_input(x, input)
+        self.enter()
         x = x.movedim(1, -1)
         mean = d.mean(x)
         extra = self._output_padding(input, output_size, self.stride, self.padding, self.kernel_size, 2, self.dilation)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 
@@ -10,13 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from decorlib.layers.distributed import distributed, pooled_mean
-from decorlib.layers.memory import EMPTY, Remembering, concatenated
+from decorlib.layers import centring, memory
+from decorlib.layers.distributed import distributed
+from decorlib.layers.recompute import Passes, recomputing
+from decorlib.layers.step import PreparedStep, full_precision, set_gradients
 from decorlib.rules.moments import LOW_PRECISION, Moments
-from decorlib.rules.rules import Rule, SeedRule, as_rows
+from decorlib.rules.rules import Rule, SeedRule
 
 
-class Decorrelation(Remembering):
+class Decorrelation(nn.Module):
     r"""Multiplies features by a learned matrix R so that they become uncorrelated: y = R (x - mu) + b.
 
     .. math:: R \leftarrow R - \mathrm{lr} \cdot \mathrm{direction}(\langle y y^\top \rangle, R)
@@ -68,7 +69,7 @@ class Decorrelation(Remembering):
     """
 
     #: Layers are found by this mark rather than by their class, which is another one after a reload of the library.
-    _holds_R = True
+    holds_R = True
 
     def __init__(
         self,
@@ -138,13 +139,17 @@ class Decorrelation(Remembering):
         averages = getattr(self.rule, "momentum", 1.0) < 1
         self.register_buffer("input_moment", torch.zeros(shape, **factory) if averages else None)
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.long, device=device))
-        # num_updates and what follows from it, without asking the device, and as a bool that torch.compile can guard on
-        self._calls, self._due = 0, True
         self.learning = True
-        self._states: list[tuple[Tensor, Tensor | None]] = []
-        self.padding_mask: Tensor | None = None
-        self.register_load_state_dict_post_hook(_read_counter)
+        self.frozen = False
+        self.name: str | None = None
+        self._setup()
         self.reset_parameters()
+
+    def _setup(self) -> None:
+        """What is no part of a model: batches, and what was read of counters."""
+        self.memory, self._passes, self._padding_mask = memory.BatchMemory(), Passes(), None
+        self._counted: tuple[Tensor | None, int, int] = (None, 0, 0)
+        self._turn = True
 
     def reset_parameters(self) -> None:
         """R = I, b = 0, running mean 0, nothing remembered."""
@@ -154,23 +159,75 @@ class Decorrelation(Remembering):
             for zeroed in (self.bias, *self.buffers(recurse=False)):
                 if zeroed is not None:
                     zeroed.zero_()
-        self._calls, self._due = 0, True
-        self._states.clear()
+        self._setup()
 
     # ------------------------------------------------------------------------------------------------- transform
 
     @property
     def due(self) -> bool:
         """Whether the next ``update()`` will learn, so that a training forward has to remember its batch."""
-        return self.training and self._due
+        if not (self.training and self.learning) or self.frozen:
+            return False
+        # As a bool that torch.compile can guard on: what follows from the number of updates, when it was last asked.
+        return self._turn if torch.compiler.is_compiling() else self._is_turn()
+
+    def _is_turn(self) -> bool:
+        """Whether it is the turn of an update that learns, by ``update_every``."""
+        return self.update_every == 1 or self._updates() % self.update_every == 0
+
+    def _updates(self) -> int:
+        """``num_updates`` as a number; the device is asked only where something else has written to the buffer."""
+        counter, (seen, version, number) = self.num_updates, self._counted
+        tracked = not (counter.is_inference() or counter.is_meta)
+        if not tracked or counter is not seen or counter._version != version:
+            number = 0 if counter.is_meta else int(counter)
+            self._counted = (counter, counter._version if tracked else -1, number)
+            self._turn = number % self.update_every == 0
+        return number
+
+    def count_update(self) -> None:
+        """Count an update, whether it has learned or not."""
+        counter, (seen, version, number) = self.num_updates, self._counted
+        known = counter is seen and counter._version == version
+        counter.add_(1)
+        if known:
+            self._counted = (counter, counter._version, number + 1)
+            self._turn = (number + 1) % self.update_every == 0
+        elif self.update_every > 1:
+            self._updates()
+
+    @property
+    def called(self) -> str:
+        """The name of the layer as the beginning of a message, where it is known."""
+        return "" if self.name is None else f"layer '{self.name}': "
+
+    def idle_reason(self) -> str | None:
+        """Why R will stand still at the next ``update()``; None where it learns, or where an error says why it cannot.
+
+        What goes over the layers of a model leaves out those that have a reason: R rests (``learning``), the weights
+        of the layer around it are frozen, it is in evaluation mode, or all its batches were empty.
+        """
+        if not self.learning:
+            return "learning is False"
+        if self.frozen:
+            return "the weights of its layer are frozen"
+        if len(self.memory) == 0 and not self.training:
+            return "it is in evaluation mode"
+        return "its batches were empty" if len(self.memory) == 0 and self.memory.empty else None
 
     def forward(self, input: Tensor) -> Tensor:
         x = self.flat(input)
+        self.enter()
         mean = self.mean(x)
         y = self.transform(x, mean)
         if self.due:
-            self.remember(x, mean, y)
+            self.remember(x, mean, y, handed_out=True)
         return y.reshape(input.shape)
+
+    def enter(self) -> None:
+        """Begin a forward: what has to be known, and must hold, before R is used."""
+        if self.training and not torch.compiler.is_compiling():
+            self._passes.begin(self.weight, self._padding_mask is not None)
 
     def flat(self, input: Tensor) -> Tensor:
         """The input with its features last, after checking that it has any."""
@@ -198,22 +255,22 @@ class Decorrelation(Remembering):
     def track_mean(self, batch_mean: Tensor, count: int) -> Tensor:
         """Pool a batch mean over processes, move the running mean, and return the mean to subtract."""
         if count == 0:
-            raise ValueError(EMPTY)
-        if self.center == "batch" and count < 2 and not distributed():
-            raise ValueError(
-                f"center='batch' needs at least 2 samples in training, got {count}: use center='running', "
-                "a larger batch, or drop_last=True"
-            )
-        self._check_finite(batch_mean, "a batch mean")  # before it can poison the running mean
-        if distributed():
-            batch_mean = pooled_mean(batch_mean, count, self.process_group)
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            weight = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
-            weight = weight.to(self.running_mean) if self.momentum is None else weight
-            self.running_mean.lerp_(batch_mean.detach().to(self.running_mean), weight)
-        # A copy: the buffer will have moved on by the time backward reads it.
-        return batch_mean if self.center == "batch" else self.running_mean.clone()
+            raise ValueError(memory.EMPTY)
+        centring.check_count(self.center, count)
+        memory.check_finite(self, batch_mean, "a batch mean")  # before it can poison the running mean
+        again = recomputing()
+        if again and self.center == "running":
+            return self._passes.subtracted(batch_mean)
+        pooled = centring.over_processes(batch_mean, count, self.process_group)
+        if again:
+            return pooled
+        centring.follow(self.running_mean, pooled, self.momentum, self.num_batches_tracked)
+        if self.center == "batch":
+            return pooled
+        mean = self.running_mean.clone()  # the buffer will have moved on by the time backward reads it
+        if not torch.compiler.is_compiling():
+            self._passes.add(batch_mean, mean)
+        return mean
 
     def transform(self, x: Tensor, mean: Tensor | None = None) -> Tensor:
         """y = R (x - mean) + b for x (*, D), without remembering."""
@@ -228,6 +285,71 @@ class Decorrelation(Remembering):
         y = torch.einsum("...gi,goi->...go", x.unflatten(-1, (self.groups, -1)), R).flatten(-2)
         return y if b is None else y + b
 
+    # ------------------------------------------------------------------------------------------------- remember
+
+    @property
+    def padding_mask(self) -> Tensor | None:
+        """True where a token is padding, (batch, tokens); see :func:`decorlib.padding`. None: no padding."""
+        return self._padding_mask
+
+    @padding_mask.setter
+    def padding_mask(self, mask: Tensor | None) -> None:
+        self._padding_mask = memory.checked_mask(mask)
+
+    def real_rows(self, x: Tensor) -> Tensor | None:
+        """Which rows of x (*, D) are no padding, (rows,); None where all count."""
+        return memory.real_rows(x, self._padding_mask)
+
+    def sample(self, count: int, device, real: Tensor | None = None) -> Tensor | None:
+        """Indices of the samples that the statistics use, out of those that are ``real``; None for all."""
+        return memory.drawn(count, self.fraction, self.generator, device, real)
+
+    def remember(self, x: Tensor, mean: Tensor | None, y: Tensor | None = None, handed_out: bool = False) -> None:
+        """Keep (a sample of) a batch's states for ``update()``; y is computed for the sample where it is not given.
+
+        Args:
+            x: the inputs, (*, D).
+            mean: what is subtracted from them, (D), or None.
+            y: their states, where they are there already.
+            handed_out: whether y is the output of the layer, which others may write to.
+        """
+        real = self.real_rows(x)
+        x = x.detach().reshape(-1, self.in_features)
+        y = None if y is None else y.detach().reshape(-1, self.in_features)
+        chosen = self.sample(x.shape[0], x.device, real)
+        if chosen is not None:
+            x, y = x[chosen], None if y is None else y[chosen]
+        self.remember_samples(x, mean, y, handed_out and chosen is None)
+
+    @torch.no_grad()
+    def remember_samples(
+        self, x: Tensor, mean: Tensor | None, y: Tensor | None = None, handed_out: bool = False
+    ) -> None:
+        """``remember`` for samples (n, D) that are already chosen."""
+        if recomputing():
+            return
+        if x.shape[0] == 0:
+            raise ValueError(memory.EMPTY)
+        if y is None:
+            y = self.transform(x, mean)
+        memory.check_finite(self, x, "input", witness=y)
+        inputs = None
+        if self.rule.reads is not None:
+            inputs = x if self.rule.reads == "raw input" or mean is None else x - mean.detach()
+        source = (x, None if mean is None else mean.detach()) if handed_out else None
+        self.memory.add(y, inputs, source, self.accumulate, self.called)
+
+    def nothing_remembered(self, what: str = "update()") -> str:
+        """Why there is no batch to learn from."""
+        if not self.training:
+            return f"{what} in evaluation mode: statistics come from training forwards; call model.train() first"
+        if self._updates():
+            return (
+                f"{what} without a new training forward since the last one: its statistics would be stale; run a "
+                f"training forward before each {what}"
+            )
+        return f"{what} before any training forward: the layer was never reached; is it used in the model's forward?"
+
     # ---------------------------------------------------------------------------------------------------- learn
 
     def update(self, lr: float | None = None, max_step: float | None = None) -> Tensor | None:
@@ -241,19 +363,55 @@ class Decorrelation(Remembering):
                 no bound.
 
         Returns:
-            The loss, or None where ``update_every`` says that this step does not learn.
+            The loss, or None where ``update_every`` says that this step does not learn, or R stands still anyway
+            (:meth:`idle_reason`).
 
         Raises:
             RuntimeError: there is no batch to learn from; the message says why.
         """
-        return self._learn(lr, max_step, in_place=False)
+        prepared = self.prepare(lr, max_step)
+        return set_gradients(self, None, None) if prepared is None else prepared.commit_gradient()
 
     def step(self, lr: float, max_step: float | None = None) -> Tensor | None:
         """``update()`` and a plain SGD step of rate ``lr`` in one, in place: the same R but for rounding, sooner.
 
         Nothing is written to ``.grad``, so no D x D gradient is ever made. Call it after ``backward()``.
         """
-        return self._learn(lr, max_step, in_place=True)
+        prepared = self.prepare(lr, max_step)
+        return set_gradients(self, None, None) if prepared is None else prepared.commit_in_place()
+
+    @torch.no_grad()
+    def prepare(self, lr: float | Tensor | None = None, max_step: float | None = None) -> PreparedStep | None:
+        """The step that the remembered batch asks for, computed but not taken: everything that can fail, fails here.
+
+        Args:
+            lr: as in :meth:`update`; or one rate for each group, :math:`(groups)`, for models that stand side by side.
+            max_step: as in :meth:`update`; by group where rates are.
+
+        Returns:
+            The step, to be committed; its ``loss`` is None where ``update_every`` says that it does not learn. None
+            where R stands still anyway (:meth:`idle_reason`).
+
+        Raises:
+            RuntimeError: there is no batch to learn from; the message says why.
+            ValueError: the rule cannot learn from this batch, or not at this rate.
+        """
+        if not self.learning or self.frozen or (self.memory.empty and len(self.memory) == 0):
+            return None
+        turn = self._is_turn()
+        if turn and len(self.memory) == 0:
+            raise RuntimeError(self.nothing_remembered())
+        if max_step is not None and lr is None:
+            raise ValueError(f"max_step={max_step} bounds lr times an eigenvalue: call update(lr=..., max_step=...)")
+        if isinstance(lr, Tensor) and self.rule.needs_rate:
+            raise ValueError(
+                f"{self.rule} is not linear in its rate, so that groups cannot differ in it: give a number"
+            )
+        if not turn:
+            return PreparedStep(self)
+        self.memory.warn(self.called)
+        with full_precision(self.weight.device.type):
+            return PreparedStep(self, lr, max_step, *self._moments())
 
     @torch.no_grad()
     def measure(self) -> Tensor | None:
@@ -262,52 +420,23 @@ class Decorrelation(Remembering):
         Raises:
             RuntimeError: there is no batch to measure; the message says why.
         """
-        if not self._due:
+        if not self._is_turn():
             return None
-        if not self._states:
+        if len(self.memory) == 0:
             raise RuntimeError(self.nothing_remembered("measure()"))
-        with _full_precision(self.weight.device.type):
-            loss = self._loss(self._moments()[0])
-        self._states.clear()
-        return loss
+        with full_precision(self.weight.device.type):
+            losses = self.rule.loss(self._moments()[0])
+        self.forget()
+        return losses.mean() if losses.dim() else losses
 
-    def _learn(self, lr: float | None, max_step: float | None, in_place: bool) -> Tensor | None:
-        prepared = self.prepare(lr, max_step)
-        prepared.commit_in_place() if in_place else prepared.commit_gradient()
-        return prepared.loss
-
-    def idle_reason(self) -> str | None:
-        if not self.learning:
-            return "learning=False"
-        if not self.training:
-            return self.nothing_remembered()
-        return None if self._states or not self._due else self.nothing_remembered()
-
-    @torch.no_grad()
-    def prepare(self, lr: float | None = None, max_step: float | None = None) -> PreparedStep:
-        if self._due and not self._states:
-            raise RuntimeError(self.nothing_remembered())
-        if max_step is not None and lr is None:
-            raise ValueError(f"max_step={max_step} bounds lr times an eigenvalue: call update(lr=..., max_step=...)")
-        if not self._due:
-            return PreparedStep(self, lr)
-        with _full_precision(self.weight.device.type):
-            moments, input_moment, toward_zero = self._moments()
-            return PreparedStep(
-                self, lr, moments, input_moment, toward_zero, self._loss(moments), self._scale(moments, lr, max_step)
-            )
-
-    def _scale(self, moments: Moments, lr: float | None, max_step: float | None) -> Tensor | float:
-        """What shrinks the step: 1, or one number per group."""
-        return 1.0 if max_step is None else (max_step / (lr * self.rule.sharpness(moments))).clamp(max=1)
-
-    def _loss(self, moments: Moments) -> Tensor:
-        loss = self.rule.loss(moments)
-        return loss.mean() if loss.dim() else loss  # over groups
+    def forget(self) -> None:
+        """Forget the batches that an update would learn from."""
+        self.memory.clear()
+        self._passes.end()
 
     def _moments(self) -> tuple[Moments, Tensor | None, Tensor | None]:
         """Moments of what is remembered, over all processes; the new average of <x x'>; the direction of b."""
-        y, x = self._states[0] if len(self._states) == 1 else concatenated(self._states)
+        y, x = self.memory.joined(self.transform)
         y = y.to(self.weight.dtype)
         needs_samples = self.rule.needs_rate and self.rule.reads is not None
         moments = Moments.of(
@@ -319,7 +448,7 @@ class Decorrelation(Remembering):
             moments = moments.reduced(self.process_group, gain=needs_samples)
         input_moment, toward_zero = None, None
         if self.input_moment is not None:
-            weight = self.rule.momentum if self._calls else 1.0
+            weight = self.rule.momentum if self._updates() else 1.0
             input_moment = self.input_moment.lerp(moments.input_second_moment(), weight)
             moments = moments.with_input_moment(input_moment)
         if self.bias is not None:
@@ -344,7 +473,14 @@ class Decorrelation(Remembering):
         return super()._apply(keep_precision, recurse)
 
     def __getstate__(self):
-        return {**self.__dict__, "_states": []}  # a batch is not part of the model
+        state = self.__dict__.copy()
+        for name in ("memory", "_passes", "_padding_mask", "_counted"):  # a batch is not part of the model
+            del state[name]
+        return state
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self._setup()
 
     def __deepcopy__(self, memo):
         if self.process_group is not None:  # a connection, not a value: the copy talks to the same processes
@@ -360,56 +496,6 @@ class Decorrelation(Remembering):
         return ", ".join(parts + ([] if self.bias is None else ["bias=True"]))
 
 
-class PreparedStep:
-    def __init__(self, layer, lr, moments=None, input_moment=None, toward_zero=None, loss=None, scale=1.0):
-        self.layer, self.lr, self.moments, self.input_moment = layer, lr, moments, input_moment
-        self.toward_zero, self.loss, self.scale = toward_zero, loss, scale
-
-    @torch.no_grad()
-    def commit_in_place(self):
-        layer = self.layer
-        if self.moments is not None:
-            with _full_precision(layer.weight.device.type):
-                layer.rule.step_(self.moments, layer.weight.data, self.lr, self.scale)
-                if layer.bias is not None:
-                    layer.bias.sub_(self.lr * self.toward_zero)
-        self._counted(None, None)
-
-    @torch.no_grad()
-    def commit_gradient(self):
-        layer = self.layer
-        if self.moments is None:
-            return self._counted(None, None)
-        with _full_precision(layer.weight.device.type):
-            grad = layer.rule.direction(self.moments, layer.weight.data, self.lr)
-            grad = as_rows(self.scale, grad) * grad if isinstance(self.scale, Tensor) else grad
-        self._counted(grad, self.toward_zero)
-
-    def _counted(self, grad, toward_zero):
-        layer = self.layer
-        layer._states.clear()
-        if self.input_moment is not None:
-            layer.input_moment.copy_(self.input_moment)
-        if layer.weight.grad is not grad:
-            layer.weight.grad = grad
-        if layer.bias is not None:
-            layer.bias.grad = toward_zero
-        layer._calls += 1
-        layer._due = layer._calls % layer.update_every == 0
-        layer.num_updates.add_(1)
-
-
-def _full_precision(device_type: str):
-    """Autocast off. Asking whether it is on costs a tenth of switching it off, which a small step would notice."""
-    on = torch.is_autocast_enabled(device_type)
-    return torch.autocast(device_type, enabled=False) if on else contextlib.nullcontext()
-
-
 def _check(holds: bool, name: str, value, allowed: str) -> None:
     if not holds:
         raise ValueError(f"{name} is {value!r}; it must be {allowed}")
-
-
-def _read_counter(layer: Decorrelation, _incompatible_keys) -> None:
-    layer._calls = int(layer.num_updates)
-    layer._due = layer._calls % layer.update_every == 0

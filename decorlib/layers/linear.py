@@ -14,6 +14,13 @@ class Decorrelated:
 
     decorrelation: Decorrelation
 
+    def enter(self) -> None:
+        """Begin a forward. Where backpropagation leaves the weights alone, R stands still, too."""
+        frozen = not self.weight.requires_grad
+        if self.decorrelation.frozen is not frozen:  # setting an attribute of a module is not free
+            self.decorrelation.frozen = frozen
+        self.decorrelation.enter()
+
     def update(self, lr: float | None = None, max_step: float | None = None) -> Tensor | None:
         """See :meth:`decorlib.layers.Decorrelation.update`."""
         return self.decorrelation.update(lr, max_step)
@@ -82,6 +89,7 @@ class DecorLinear(Decorrelated, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         d = self.decorrelation
         x = d.flat(input)
+        self.enter()
         mean = d.mean(x)
         if self._fuses(x):
             if d.due:

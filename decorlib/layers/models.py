@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 
 from decorlib.layers.decorrelation import Decorrelation
@@ -145,11 +144,6 @@ def padding(model: nn.Module, padding_mask: Tensor, batch_first: bool = True):
         >>> with padding(model, attention_mask == 0):
         ...     outputs = model(tokens)
     """
-    if padding_mask.dtype is not torch.bool:
-        raise ValueError(
-            f"padding_mask is {padding_mask.dtype}; it must be bool, True where a token is padding. Of the "
-            "attention_mask that transformers' tokenizers give (1 is a token) pass attention_mask == 0"
-        )
     convolved = {
         id(m.decorrelation)
         for m in model.modules()

@@ -14,16 +14,10 @@ from decorlib.layers.unmoved import Look
 
 
 class Learner(NamedTuple):
-    """A layer that holds R, the name that errors give it, and the layers whose weights it stands in front of."""
+    """A layer that holds R, and the name that errors give it."""
 
     name: str
     layer: Decorrelation
-    readers: tuple[nn.Module, ...] = ()
-
-    @property
-    def frozen(self) -> bool:
-        """Whether every weight that reads y is frozen: R then stands still too, else the outputs would change."""
-        return bool(self.readers) and not any(map(_trains, self.readers))
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -32,12 +26,10 @@ class Learner(NamedTuple):
 
     def idle(self, skip_unreached: bool = False) -> str | None:
         """Why the layer sits out a step, or None; one without a batch only where asked to, else its update raises."""
-        if not self.layer.learning:
-            return "learning=False"
-        if self.frozen:
-            return "its weight is frozen"
         reason = self.layer.idle_reason()
-        return reason if skip_unreached or not self.layer.training else None
+        if reason is None and skip_unreached and self.layer.due and len(self.layer.memory) == 0:
+            return "it has seen no batch since its last step"
+        return reason
 
     def named(self, call: Callable, *arguments):
         """The call's result; an error names this layer."""
@@ -50,19 +42,26 @@ class Learner(NamedTuple):
 
 def is_decorrelation(module) -> bool:
     """Whether a module holds an R, found by what it is: after a reload of the library its class is another one."""
-    return getattr(type(module), "_holds_R", False)
+    return getattr(type(module), "holds_R", False)
 
 
 def learners(model: nn.Module) -> list[Learner]:
     """Every layer of the model that holds an R, each once, in the order of ``named_modules``."""
-    readers: dict[int, list[nn.Module]] = {}
-    found = []
-    for name, module in model.named_modules():
-        if is_decorrelation(module):
-            found.append((name, module))
-        elif is_decorrelation(inner := getattr(module, "decorrelation", None)):
-            readers.setdefault(id(inner), []).append(module)
-    return [Learner(name, layer, tuple(readers.get(id(layer), ()))) for name, layer in found]
+    found = [Learner(name, module) for name, module in model.named_modules() if is_decorrelation(module)]
+    for name, layer in found:
+        if layer.name is None:  # what its own warnings call it
+            layer.name = name
+    return found
+
+
+def frozen(model: nn.Module) -> set[str]:
+    """Names of the layers whose weights are all frozen: their R will stand still, else their outputs would change."""
+    trains: dict[int, list[bool]] = {}
+    for module in model.modules():
+        inner = getattr(module, "decorrelation", None)
+        if is_decorrelation(inner) and not is_decorrelation(module):
+            trains.setdefault(id(inner), []).append(module.weight.requires_grad)
+    return {name for name, layer in learners(model) if not any(trains.get(id(layer), [True]))}
 
 
 def learners_of(model: nn.Module) -> list[Learner]:
@@ -120,7 +119,7 @@ def learn(
         if reason is None
     ]
     if not active:
-        raise RuntimeError(f"no layer learns: {_listed(members, reasons)}")
+        raise _nobody(members, reasons)
     steps = [member.named(member.layer.prepare, lr, bound) for member, lr, bound in active]
     watched = Look([(m.name, m.layer, lr) for (m, lr, _), s in zip(active, steps, strict=True) if s.loss is not None])
     take(steps)
@@ -133,7 +132,7 @@ def measure(members: Sequence[Learner]) -> dict[str, Tensor | None]:
     """The losses that :func:`learn` would report, without learning."""
     reasons = [member.idle() for member in members]
     if all(reasons):
-        raise RuntimeError(f"no layer learns: {_listed(members, reasons)}")
+        raise _nobody(members, reasons)
     return {
         member.name: member.named(member.layer.measure) if reason is None else None
         for member, reason in zip(members, reasons, strict=True)
@@ -152,14 +151,9 @@ def as_gradients(steps: Iterable) -> None:
         step.commit_gradient()
 
 
-def _listed(members: Sequence[Learner], reasons: Sequence[str | None]) -> str:
-    return "; ".join(f"layer '{m.name}': {reason}" for m, reason in zip(members, reasons, strict=True))
-
-
-def _trains(reader: nn.Module) -> bool:
-    weight = reader._parameters.get("weight")
-    if weight is not None:
-        return weight.requires_grad
-    # parametrised: the weight is computed from parameters further in
-    inner = {id(p) for p in reader.decorrelation.parameters()}
-    return any(p.requires_grad for p in reader.parameters() if id(p) not in inner)
+def _nobody(members: Sequence[Learner], reasons: Sequence[str | None]) -> RuntimeError:
+    why = "; ".join(f"layer '{m.name}': {reason}" for m, reason in zip(members, reasons, strict=True))
+    way_out = (
+        "" if any(m.layer.training for m in members) else ". Statistics come from training: call model.train() first"
+    )
+    return RuntimeError(f"no layer learns: {why}{way_out}")

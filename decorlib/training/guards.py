@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from decorlib.layers.memory import NonFiniteInput
 from decorlib.layers.models import decor_modules
-from decorlib.layers.steps import Learner, learners
+from decorlib.layers.steps import Learner, frozen, learners
 from decorlib.layers.unmoved import SilentNoOp
 from decorlib.optim import DecorOptimizer, OptimizerOfR, is_plain_sgd
 from decorlib.training.history import Epoch, History
@@ -93,7 +93,8 @@ def check_ownership(model: nn.Module, optimizer, decor_optimizer) -> None:
     if not decor:
         raise ValueError("decor_optimizer is given, but the model has no decorrelation layer: see decorlib.decorrelate")
     owned = {id(p) for p in parameters}
-    learning = [member for member in members if member.layer.learning and not member.frozen]
+    still = frozen(model)
+    learning = [member for member in members if member.layer.learning and member.name not in still]
     missing = sorted({member.name for member in learning for p in member.parameters if id(p) not in owned})
     if missing:
         raise ValueError(f"no optimizer owns R of {missing}: build decor_optimizer over decor_parameters(model)")

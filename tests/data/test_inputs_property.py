@@ -172,7 +172,7 @@ def check_layer(kind, case):
             step = torch.finfo(x.dtype).eps
             torch.testing.assert_close(out, reference, rtol=8 * step, atol=32 * step * size)
     assert same_state(layer, before)
-    assert not d._states
+    assert not len(d.memory)
 
     # In training: an error that the input explains and no change, or a batch to learn from.
     layer.train()
@@ -189,7 +189,7 @@ def check_layer(kind, case):
             with pytest.raises(expected[0], match=expected[1]):
                 raise
         assert same_state(layer, before)
-        assert not d._states
+        assert not len(d.memory)
         learns(layer, kind, case)
         return
     assert expected is None, f"{case} was taken without the error {expected}"
