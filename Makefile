@@ -10,12 +10,16 @@ JOBS ?=
 ENGINE ?=
 
 PY := $(VENV)/bin/python
+# A file of tests stays in one process: its fixtures are made once.
+PARALLEL = -n $(or $(JOBS),2) --dist loadgroup --no-loadscope-reorder
+COMPUTING := tests/rules tests/layers tests/conversion tests/training tests/test_metrics.py tests/test_planted_bugs.py \
+  tests/data/test_inputs_property.py tests/study/experiments tests/study/questions tests/study/evidence/test_stats.py
 STAMP := $(VENV)/.decorlib-stamp
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup reproduce report lab refresh test test-slow test-notebooks soak lint format lock clean
+.PHONY: help setup reproduce report lab refresh test test-shapes test-slow test-notebooks soak lint imports format lock clean
 
 # Each on its own line: `export A=0 B=1` would make A the text "0 B=1".
 export PYTHONHASHSEED = 0
@@ -46,7 +50,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $@
 
 reproduce: $(STAMP)  ## run what has changed, write results/, compare with the committed records
-	$(PY) -m decorlib.study.report.build.reproduce --profile $(PROFILE) $(if $(ONLY),--only $(ONLY)) $(if $(SEEDS),--seeds $(SEEDS)) \
+	$(PY) -m decorlib.study.report.reproduce --profile $(PROFILE) $(if $(ONLY),--only $(ONLY)) $(if $(SEEDS),--seeds $(SEEDS)) \
 	  $(if $(DEVICE),--device $(DEVICE)) $(if $(JOBS),--jobs $(JOBS)) $(if $(ENGINE),--engine $(ENGINE))
 
 report: $(STAMP)  ## rebuild results/report from the records, without training
@@ -56,11 +60,16 @@ lab: $(STAMP)  ## open the notebooks in JupyterLab
 	$(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
 
 refresh: $(STAMP)  ## run the notebooks at their quick values and store the outputs in notebooks/
-	$(PY) -m decorlib.study.report.build.reproduce --refresh-sources $(if $(ONLY),--only $(ONLY))
+	$(PY) -m decorlib.study.report.reproduce --refresh-sources $(if $(ONLY),--only $(ONLY))
 
 test: $(STAMP)  ## unit tests, then every notebook: its checked cells must print what is stored
-	$(PY) -m pytest tests
+	$(PY) -m pytest $(PARALLEL) tests
 	@$(MAKE) --no-print-directory test-notebooks
+
+# Checking every call takes as long again. CI does this under the instructions of older processors (see .ci/run), since
+# these are the tests in which the sign of a rounding error could decide.
+test-shapes: $(STAMP)  ## the tests that compute, once more, with the shapes and types of every call checked
+	$(PY) -m pytest $(PARALLEL) --jaxtyping-packages=decorlib,beartype.beartype $(COMPUTING)
 
 test-notebooks: $(STAMP)  ## only the notebooks
 	@if compgen -G 'notebooks/*.ipynb' >/dev/null; then \
@@ -81,6 +90,9 @@ lint: $(STAMP)  ## ruff, formatting, and no volatile metadata in the notebooks
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	@if compgen -G 'notebooks/*.ipynb' >/dev/null; then $(PY) -m pytest -q tests/test_notebooks.py; fi
+
+imports: $(STAMP)  ## the rooms of decorlib and the imports between them
+	@$(PY) tests/helpers/rooms.py .
 
 format: $(STAMP)  ## let ruff mend layout and imports
 	$(PY) -m ruff check --fix .

@@ -24,7 +24,7 @@ from decorlib.layers.unmoved import SilentNoOp
 from decorlib.optim import DecorOptimizer, DecorSGD
 from decorlib.rules.catalogue import RULES, make_rule
 from decorlib.rules.maps import AdaptiveGainRule, FoldiakRule
-from decorlib.rules.rules import KappaRule, PlainDecorrelation, Rule, SeedRule, WhiteningRule
+from decorlib.rules.rules import KappaRule, NotebookRule, PlainDecorrelation, Rule, SeedRule, WhiteningRule
 from decorlib.rules.variants import ColumnScaledKappaRule, TriangularRule
 from decorlib.rules.whitening import ExactWhitening
 from decorlib.training.call_2024 import decor_train
@@ -32,7 +32,7 @@ from decorlib.training.checkpoint import CheckpointDamaged, load_checkpoint, rea
 from decorlib.training.history import Epoch, History
 from decorlib.training.train import train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "RULES",
@@ -53,6 +53,7 @@ __all__ = [
     "KappaRule",
     "LostGradient",
     "NonFiniteInput",
+    "NotebookRule",
     "PlainDecorrelation",
     "Rule",
     "SeedRule",

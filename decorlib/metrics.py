@@ -39,7 +39,9 @@ def second_moment(x: States, centred: bool = False) -> Float64[Tensor, "features
 
 
 def decorrelation_loss(y: States, variance: float | Float[Tensor, " features"] | None = None) -> float:
-    """Mean over all D^2 entries of (C - diag(s2))^2, or of C^2 where there is no target; the seed's, of one batch.
+    """Mean over all D^2 entries of (C - diag(s2))^2, or of C^2 where there is no target.
+
+    Of one batch it is the loss that the 2024 notebook prints.
 
     Args:
         y: states after decorrelation.
@@ -102,8 +104,8 @@ def effective_rank(
 
     There are two common definitions, and they differ much where one mode is far above a long tail:
 
-    * ``"participation"``: (sum l)^2 / sum l^2, the participation ratio. Counts the dominant modes; 2.0 for the seed's
-      1,000 digits, whose first eigenvalue is 25 times the second.
+    * ``"participation"``: (sum l)^2 / sum l^2, the participation ratio. Counts the dominant modes; 2.0 for the 2024
+      notebook's 1,000 digits, whose first eigenvalue is 25 times the second.
     * ``"entropy"``: exp(-sum p log p) with p = l / sum l (Roy and Vetterli, 2007, on the eigenvalues of C). Counts the
       tail too; 6.0 for the same digits.
 

@@ -259,8 +259,7 @@ class DecorOptimizer(OptimizerOfR):
                 self._nothing.grad = None
             self.inner.step()
         finally:
-            for parameter in parameters:
-                parameter.grad = None
+            take_away_gradients(parameters)
 
     def _share(self) -> None:
         self.param_groups, self.state, self.defaults = self.inner.param_groups, self.inner.state, self.inner.defaults
@@ -273,6 +272,12 @@ class DecorOptimizer(OptimizerOfR):
         super().__setstate__(state)
         if self.inner is not None and "inner" not in state:  # what load_state_dict puts in their place
             self.inner.__setstate__({"state": self.state, "param_groups": self.param_groups})
+
+
+def take_away_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """What walks ``parameters()`` is to find none of them."""
+    for parameter in parameters:
+        parameter.grad = None
 
 
 def is_plain_sgd(optimizer: torch.optim.Optimizer) -> bool:

@@ -1,6 +1,9 @@
 """pyproject.toml, requirements.lock and environment.yml say the same, and each tool finds what it needs."""
 
+import json
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -91,5 +94,45 @@ def test_core_does_not_import_the_study():
     assert done.stdout.strip() == "[]"
 
 
-def test_citation_and_package_have_one_version():
+def test_the_version_is_one_everywhere():
+    import decorlib
+
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == PROJECT["version"]
+    assert decorlib.__version__ == PROJECT["version"]
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M).group(1)
+    assert newest == PROJECT["version"]
+
+
+def test_modules_that_the_changelog_names_are_there():
+    table = re.findall(
+        r"^\| `(decorlib\.[\w.]+)` \| `(decorlib\.[\w.]+)` \|$", (ROOT / "CHANGELOG.md").read_text(), re.M
+    )
+    assert len(table) > 50
+    for _, new in table:
+        path = ROOT / new.replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__init__.py").exists(), f"{new} is not there"
+
+
+def test_the_hook_takes_volatile_metadata_out_of_a_notebook_and_nothing_else(tmp_path):
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    (hook,) = [hook for hook in hooks if hook["id"] == "nbstripout"]
+    tool, *options = shlex.split(hook["entry"])
+    stored = sorted((ROOT / "notebooks").glob("*.ipynb"))[0]
+    path = shutil.copy(stored, tmp_path)
+    saved = json.loads(stored.read_text(encoding="utf-8"))  # as JupyterLab and papermill save it
+    saved["metadata"] |= {"papermill": {"duration": 1.5}, "widgets": {"state": {}}}
+    saved["metadata"]["language_info"] |= {"version": "3.11.7", "mimetype": "text/x-python", "file_extension": ".py"}
+    saved["metadata"]["language_info"] |= {"codemirror_mode": {"name": "ipython"}, "pygments_lexer": "ipython3"}
+    saved["cells"][1]["metadata"] |= {"papermill": {"status": "completed"}, "execution": {"iopub.status.idle": "now"}}
+    Path(path).write_text(json.dumps(saved), encoding="utf-8")
+    done = subprocess.run([sys.executable, "-m", tool.split("/")[-1], *options, path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(Path(path).read_text(encoding="utf-8")) == json.loads(stored.read_text(encoding="utf-8"))
+
+
+def test_ci_runs_what_a_newcomer_is_told_to_run():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    steps = workflow["jobs"]["test"]["steps"]
+    assert steps[-1] == {"run": ".ci/run"}
+    script = (ROOT / ".ci" / "run").read_text()
+    assert {"make lint", "make test"} <= set(script.splitlines())

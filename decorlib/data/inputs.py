@@ -14,7 +14,7 @@ Scaling = Literal["seed", "raw", "unit", "standard", "feature", "centred"]
 SCALINGS: tuple[str, ...] = get_args(Scaling)
 
 
-def tensors(dataset: Any) -> tuple[UInt8[Tensor, "n *size"], Integer[Tensor, " n"]]:
+def tensors(dataset: Any) -> tuple[UInt8[Tensor, " n *size"], Integer[Tensor, " n"]]:
     """All images and labels of a torchvision data set (or a Subset of one) as two tensors, as published.
 
     The data set's transforms are *not* applied: scale with :func:`scale`.
@@ -37,7 +37,7 @@ def tensors(dataset: Any) -> tuple[UInt8[Tensor, "n *size"], Integer[Tensor, " n
     return torch.as_tensor(dataset.data), torch.as_tensor(dataset.targets, dtype=torch.int64)
 
 
-def _pixel_moments(images: UInt8[Tensor, "n *size"]) -> tuple[Tensor, Tensor]:
+def _pixel_moments(images: UInt8[Tensor, " n *size"]) -> tuple[Tensor, Tensor]:
     """Mean and variance of each pixel in units of p/255, from exact integer sums (float64)."""
     total = images.sum(0, dtype=torch.int64).double()
     # In parts: int64 takes eight times the memory of the images.
@@ -47,18 +47,18 @@ def _pixel_moments(images: UInt8[Tensor, "n *size"]) -> tuple[Tensor, Tensor]:
 
 
 def scale(
-    images: UInt8[Tensor, "n *size"],
+    images: UInt8[Tensor, " n *size"],
     how: str = "seed",
     *,
-    reference: UInt8[Tensor, "m *size"] | None = None,
+    reference: UInt8[Tensor, " m *size"] | None = None,
     floor: float = 1 / 255,
-) -> Float32[Tensor, "n *size"]:
+) -> Float32[Tensor, " n *size"]:
     r"""uint8 images p -> float32 inputs x, in one of six ways.
 
     ============  ==============================================  ==========================================
     how           x                                               MNIST's background becomes
     ============  ==============================================  ==========================================
-    "seed"        (p/255 - 0.5) / 0.25, as the seed notebook       -2
+    "seed"        (p/255 - 0.5) / 0.25, as the 2024 notebook      -2
     "raw"         p/255                                           0
     "unit"        (p/255 - 0.5) / 0.5, range [-1, 1]              -1
     "standard"    (p/255 - m) / s, one m and s for all pixels      -0.42 (m = 0.1307, s = 0.3081)
@@ -110,8 +110,8 @@ def scale(
 
 
 def loader(
-    x: Shaped[Tensor, "n *size"],
-    y: Shaped[Tensor, "n *label"],
+    x: Shaped[Tensor, " n *size"],
+    y: Shaped[Tensor, " n *label"],
     batch_size: int = 64,
     shuffle: bool = True,
     drop_last: bool = True,

@@ -46,7 +46,7 @@ class _Pending:
             return "set to None (by zero_grad?)"
         if parameter.grad is not self.gradient:
             return "replaced by another tensor"
-        same = self.values is None or torch.equal(_sample(self.gradient), self.values)
+        same = self.values is None or torch.equal(_bits(_sample(self.gradient)), _bits(self.values))
         if _version(self.gradient) != self.version or not same:
             return "changed in place (clipped, unscaled or zeroed?)"
         return None
@@ -160,6 +160,10 @@ def _names(pending: list[_Pending]) -> list[str]:
 
 def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
+
+
+def _bits(sample: Tensor) -> Tensor:
+    return sample.view(torch.uint8)  # NaN is not equal to itself
 
 
 def _sample(tensor: Tensor) -> Tensor:

@@ -110,7 +110,6 @@ def learn(
     Raises:
         RuntimeError: no layer can learn, or one has no batch; the message names it.
     """
-    refuse_unstepped(p for member in members for p in member.parameters)
     losses: dict[str, Tensor | None] = {member.name: None for member in members}
     reasons = [member.idle(skip_unreached) for member in members]
     active = [
@@ -121,6 +120,7 @@ def learn(
     if not active:
         raise _nobody(members, reasons)
     steps = [member.named(member.layer.prepare, lr, bound) for member, lr, bound in active]
+    refuse_unstepped(p for member in members for p in member.parameters)
     watched = Look([(m.name, m.layer, lr) for (m, lr, _), s in zip(active, steps, strict=True) if s.loss is not None])
     take(steps)
     if look:

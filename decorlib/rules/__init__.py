@@ -7,7 +7,7 @@
 from decorlib.rules.catalogue import RULES, make_rule
 from decorlib.rules.maps import AdaptiveGainRule, FoldiakRule
 from decorlib.rules.moments import Moments
-from decorlib.rules.rules import KappaRule, PlainDecorrelation, RowRule, Rule, SeedRule, WhiteningRule
+from decorlib.rules.rules import KappaRule, NotebookRule, PlainDecorrelation, RowRule, Rule, SeedRule, WhiteningRule
 from decorlib.rules.variants import ColumnScaledKappaRule, TriangularRule
 from decorlib.rules.whitening import ExactWhitening
 
@@ -19,6 +19,7 @@ __all__ = [
     "FoldiakRule",
     "KappaRule",
     "Moments",
+    "NotebookRule",
     "PlainDecorrelation",
     "RowRule",
     "Rule",

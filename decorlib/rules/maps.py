@@ -44,6 +44,7 @@ class AdaptiveGainRule(Rule):
 
     norm: Literal["demeaned", "raw"] = "demeaned"
     needs_rate: ClassVar[bool] = True
+    needs_gain: ClassVar[bool] = True
 
     def __post_init__(self):
         if self.norm not in ("demeaned", "raw"):

@@ -84,6 +84,8 @@ class Rule:
     reads: ClassVar[Literal[None, "input", "raw input"]] = None
     #: Whether ``direction`` needs the rate of the step that will be taken.
     needs_rate: ClassVar[bool] = False
+    #: Whether ``direction`` needs the ratio of lengths, ``Moments.of(y, x, gain=True)``.
+    needs_gain: ClassVar[bool] = False
 
     def direction(self, moments: Moments, R: Matrix, lr: float | None = None) -> Matrix:
         """dR of the step R <- R - lr * dR. ``lr`` matters only to rules whose published step is not linear in it."""
@@ -140,14 +142,14 @@ def as_rows(c, R: Tensor):
     return c.to(R.dtype).reshape(*c.shape, *[1] * (R.dim() - c.dim())) if isinstance(c, Tensor) else c
 
 
-# ------------------------------------------------------------------------------------------------ the seed's rule
+# ------------------------------------------------------------------------------------ the rule of the 2024 notebook
 
 
 @dataclass(frozen=True)
-class SeedRule(RowRule):
+class NotebookRule(RowRule):
     r"""Decay by X, each row then normalised to a target variance by the variance it has.
 
-    Source: the seed notebook (March 2024), by its printed numbers; no paper.
+    Source: the 2024 notebook (March 2024), by its printed numbers; no paper. Also under its old name, ``SeedRule``.
 
         dR = R - diag(n) (I - eta X) R,     n_i = t_i / v_i
 
@@ -155,15 +157,15 @@ class SeedRule(RowRule):
        t = 1 and eta = 1. With ``variance=None`` (n = 1) it is dR = eta X R, which has no fixed point but R = 0.
        With any target but ``"input"`` what happens to y does not depend on how x is mixed.
 
-    Loss: the seed's "decorrelation loss" for one batch, the mean over all D^2 entries of (X - diag(t))^2, or of X^2
-    without a target. It is not 0 at the fixed point.
+    Loss: the notebook's "decorrelation loss" for one batch, the mean over all D^2 entries of (X - diag(t))^2, or of
+    X^2 without a target. It is not 0 at the fixed point.
 
     Args:
         variance: the target t: None, a number, one number per feature, or ``"input"`` (the input's own <x_i^2>).
             Default: None.
         eta: weight of the decorrelating term, no unit. Default: 1.0.
-        dead_variance: rows with v below this take n = 1, so that a dead feature is not amplified; the seed's
-            guard. A feature that is only nearly dead still gets n = t / v, however large. Default: 1e-8.
+        dead_variance: rows with v below this take n = 1, so that a dead feature is not amplified; the 2024
+            notebook's guard. A feature that is only nearly dead still gets n = t / v, however large. Default: 1e-8.
 
     Raises:
         ValueError: for a variance that is not positive and finite, a negative eta or dead_variance; and from
@@ -174,7 +176,7 @@ class SeedRule(RowRule):
         >>> x = torch.tensor([[2.0, 0.0], [0.0, 2.0]])  # v = 2 and 2, nothing to decorrelate
         >>> R = torch.eye(2)
         >>> for step in range(200):
-        ...     R = R - 0.1 * SeedRule(variance=1.0).direction(Moments.of(x @ R.T), R)
+        ...     R = R - 0.1 * NotebookRule(variance=1.0).direction(Moments.of(x @ R.T), R)
         >>> [round(v, 4) for v in Moments.of(x @ R.T).variance.tolist()]
         [0.5, 0.5]
     """
@@ -220,6 +222,9 @@ class SeedRule(RowRule):
         elif t is not None:
             total.sub_(v.sum(-1), alpha=2 * t).add_(v.shape[-1] * t**2)
         return total.clamp_(min=0).div_(v.shape[-1] ** 2)
+
+
+SeedRule = NotebookRule  # its name up to version 0.1
 
 
 # ------------------------------------------------------------------------------- decorrelation, and (1 - k) C + k V

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from decorlib.rules.moments import Moments
 from decorlib.rules.rules import KappaRule, Matrix, Rule

@@ -84,7 +84,7 @@ def test_torchvisions_own_class_downloads_nothing(root):
     assert data[0][0].shape == (1, 28, 28)
 
 
-def test_seeds_call_with_the_import_line_changed(monkeypatch, tmp_path):
+def test_the_call_of_2024_with_the_import_line_changed(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     data = datasets.MNIST(root="~/Data", train=True, download=True, transform=transforms.ToTensor())
     assert isinstance(data, torchvision.datasets.MNIST)
@@ -238,7 +238,7 @@ def test_tensors_of_a_subset(root):
 
 @pytest.mark.parametrize(("how", "std"), [("seed", 0.25), ("unit", 0.5), ("raw", None)])
 def test_scale_equals_torchvision_to_the_bit(root, how, std):
-    steps = [transforms.ToTensor(), transforms.Grayscale(1)]  # as the seed has them
+    steps = [transforms.ToTensor(), transforms.Grayscale(1)]  # as the 2024 notebook has them
     steps += [transforms.Normalize((0.5), (std))] if std else []
     data = datasets.mnist(root=root, transform=transforms.Compose(steps))
     images, _ = datasets.tensors(data)
