@@ -1,6 +1,6 @@
 """decorlib: decorrelated neural networks in PyTorch.
 
->>> from decorlib import DecorLinear, decor_parameters, bp_parameters, decor_update
+>>> from decorlib import DecorLinear, DecorSGD, bp_parameters, decorrelate
 """
 
 from decorlib.conversion.candidates import ConversionReport, conversion_report
