@@ -27,6 +27,7 @@ from decorlib.rules.maps import AdaptiveGainRule, FoldiakRule
 from decorlib.rules.rules import KappaRule, NotebookRule, PlainDecorrelation, Rule, SeedRule, WhiteningRule
 from decorlib.rules.variants import ColumnScaledKappaRule, TriangularRule
 from decorlib.rules.whitening import ExactWhitening
+from decorlib.summary import summary
 from decorlib.training.call_2024 import decor_train
 from decorlib.training.checkpoint import CheckpointDamaged, load_checkpoint, read_checkpoint, save_checkpoint
 from decorlib.training.history import Epoch, History
@@ -75,5 +76,6 @@ __all__ = [
     "padding",
     "read_checkpoint",
     "save_checkpoint",
+    "summary",
     "train",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 from decorlib.layers.decorrelation import Decorrelation
 from decorlib.layers.pending import refuse_unstepped
 from decorlib.layers.unmoved import Look
+
+#: The loss of each layer's last step that learned, for :func:`decorlib.summary`.
+last_losses: weakref.WeakKeyDictionary[nn.Module, Tensor] = weakref.WeakKeyDictionary()
 
 
 class Learner(NamedTuple):
@@ -125,7 +129,11 @@ def learn(
     take(steps)
     if look:
         watched.refuse_unmoved()
-    return losses | {member.name: step.loss for (member, _, _), step in zip(active, steps, strict=True)}
+    for (member, _, _), step in zip(active, steps, strict=True):
+        losses[member.name] = step.loss
+        if step.loss is not None:
+            last_losses[member.layer] = step.loss
+    return losses
 
 
 def measure(members: Sequence[Learner]) -> dict[str, Tensor | None]:
