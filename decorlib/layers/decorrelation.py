@@ -73,6 +73,9 @@ class Decorrelation(nn.Module):
         >>> optimizer.step()
     """
 
+    #: Layers are found by this mark rather than by their class, which is another one after a reload of the library.
+    holds_R = True
+
     def __init__(
         self,
         in_features: int,
@@ -264,7 +267,7 @@ class Decorrelation(nn.Module):
         return prepared(self, lr, max_step, self._is_turn())
 
     def measure(self) -> Tensor | None:
-        """The loss that ``update()`` would return (or its error), without learning and without counting as an update."""
+        """The loss that ``update()`` would return (or its error), without learning and without counting."""
         return measured(self, self._is_turn())
 
     def idle_reason(self) -> str | None:
