@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +13,12 @@ from decorlib.conversion.watch import Sample, evaluating, map_tensors, run, tens
 TOLERANCE = 1e-5  # of the largest output
 
 
-def assert_agree(model: nn.Module, other: nn.Module, sample: Sample) -> None:
-    """Raise ValueError where two models give different outputs in evaluation mode.
+def assert_agree(model: nn.Module, other: nn.Module, sample: Sample, remake: Callable[[nn.Module], nn.Module]) -> None:
+    """Raise ValueError where a model and what was made of it give different outputs in evaluation mode.
 
-    They may differ by 1e-5 of the largest output. Where they differ by more, both are run again in float64: rounding
-    shrinks with the digits, a mistake does not. A model that does not run in float64 may differ by half the digits of
-    its own dtype.
+    They may differ by 1e-5 of the largest output. Where they differ by more, a copy of the model in float64 is compared
+    with what ``remake`` makes of it: rounding shrinks with the digits, also that of the weights that are written, and a
+    mistake does not. A model that does not run in float64 may differ by half the digits of its own dtype.
 
     Raises:
         ValueError: with the largest difference and the layer where outputs first differ; where nothing can be compared.
@@ -27,7 +28,8 @@ def assert_agree(model: nn.Module, other: nn.Module, sample: Sample) -> None:
         return
     pair, allowed = (model, other), TOLERANCE
     try:
-        exact = tuple(copy.deepcopy(m).double() for m in (model, other))
+        exact = copy.deepcopy(model).double()
+        exact = exact, remake(exact)
         inputs = map_tensors(sample, lambda t: t.double() if t.is_floating_point() else t)
         largest = _largest(*exact, inputs)
         pair, sample = exact, inputs
@@ -67,7 +69,7 @@ def _floating(output) -> list[Tensor]:
 def _compare(ours: list[Tensor], theirs: list[Tensor]) -> tuple[float, float]:
     """(largest difference, largest absolute value); places that are infinite in both, as masks are, do not count."""
     if [t.shape for t in ours] != [t.shape for t in theirs]:
-        return float("inf"), max(float(t.abs().max()) for t in ours if t.numel())
+        return float("inf"), max((float(t.abs().max()) for t in ours if t.numel()), default=0.0)
     difference, scale = 0.0, 0.0
     for a, b in zip(ours, theirs, strict=True):
         a, b = a.double(), b.double()
@@ -108,7 +110,8 @@ def _where(model: nn.Module, other: nn.Module, sample: Sample, allowed: float) -
     if not first:
         return ""
     name, module, difference, scale = first[0]
-    text = f"; they first differ in layer '{name}' ({type(module).__name__}), by {difference:.3g} of {scale:.3g}"
+    kind = type(model.get_submodule(name)).__name__
+    text = f"; they first differ in layer '{name}' ({kind}), by {difference:.3g} of {scale:.3g}"
     if next(module.children(), None) is None:
         return text
     return (

@@ -86,7 +86,7 @@ def conversion_report(
 ) -> ConversionReport:
     """What :func:`decorlib.decorrelate` would do with the same arguments, and why; nothing is changed. Print it."""
     check_span(span)
-    include, exclude = (None if include is None else _listed(include)), _listed(exclude)
+    include, exclude = (None if include is None else listed(include)), listed(exclude)
     modules = dict(model.named_modules())
     for pattern in [*(include or []), *exclude]:
         if not any(_matches(name, modules, pattern) for name in modules):
@@ -229,7 +229,7 @@ def _owns_a_matrix(module: nn.Module) -> bool:
     return any(lazy(p) or p.dim() > 1 for p in module.parameters(recurse=False))
 
 
-def _listed(patterns: Pattern | Iterable[Pattern]) -> list[Pattern]:
+def listed(patterns: Pattern | Iterable[Pattern]) -> list[Pattern]:
     return [patterns] if isinstance(patterns, str | type) else list(patterns)
 
 

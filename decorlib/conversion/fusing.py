@@ -55,6 +55,19 @@ def fuse(model: nn.Module, sample_input: Sample | None = None) -> nn.Module:
             weight (DoRA), an R that is zero or not finite.
     """
     _refuse(model, verified=sample_input is not None)
+    fused = _fused(model)
+    if sample_input is not None:
+        try:
+            assert_agree(model, fused, sample_input, remake=_fused)
+        except ValueError as error:
+            raise ValueError(f"this {type(model).__name__} and its fused copy disagree: {error}") from error
+    return fused
+
+
+# ---------------------------------------------------------------------------------------------------------- internals
+
+
+def _fused(model: nn.Module) -> nn.Module:
     written = {}
     for name, layer in model.named_modules():
         if plain_kind(layer) is not None:
@@ -62,16 +75,7 @@ def fuse(model: nn.Module, sample_input: Sample | None = None) -> nn.Module:
                 written[name] = layer.fused(layer.decorrelation.running_mean)
             except ValueError as error:
                 raise ValueError(f"layer '{name}': {error}") from error
-    fused = _rewritten(copy.deepcopy(model), written)
-    if sample_input is not None:
-        try:
-            assert_agree(model, fused, sample_input)
-        except ValueError as error:
-            raise ValueError(f"this {type(model).__name__} and its fused copy disagree: {error}") from error
-    return fused
-
-
-# ---------------------------------------------------------------------------------------------------------- internals
+    return _rewritten(copy.deepcopy(model), written)
 
 
 def _rewritten(model: nn.Module, written: dict[str, tuple[Tensor, Tensor | None]]) -> nn.Module:
