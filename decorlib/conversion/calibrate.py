@@ -14,7 +14,7 @@ from decorlib.layers.decorrelation import Decorrelation
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, batches: Iterable[Sample]) -> nn.Module:
+def calibrate(model: nn.Module, batches: Iterable) -> nn.Module:
     r"""Set the running means mu of centred layers to those of the data, and keep what the model computes, in place.
 
     .. math:: W R (x - \mu_0) + b = W R (x - \mu) + b', \qquad b' = b + W R (\mu - \mu_0)

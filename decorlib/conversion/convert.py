@@ -28,7 +28,7 @@ def decorrelate(
     span: str = "patch",
     max_features: int | None = None,
     sample_input: Sample | None = None,
-    calibration: Iterable[Sample] | None = None,
+    calibration: Iterable | None = None,
     decor_bias: bool = False,
     **options,
 ) -> nn.Module:
