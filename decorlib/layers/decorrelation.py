@@ -274,11 +274,6 @@ class Decorrelation(Remembering):
         if max_step is not None and lr is None:
             raise ValueError(f"max_step={max_step} bounds lr times an eigenvalue: call update(lr=..., max_step=...)")
         R, b, loss, grads = self.weight, self.bias, None, (None, None)
-        if type(R) is not nn.Parameter and hasattr(R, "placements"):
-            raise RuntimeError(
-                "R is sharded over processes (a DTensor), and a step needs all of it: use "
-                "decorlib.conversion.shard.shard(model), or give R to fully_shard as ignored_params, or decorrelate later"
-            )
         if self._due:
             with _full_precision(R.device.type):
                 moments, input_moment, toward_zero = self._moments()
