@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from decorlib.data import inputs
+from decorlib.layers import centring
 from decorlib.layers.decorrelation import Decorrelation
 from decorlib.layers.linear import DecorLinear
 from decorlib.layers.memory import NonFiniteInput
@@ -155,27 +156,25 @@ def run_together(specs: Sequence[Experiment], device: str = "cpu") -> list[dict]
 # ------------------------------------------------------------------------------------------------- the wide model
 
 
-class _SideBySide(Decorrelation):
-    """The same layer of S models: S groups, each with its own loss and its own rate."""
+def _wide(layers: Sequence[Decorrelation]) -> Decorrelation:
+    """The same layer of S models as one: S groups, whose R and running means are those of the models."""
+    one, count = layers[0], len(layers)
+    options = {name: getattr(one, name) for name in SHARED_OPTIONS}
+    wide = Decorrelation(count * one.in_features, rule=one.rule, groups=count, device=one.weight.device, **options)
+    # The models read and are measured with what is learned here.
+    for s, layer in enumerate(layers):
+        layer.weight.data = wide.weight.data[s]
+        if one.center is not None:
+            layer.running_mean = wide.running_mean.view(count, -1)[s]
+    return wide
 
-    def __init__(self, layers: Sequence[Decorrelation]):
-        one, count = layers[0], len(layers)
-        options = {name: getattr(one, name) for name in SHARED_OPTIONS}
-        super().__init__(count * one.in_features, rule=one.rule, groups=count, device=one.weight.device, **options)
-        self.rates = torch.zeros(count, device=one.weight.device)
-        # The models read and are measured with what is learned here: their R and running means are parts of these.
-        for s, layer in enumerate(layers):
-            layer.weight.data = self.weight.data[s]
-            if one.center is not None:
-                layer.running_mean = self.running_mean.view(count, -1)[s]
 
-    def _loss(self, moments) -> Tensor:
-        return self.rule.loss(moments)
-
-    def _scale(self, moments, lr: float, max_step: float | None):
-        if max_step is None:
-            return self.rates
-        return torch.minimum(self.rates, max_step / self.rule.sharpness(moments))
+def _stepped(wide: dict[str, Decorrelation], rates: Tensor | None, max_step: float | None) -> dict[str, Tensor | None]:
+    """Step every layer at the rate of each model; losses by layer name, one per model."""
+    steps = {name: layer.prepare(rates, max_step) for name, layer in wide.items()}
+    for step in steps.values():
+        step.commit_in_place()
+    return {name: step.losses for name, step in steps.items()}
 
 
 def _linear(layers: Sequence[nn.Linear], x: Tensor) -> Tensor:
@@ -186,7 +185,7 @@ def _linear(layers: Sequence[nn.Linear], x: Tensor) -> Tensor:
 
 def _demean(momentum: float, running: Tensor, x: Tensor) -> Tensor:
     mean = x.mean(0)
-    running.lerp_(mean.detach(), momentum)
+    centring.follow(running, mean, momentum)
     return x - mean
 
 
@@ -195,9 +194,9 @@ def _batch_norm(layers: Sequence[nn.BatchNorm1d], mean: Tensor, variance: Tensor
     return F.batch_norm(x, mean, variance, W, b, True, layers[0].momentum, layers[0].eps)
 
 
-def _beside(models: Sequence[nn.Module]) -> tuple[dict[str, _SideBySide], Callable[[Tensor], Tensor]]:
+def _beside(models: Sequence[nn.Module]) -> tuple[dict[str, Decorrelation], Callable[[Tensor], Tensor]]:
     """The wide layers by the names they have in each model, and the training forward of all models at once."""
-    wide = {name: _SideBySide(layers) for name, layers in _aligned(*map(decor_modules, models))}
+    wide = {name: _wide(layers) for name, layers in _aligned(*map(decor_modules, models))}
     alone = isinstance(models[0], Decorrelation)
     steps: list[Callable[[Tensor], Tensor]] = []
     for name, same in _aligned(*([("", model)] if alone else model.named_children() for model in models)):
@@ -260,8 +259,7 @@ def _train(specs: list[Experiment], device: torch.device) -> list[dict] | None:
     histories = [History() for _ in specs]
     for epoch in range(1, specs[0].epochs * specs[0].parts + 1):
         start, losses, decor_losses = time.perf_counter(), [], []
-        for layer in wide.values():
-            layer.rates.copy_(torch.tensor([o.param_groups[0]["lr"] for o in decor]))
+        rates = torch.tensor([o.param_groups[0]["lr"] for o in decor], device=device) if wide else None
         for parts in zip(*batches, strict=True):
             x, t = torch.cat([x for x, _ in parts], 1), torch.stack([t for _, t in parts], 1)
             out = forward(x)
@@ -273,7 +271,7 @@ def _train(specs: list[Experiment], device: torch.device) -> list[dict] | None:
                 optimizer.zero_grad()
                 loss.sum().backward()  # what one model's loss is does not depend on another's weights
                 optimizer.step()
-            decor_losses.append({name: layer.step(1.0, specs[0].max_step) for name, layer in wide.items()})
+            decor_losses.append(_stepped(wide, rates, specs[0].max_step))
             losses.append(loss.detach())
         seconds = (time.perf_counter() - start) / len(specs)
         for s, (model, history) in enumerate(zip(models, histories, strict=True)):
