@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from decorlib.conversion.candidates import is_decorrelation, plain_kind
 from decorlib.conversion.watch import Sample, evaluating, map_tensors, run
-from decorlib.layers.decorrelation import Decorrelation
 
 
 @torch.no_grad()
@@ -72,7 +71,7 @@ def check_biases(model: nn.Module, layers: dict[str, nn.Module]) -> None:
             raise ValueError(f"layer '{name}' shares its bias with another, and their means differ: untie it first")
 
 
-def first_inputs(batches: Iterable[Sample]) -> Iterable[Sample]:
+def first_inputs(batches: Iterable) -> Iterable:
     """The inputs of each batch, (inputs, labels) or not."""
     return (batch[0] if isinstance(batch, tuple | list) else batch for batch in batches)
 
@@ -85,7 +84,7 @@ def _means(model: nn.Module, layers: dict[str, nn.Module], batches) -> tuple[dic
     totals: dict[nn.Module, list] = {}
     device = next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
     count = 0
-    with evaluating(model), _recording([layer.decorrelation for layer in layers.values()], totals):
+    with evaluating(model), _recording(layers.values(), totals):
         for inputs in first_inputs(batches):
             if not isinstance(inputs, Tensor | tuple | Mapping):
                 raise ValueError(f"a batch of calibration is a {type(inputs).__name__}: give tensors or mappings")
@@ -97,29 +96,42 @@ def _means(model: nn.Module, layers: dict[str, nn.Module], batches) -> tuple[dic
 
 
 @contextmanager
-def _recording(decorrelations: list[Decorrelation], totals: dict[nn.Module, list]):
-    """Layers report the means that they would track in training, and subtract what they do in evaluation."""
+def _recording(layers: Iterable[nn.Module], totals: dict[nn.Module, list]):
+    """At each forward of a layer, in evaluation mode as it is, add up the mean of what it is given."""
 
-    def recorder(decorrelation):
-        def track_mean(batch_mean: Tensor, count: int) -> Tensor:
-            decorrelation._check_finite(batch_mean, "a batch mean")
-            total = totals.setdefault(decorrelation, [0.0, 0])
-            total[0] = total[0] + batch_mean.double() * count
-            total[1] += count
-            return decorrelation.running_mean
+    def record(layer: nn.Module, inputs: tuple, named: dict, output: Tensor) -> None:
+        x = inputs[0] if inputs else named["input"]
+        if x.numel() == 0:
+            return
+        batch_mean = _mean_of(layer, x)
+        of_patches = isinstance(layer, nn.modules.conv._ConvNd) and batch_mean.numel() > layer.in_channels
+        rows = output.numel() // layer.out_channels if of_patches else x.numel() // batch_mean.numel()
+        total = totals.setdefault(layer.decorrelation, [0.0, 0])
+        total[0] = total[0] + batch_mean.double() * rows
+        total[1] += rows
 
-        return track_mean
-
-    due = {decorrelation: decorrelation._due for decorrelation in decorrelations}
+    hooks = [layer.register_forward_hook(record, with_kwargs=True) for layer in layers]
     try:
-        for decorrelation in decorrelations:
-            decorrelation.training, decorrelation._due = True, False  # nothing to remember
-            decorrelation.track_mean = recorder(decorrelation)
         yield
     finally:
-        for decorrelation in decorrelations:
-            decorrelation.__dict__.pop("track_mean", None)
-            decorrelation._due = due[decorrelation]
+        for hook in hooks:
+            hook.remove()
+
+
+def _mean_of(layer: nn.Module, x: Tensor) -> Tensor:
+    """What a training forward would take for the mean of its batch: it moves a running mean all the way there."""
+    d = layer.decorrelation
+    before = d.running_mean.clone(), d.num_batches_tracked.clone()
+    settings = {name: getattr(d, name) for name in ("training", "learning", "center", "momentum")}
+    try:
+        d.training, d.learning, d.center, d.momentum = True, False, "running", 1.0
+        type(layer).forward(layer, x)
+        return d.running_mean.clone()
+    finally:
+        for name, value in settings.items():
+            setattr(d, name, value)
+        d.running_mean.copy_(before[0])
+        d.num_batches_tracked.copy_(before[1])
 
 
 def _move_mean(layer: nn.Module, mean: Tensor, batches: int) -> None:

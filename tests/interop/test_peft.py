@@ -1,4 +1,4 @@
-"""peft: adapters on a decorrelated model, decorrelating a model with adapters, and the order of merging that is right."""
+"""peft: adapters on a decorrelated model, decorrelating a model with adapters, and the right order of merging."""
 
 import copy
 

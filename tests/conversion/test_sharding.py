@@ -9,7 +9,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from decorlib import KappaRule, bp_parameters, decor_modules, decor_step, decorrelate
-from decorlib.conversion.shard import shard
+from decorlib.conversion import shard
 
 pytestmark = [
     pytest.mark.skipif(not dist.is_available() or sys.platform == "win32", reason="needs gloo"),
