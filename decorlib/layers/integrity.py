@@ -66,8 +66,8 @@ def check_whole(layer: nn.Module) -> None:
     R = layer._parameters.get("weight")
     if tensors is not None and isinstance(R, tensors.DTensor):
         raise RuntimeError(
-            f"{called(layer)}R is sharded (a DTensor), and its step needs all of it: call decorrelate(model) after "
-            "fully_shard, or fully_shard(..., ignored_params=set(decor_parameters(model)))"
+            f"{called(layer)}R is sharded (a DTensor), and its step needs all of it: decorlib.conversion.shard(model) "
+            "in place of fully_shard(model) leaves R whole (its ignored_params), as does decorrelate(model) after it"
         )
 
 
