@@ -93,7 +93,7 @@ test-slow: $(STAMP)  ## the slow tests: the report in a headless Chromium, long 
 # the two files together list everything.
 $(INTEROP): requirements-interop.lock $(STAMP)
 	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-interop.lock
-	@touch $@
+	@touch "$@"
 
 test-interop: $(INTEROP)  ## beside peft, transformers, timm, accelerate, lightning, torchao and others (installs them)
 	HF_HUB_OFFLINE=1 $(PY) -m pytest tests/interop
