@@ -21,14 +21,14 @@ from decorlib.layers import (
 )
 from decorlib.rules.catalogue import RULES, make_rule
 from decorlib.rules.maps import AdaptiveGainRule, FoldiakRule
-from decorlib.rules.rules import KappaRule, PlainDecorrelation, Rule, SeedRule, WhiteningRule
+from decorlib.rules.rules import KappaRule, NotebookRule, PlainDecorrelation, Rule, SeedRule, WhiteningRule
 from decorlib.rules.variants import ColumnScaledKappaRule, TriangularRule
 from decorlib.rules.whitening import ExactWhitening
 from decorlib.training.checkpoint import CheckpointDamaged, load_checkpoint, read_checkpoint, save_checkpoint
 from decorlib.training.history import Epoch, History
 from decorlib.training.train import SilentNoOp, decor_train, train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "RULES",
@@ -46,6 +46,7 @@ __all__ = [
     "History",
     "KappaRule",
     "NonFiniteInput",
+    "NotebookRule",
     "PlainDecorrelation",
     "Rule",
     "SeedRule",

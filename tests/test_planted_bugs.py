@@ -16,8 +16,8 @@ from rule_cases import CASES, check_literal_equation, check_loss, check_step_in_
 
 import decorlib.layers.decorrelation
 import decorlib.layers.models
+import decorlib.rules.base
 import decorlib.rules.moments
-import decorlib.rules.rules
 from decorlib.layers.decorrelation import Decorrelation
 from decorlib.layers.linear import DecorLinear
 from decorlib.rules.moments import Moments
@@ -55,7 +55,7 @@ def problem():
 
 
 def check_training(separate=True, epochs=3, lr=0.02, rate=0.05):
-    """The trainer beside the seed's loop written out: R, weights and reported losses, by either kind of step."""
+    """The trainer beside the 2024 notebook's loop written out: R, weights and reported losses, by either step."""
     batches, model = problem()
     W, b = model.weight.detach().clone(), model.bias.detach().clone()
     squared = torch.nn.MSELoss()
@@ -102,14 +102,14 @@ def columns_instead_of_rows(patch):
     def as_columns(c, R):
         return c.to(R.dtype).unsqueeze(-2) if isinstance(c, torch.Tensor) and c.dim() else c
 
-    patch.setattr(decorlib.rules.rules, "as_rows", as_columns)
+    patch.setattr(decorlib.rules.base, "as_rows", as_columns)
 
 
 def mean_over_n_minus_1(patch):
     true = Moments.of.__func__
 
-    def of(cls, y, x=None, dense=None):
-        m = true(cls, y, x, dense)
+    def of(cls, y, x=None, dense=None, **options):
+        m = true(cls, y, x, dense, **options)
         f = m.count / (m.count - 1)
         scaled = {"matrix": m.matrix * f} if m.samples is None else {"samples": m.samples * f**0.5}
         return replace(m, variance=m.variance * f, **scaled)
@@ -153,7 +153,9 @@ def gram_divided_once(patch):
 
 def centred_moments(patch):
     true = Moments.of.__func__
-    patch.setattr(Moments, "of", classmethod(lambda cls, y, x=None, dense=None: true(cls, y - y.mean(-2), x, dense)))
+    patch.setattr(
+        Moments, "of", classmethod(lambda cls, y, *given, **options: true(cls, y - y.mean(-2), *given, **options))
+    )
 
 
 def rate_left_out(patch):
@@ -167,7 +169,7 @@ def bound_left_out(patch):
 
 
 def update_skipped(patch):
-    """The update reports a loss and sets no gradient: what happened in the seed's third run."""
+    """The update reports a loss and sets no gradient: what happened in the 2024 notebook's third run."""
     true = Decorrelation.update
 
     def update(self, lr=None, max_step=None):
@@ -223,7 +225,7 @@ def R_owned_by_the_weights_optimizer(patch):
     patch.setattr(trainer, "_check_ownership", lambda *optimizers: None)
 
 
-SEED, KAPPA = "seed, variance 2, eta 0.5", "kappa 0.3"
+SEED, KAPPA = "notebook, variance 2, eta 0.5", "kappa 0.3"
 PLANTED = [
     (columns_instead_of_rows, [literal(SEED, 4), literal(SEED, 16), literal(KAPPA, 4), literal(KAPPA, 16)]),
     (mean_over_n_minus_1, [literal(SEED, 4), literal(SEED, 16), literal(KAPPA, 16), loss(SEED, 16), samples(17, True)]),
@@ -233,7 +235,7 @@ PLANTED = [
     (diagonal_left_in_C, [literal("plain", 4), literal(KAPPA, 16), literal("kappa normalized", 4)]),
     (diagonal_left_in_the_triangle, [literal("triangular", 4), literal("triangular normalized", 16)]),
     (diagonal_left_in_the_loss, [loss("plain", 4), loss(KAPPA, 16), loss("whitening", 4), samples(17, True)]),
-    (target_left_out_of_the_loss, [loss("seed, variance 1", 4), loss("seed, input", 16), check_training]),
+    (target_left_out_of_the_loss, [loss("notebook, variance 1", 4), loss("notebook, input", 16), check_training]),
     (one_variance_for_all, [literal(KAPPA, 4), literal("kappa normalized", 16), literal("triangular", 4)]),
     (gram_divided_once, [loss(SEED, 4), loss(KAPPA, 4), samples(3, False)]),
     (rate_left_out, [in_place(SEED, 4), in_place(KAPPA, 16), training_in_place]),

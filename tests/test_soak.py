@@ -1,6 +1,7 @@
 """The soak itself: it passes where all is well, and says so where something was lost. Half an hour of it: soak.py."""
 
 import json
+import shutil
 import signal
 
 import pytest
@@ -9,21 +10,33 @@ import soak
 from decorlib.study.sweeps import identity, runs
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A soak's folder in which every run is in both caches, the reference and the one that suffers."""
+    folder = tmp_path_factory.mktemp("soak")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DECORLIB_PROGRESS", "off")
+        # long enough, each, for a strike after 0.02 s to find one under way
+        patch.setattr(soak, "SPECS", [soak.BASE.but(seed=seed, train_size=256, epochs=10) for seed in range(6)])
+        runs.sweep(soak.SPECS, soak.experiment.run, engine="serial", cache=folder / "reference")
+        shutil.copytree(folder / "reference", folder / "cache")
+        yield folder
+
+
 @pytest.fixture
-def few(monkeypatch):
+def few(trained, monkeypatch):
     # A shell's background job ignores Ctrl-C, and so does Python in it: then there would be nothing to interrupt.
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setenv("DECORLIB_PROGRESS", "off")
-    # long enough, each, for a strike after 0.02 s to find one under way
-    monkeypatch.setattr(soak, "SPECS", [soak.BASE.but(seed=seed, train_size=256, epochs=10) for seed in range(6)])
     yield
     signal.signal(signal.SIGINT, handler)
 
 
 @pytest.fixture
-def work(few, tmp_path):
+def work(few, trained, tmp_path):
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     made = soak.Soak(tmp_path, seed=1, jobs=1)
-    runs.sweep(soak.SPECS, soak.experiment.run, engine="serial", cache=made.cache)
+    assert len(soak.entries(made.cache)) == len(soak.SPECS)
     return made
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from decorlib.layers.distributed import distributed, pooled_mean
 from decorlib.layers.memory import EMPTY, Remembering, concatenated
 from decorlib.rules.moments import LOW_PRECISION, Moments
-from decorlib.rules.rules import Rule, SeedRule, as_rows
+from decorlib.rules.rules import NotebookRule, Rule, as_rows
 
 
 class Decorrelation(Remembering):
@@ -33,7 +33,7 @@ class Decorrelation(Remembering):
         eta: η of the seed's rule, no unit; only where ``rule`` is not given. Default: 1.0.
         variance: target variance of the seed's rule: None, a number, D numbers, or ``"input"``; only where ``rule``
             is not given. Default: None.
-        rule: the learning rule. Default: ``SeedRule(variance, eta)``.
+        rule: the learning rule. Default: ``NotebookRule(variance, eta)``.
         groups: split the features into equal blocks, each with its own R. Default: 1.
         center: None; ``"batch"``, subtract the batch mean (differentiable; running mean in evaluation); ``"running"``,
             subtract the running mean always; ``"bias"``, the same as ``bias=True``. Default: None.
@@ -118,7 +118,7 @@ class Decorrelation(Remembering):
         )
         _check(0 < fraction <= 1, "fraction", fraction, "in (0, 1], the part of the samples used")
         self.in_features = in_features
-        self.rule = SeedRule(variance=variance, eta=eta) if rule is None else rule
+        self.rule = NotebookRule(variance=variance, eta=eta) if rule is None else rule
         self.groups, self.center, self.momentum = groups, None if center == "bias" else center, momentum
         self.bias_reduction, self.update_every, self.fraction = bias_reduction, update_every, fraction
         self.accumulate, self.generator, self.process_group = accumulate, generator, process_group
@@ -311,14 +311,13 @@ class Decorrelation(Remembering):
         """Moments of what is remembered, over all processes; the new average of <x x'>; the direction of b."""
         y, x = self._states[0] if len(self._states) == 1 else concatenated(self._states)
         y = y.to(self.weight.dtype)
-        needs_samples = self.rule.needs_rate and self.rule.reads is not None
         moments = Moments.of(
             self._by_group(y),
             None if x is None else self._by_group(x.to(self.weight.dtype)),
-            dense=False if needs_samples else None,
+            gain=self.rule.needs_gain,
         )
         if distributed():
-            moments = moments.reduced(self.process_group, gain=needs_samples)
+            moments = moments.reduced(self.process_group, gain=self.rule.needs_gain)
         input_moment, toward_zero = None, None
         if self.input_moment is not None:
             weight = self.rule.momentum if self._calls else 1.0

@@ -39,11 +39,11 @@ class Case:
     batches: tuple[int, ...] = (4, 16)
 
 
-def seed_case(name, equivariant=True, permutable=True, **options):
+def notebook_case(name, equivariant=True, permutable=True, **options):
     given = {"t": options.get("variance"), "eta": options.get("eta", 1.0)}
     return Case(
         name,
-        rules.SeedRule(**options),
+        rules.NotebookRule(**options),
         partial(reference.seed_step, **given),
         partial(reference.seed_loss, t=given["t"]),
         equivariant=equivariant,
@@ -73,11 +73,11 @@ def exact_case(kind, **claims):
 
 columns = {"equivariant": False, "whitens": 1.0}
 CASES = [
-    seed_case("seed"),
-    seed_case("seed, variance 1", variance=1.0),
-    seed_case("seed, variance 2, eta 0.5", variance=2.0, eta=0.5),
-    seed_case("seed, per feature", variance=TARGETS, permutable=False),
-    seed_case("seed, input", variance="input", equivariant=False),
+    notebook_case("notebook"),
+    notebook_case("notebook, variance 1", variance=1.0),
+    notebook_case("notebook, variance 2, eta 0.5", variance=2.0, eta=0.5),
+    notebook_case("notebook, per feature", variance=TARGETS, permutable=False),
+    notebook_case("notebook, input", variance="input", equivariant=False),
     Case("plain", rules.PlainDecorrelation(), reference.copi_step, reference.covariance_loss),
     kappa_case("kappa 0.3", rules.KappaRule, reference.kappa_step, 0.3, whitens=1.0),
     kappa_case("kappa 0.5, variance 2", rules.KappaRule, reference.kappa_step, 0.5, 2.0, whitens=2.0),

@@ -127,6 +127,11 @@ def note(spec: Spec) -> None:
             file.write(f"{spec.seed} {os.getpid()}\n")
 
 
+def in_folder(folder: Path, *seeds: int, **fields) -> list[Spec]:
+    """Specifications whose runs leave a trace in the folder."""
+    return [Spec(seed=s, folder=str(folder), **fields) for s in seeds]
+
+
 def main(cache: str, result: str) -> None:
     """The sweep that is killed."""
     import json

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from moment_checks import check_against_samples, near
 from problems import covariance, normal
-from reference import second_moment
+from reference import mean_gain, second_moment
 from torch.utils.flop_counter import FlopCounterMode
 
-from decorlib.rules.moments import Moments, at_least_float32, largest_eigenvalue
+from decorlib.rules.moments import Moments, at_least_float32, largest_eigenvalue, second_moment_in_parts
 from decorlib.rules.moments import second_moment as fast_second_moment
 
 SHAPES = [(3, 6), (6, 6), (17, 6), (1, 4), (5, 1)]  # B < D, B = D, B > D, one sample, one feature
@@ -88,6 +88,31 @@ def test_averages_that_were_pooled_elsewhere_replace_those_of_the_samples():
     assert float(replace(m, gain_mean=torch.tensor(3.0, dtype=torch.float64)).gain()) == 3.0
 
 
+@pytest.mark.parametrize(("batch", "features"), SHAPES)
+def test_the_gain_is_taken_before_the_samples_are_let_go(batch, features):
+    y, x = normal(batch, features), normal(batch, features, seed=1) + 1
+    m = Moments.of(y, x, gain=True)
+    assert (m.samples is None) == (batch >= features)
+    near(m.gain(), mean_gain(x, y))
+
+
+def test_many_samples_never_make_a_matrix_of_samples_by_samples():
+    """It would be 1.3 TB here."""
+    y = normal(400_000, 3)
+    for m in (Moments.of(y, y, gain=True), Moments.of(y, y, dense=False)):
+        near(m.squared_norm(), second_moment_of_columns(y).square().sum())
+
+
+def second_moment_of_columns(y):
+    return torch.tensor([[float((a * b).mean()) for a in y.T] for b in y.T], dtype=torch.float64)
+
+
+def test_a_moment_in_parts_is_the_moment():
+    x = normal(2, 1000, 5, seed=3) + 1
+    near(second_moment_in_parts(x, rows=300), fast_second_moment(x))
+    assert torch.equal(second_moment_in_parts(x, rows=1000), fast_second_moment(x))
+
+
 @pytest.mark.parametrize("shape", [(0, 4), (2, 0, 4)])
 def test_an_empty_batch_is_refused(shape):
     with pytest.raises(ValueError, match=r"empty batch.*at least one sample"):
@@ -98,7 +123,7 @@ def test_what_was_not_kept_is_asked_for_by_name():
     y = normal(9, 4)
     with pytest.raises(RuntimeError, match=r"Moments\.of\(y, x\)"):
         Moments.of(y).input_variance()
-    with pytest.raises(RuntimeError, match="dense=False"):
+    with pytest.raises(RuntimeError, match=r"Moments\.of\(y, x, gain=True\)"):
         Moments.of(y, y, dense=True).gain()
 
 

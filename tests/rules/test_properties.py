@@ -14,7 +14,7 @@ from problems import D, covariance, distance, moment_of, moments, normal, off, r
 from decorlib.layers.decorrelation import Decorrelation
 from decorlib.rules.maps import AdaptiveGainRule, FoldiakRule
 from decorlib.rules.moments import Moments
-from decorlib.rules.rules import KappaRule, PlainDecorrelation, SeedRule, WhiteningRule
+from decorlib.rules.rules import KappaRule, NotebookRule, PlainDecorrelation, WhiteningRule
 from decorlib.rules.variants import ColumnScaledKappaRule, TriangularRule
 from decorlib.rules.whitening import cholesky, zca
 
@@ -224,7 +224,7 @@ def test_a_dead_feature_explodes_in_the_published_rule_and_not_in_ours(constants
     assert distance(guarded[alive], published[alive]) < 1e-14
 
 
-@pytest.mark.parametrize("rule", [TriangularRule(), WhiteningRule(), SeedRule(variance=1.0)])
+@pytest.mark.parametrize("rule", [TriangularRule(), WhiteningRule(), NotebookRule(variance=1.0)])
 def test_the_other_rules_with_targets_leave_the_row_of_a_dead_feature_bounded(rule):
     R = run(rule, dead_samples(), 0.1, 200)
     assert float(R[2].abs().max()) <= 1
@@ -232,10 +232,10 @@ def test_the_other_rules_with_targets_leave_the_row_of_a_dead_feature_bounded(ru
     assert not float(exposed[2].abs().max()) < 2  # without the guard it grows, or is NaN (0 / 0)
 
 
-def test_a_nearly_dead_feature_is_amplified_by_the_seeds_rule():
-    """The seed's guard knows exact zeros only: at v = 1e-4 a row grows by 1 + lr (t / v - 1 - eta t) in one step."""
+def test_a_nearly_dead_feature_is_amplified_by_the_2024_rule():
+    """The guard of 2024 knows exact zeros only: at v = 1e-4 a row grows by 1 + lr (t / v - 1 - eta t) in one step."""
     S, lr = torch.diag(torch.tensor([1.0, 1e-4], dtype=torch.float64)), 1e-2
-    R = run(SeedRule(variance=1.0), samples_of(S), lr, 1)
+    R = run(NotebookRule(variance=1.0), samples_of(S), lr, 1)
     assert float(R[1, 1]) == pytest.approx(1 + lr * (1 / 1e-4 - 2), rel=1e-9)
     assert float(R[0, 0]) == pytest.approx(1 - lr, rel=1e-9)
 
@@ -443,38 +443,38 @@ def test_the_rule_of_the_normalisation_layer_is_kappa_at_one_half():
         assert distance(R, R.T) < 1e-13
 
 
-# ------------------------------------------------------------------------------------------------------ the seed's rule
+# ------------------------------------------------------------------------------------------------------ the 2024 rule
 
 
 @pytest.mark.parametrize(("t", "eta"), [(1.0, 1.0), (0.5, 1.0), (2.0, 1.0), (1.0, 0.25), (1.0, 0.0)])
-def test_the_seeds_rule_does_not_reach_its_target(t, eta):
+def test_the_2024_rule_does_not_reach_its_target(t, eta):
     """On uncorrelated features it settles at v = t / (1 + eta t)."""
     S = torch.diag(torch.tensor([2.0, 1.0, 0.3], dtype=torch.float64))
-    v = moment_of(run(SeedRule(variance=t, eta=eta), samples_of(S), 0.1, 800), S).diagonal()
+    v = moment_of(run(NotebookRule(variance=t, eta=eta), samples_of(S), 0.1, 800), S).diagonal()
     assert distance(v, torch.full_like(v, t / (1 + eta * t))) < 1e-10
 
 
-def test_the_seeds_rule_with_one_target_per_feature_and_with_that_of_the_input():
+def test_the_2024_rule_with_one_target_per_feature_and_with_that_of_the_input():
     S = torch.diag(torch.tensor([2.0, 1.0, 0.3], dtype=torch.float64))
     targets = torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64)
-    v = moment_of(run(SeedRule(variance=targets), samples_of(S), 0.1, 800), S).diagonal()
+    v = moment_of(run(NotebookRule(variance=targets), samples_of(S), 0.1, 800), S).diagonal()
     assert distance(v, targets / (1 + targets)) < 1e-10
-    v = moment_of(run(SeedRule(variance="input"), samples_of(S), 0.1, 800), S).diagonal()
+    v = moment_of(run(NotebookRule(variance="input"), samples_of(S), 0.1, 800), S).diagonal()
     assert distance(v, S.diagonal() / (1 + S.diagonal())) < 1e-10
 
 
-def test_the_seeds_rule_removes_covariances_on_gaussian_data():
+def test_the_2024_rule_removes_covariances_on_gaussian_data():
     S = covariance()
-    X = moment_of(run(SeedRule(variance=1.0), samples_of(S), 0.1, 2_000), S)
+    X = moment_of(run(NotebookRule(variance=1.0), samples_of(S), 0.1, 2_000), S)
     assert distance(X, EYE / 2) < 1e-9
 
 
-def test_the_seeds_rule_without_a_target_collapses():
+def test_the_2024_rule_without_a_target_collapses():
     """dR = eta X R has no fixed point but 0: variances fall for ever, as 1 / (2 lr t)."""
     S, lr, variances = covariance(), 0.05, []
     R = EYE
     for _ in range(20):
-        R = run(SeedRule(), samples_of(S), lr, 200, R)
+        R = run(NotebookRule(), samples_of(S), lr, 200, R)
         variances.append(float(moment_of(R, S).diagonal().max()))
     assert all(later < earlier for earlier, later in pairwise(variances))
     assert variances[-1] == pytest.approx(1 / (2 * lr * 4_000), rel=0.1)
@@ -483,7 +483,7 @@ def test_the_seeds_rule_without_a_target_collapses():
 # -------------------------------------------------------------------------------------------------------------- safety
 
 
-@pytest.mark.parametrize("rule", [SeedRule(variance=1.0), KappaRule(), WhiteningRule(), PlainDecorrelation()])
+@pytest.mark.parametrize("rule", [NotebookRule(variance=1.0), KappaRule(), WhiteningRule(), PlainDecorrelation()])
 def test_a_bound_on_the_step_keeps_a_diverging_run_finite(rule):
     batches = [4 * x for x in stream(16, 40)]
 

@@ -1,6 +1,7 @@
 """Every learning rule, held to its published equation. A new rule is one row of CASES in ``helpers/rule_cases.py``."""
 
 import doctest
+import inspect
 import math
 
 import jaxtyping
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 from problems import D, covariance, distance, moments, normal, run, samples_of, step, stream
 from rule_cases import CASES, check_literal_equation, check_loss, check_step_in_place, measured, start
 
+import decorlib
 from decorlib.layers.decorrelation import Decorrelation
-from decorlib.rules import maps, rules, variants, whitening
+from decorlib.rules import base, maps, rules, variants, whitening
 from decorlib.rules.catalogue import RULES, make_rule
 from decorlib.rules.moments import Moments
 
@@ -154,9 +156,9 @@ def test_fixed_point_is_white(case):
     assert float(case.rule.loss(moments(R, samples_of(S)))) < 1e-14
 
 
-@pytest.mark.parametrize("module", [rules, maps, whitening])
+@pytest.mark.parametrize("module", [base, rules, maps, whitening])
 def test_examples_of_the_docstrings(module):
-    results = doctest.testmod(module, extraglobs={"torch": torch})
+    results = doctest.testmod(module, extraglobs={"torch": torch, "Moments": Moments, "KappaRule": rules.KappaRule})
     assert results.failed == 0
     assert results.attempted > 0 or module is maps
 
@@ -166,8 +168,40 @@ def test_every_rule_of_the_catalogue_has_a_case():
     for name in RULES:
         assert isinstance(make_rule(name), RULES[name])
     assert make_rule("kappa", kappa=0.25).kappa == 0.25
-    with pytest.raises(ValueError, match="no rule is called 'capa'; there are: seed, plain"):
+    with pytest.raises(ValueError, match="no rule is called 'capa'; there are: notebook, plain"):
         make_rule("capa")
+
+
+def test_the_rule_of_the_2024_notebook_keeps_its_old_name():
+    assert decorlib.SeedRule is decorlib.NotebookRule is rules.SeedRule is RULES["notebook"]
+    assert make_rule("seed", variance=1.0) == make_rule("notebook", variance=1.0) == decorlib.NotebookRule(1.0)
+    assert repr(decorlib.SeedRule(1.0)) == "NotebookRule(variance=1.0, eta=1.0, dead_variance=1e-08)"
+
+
+HYPERPARAMETERS = {
+    "notebook": ("variance", "eta", "dead_variance"),
+    "plain": (),
+    "kappa": ("kappa", "variance", "constants", "dead_variance"),
+    "kappa_columns": ("kappa", "variance", "constants", "dead_variance"),
+    "triangular": ("kappa", "variance", "constants", "dead_variance"),
+    "whitening": ("variance", "dead_variance"),
+    "adaptive_gain": ("norm",),
+    "foldiak": (),
+    "exact": ("kind", "solver", "shrinkage", "momentum"),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_only_hyperparameters_are_arguments_and_stand_in_the_repr(name):
+    """The repr names a layer in checkpoints: it holds all that tells two rules apart, no more."""
+    kind = RULES[name]
+    assert tuple(inspect.signature(kind).parameters) == HYPERPARAMETERS[name]
+    rule = kind()
+    assert repr(rule) == f"{kind.__name__}({', '.join(f'{h}={getattr(rule, h)!r}' for h in HYPERPARAMETERS[name])})"
+    assert eval(repr(rule), {kind.__name__: kind}) == rule
+    for constant in {n for c in kind.__mro__ for n in vars(c).get("__annotations__", {})} - {*HYPERPARAMETERS[name]}:
+        with pytest.raises(TypeError, match=rf"unexpected keyword argument '{constant}'"):
+            kind(**{constant: 3.0})
 
 
 @settings(max_examples=20, deadline=None)
@@ -194,21 +228,21 @@ def scaled_apart(case, a, steps=5):
 
 NAN = float("nan")
 BAD = [
-    (lambda: rules.SeedRule(variance=-1.0), r"variance is -1\.0; allowed: None .*positive number"),
-    (lambda: rules.SeedRule(variance=0.0), r"variance is 0\.0"),
-    (lambda: rules.SeedRule(variance=NAN), "variance is nan"),
-    (lambda: rules.SeedRule(variance=float("inf")), "variance is inf"),
-    (lambda: rules.SeedRule(variance=True), "variance is True"),
-    (lambda: rules.SeedRule(variance="imput"), "variance is 'imput'; allowed: .*'input'"),
-    (lambda: rules.SeedRule(variance=torch.tensor([1.0, -1.0])), "positive number"),
-    (lambda: rules.SeedRule(variance=torch.tensor([1, 2])), "positive number"),
-    (lambda: rules.SeedRule(variance=torch.tensor([1.0, NAN])), "positive number"),
-    (lambda: rules.SeedRule(variance=torch.tensor([1.0, float("inf")])), "positive number"),
-    (lambda: rules.SeedRule(variance=torch.ones(2, 2)), "one dimension"),
-    (lambda: rules.SeedRule(eta=-0.5), r"eta is -0\.5; it must lie in \[0, inf"),
-    (lambda: rules.SeedRule(eta=NAN), "eta is nan"),
-    (lambda: rules.SeedRule(eta=float("inf")), "eta is inf"),
-    (lambda: rules.SeedRule(dead_variance=-1e-8), "dead_variance is -1e-08"),
+    (lambda: rules.NotebookRule(variance=-1.0), r"variance is -1\.0; allowed: None .*positive number"),
+    (lambda: rules.NotebookRule(variance=0.0), r"variance is 0\.0"),
+    (lambda: rules.NotebookRule(variance=NAN), "variance is nan"),
+    (lambda: rules.NotebookRule(variance=float("inf")), "variance is inf"),
+    (lambda: rules.NotebookRule(variance=True), "variance is True"),
+    (lambda: rules.NotebookRule(variance="imput"), "variance is 'imput'; allowed: .*'input'"),
+    (lambda: rules.NotebookRule(variance=torch.tensor([1.0, -1.0])), "positive number"),
+    (lambda: rules.NotebookRule(variance=torch.tensor([1, 2])), "positive number"),
+    (lambda: rules.NotebookRule(variance=torch.tensor([1.0, NAN])), "positive number"),
+    (lambda: rules.NotebookRule(variance=torch.tensor([1.0, float("inf")])), "positive number"),
+    (lambda: rules.NotebookRule(variance=torch.ones(2, 2)), "one dimension"),
+    (lambda: rules.NotebookRule(eta=-0.5), r"eta is -0\.5; it must lie in \[0, inf"),
+    (lambda: rules.NotebookRule(eta=NAN), "eta is nan"),
+    (lambda: rules.NotebookRule(eta=float("inf")), "eta is inf"),
+    (lambda: rules.NotebookRule(dead_variance=-1e-8), "dead_variance is -1e-08"),
     (lambda: rules.KappaRule(kappa=1.5), r"kappa is 1\.5; it must lie in \[0, 1\]"),
     (lambda: rules.KappaRule(kappa=-0.1), r"kappa is -0\.1"),
     (lambda: rules.KappaRule(kappa=NAN), "kappa is nan"),
@@ -244,6 +278,18 @@ def test_bad_hyperparameters_are_refused(make, message):
         make()
 
 
+@each_case
+def test_every_rule_takes_many_samples_of_few_features(case):
+    """No rule makes a matrix of samples by samples, which would be 320 GB here."""
+    x = stream(200_000, 1)[0]
+    layer = Decorrelation(D, rule=case.rule, dtype=torch.float64)
+    layer.weight.data.copy_(start())
+    layer(x)
+    assert float(layer.step(case.lr)) == pytest.approx(float(case.loss(x @ start().T, x)), rel=1e-9)
+    small = Moments.of(x @ start().T, x, gain=True)
+    assert distance(layer.weight.data, start() - case.lr * case.rule.direction(small, start(), case.lr)) < 1e-12
+
+
 @pytest.mark.parametrize("rule", [maps.AdaptiveGainRule(), maps.FoldiakRule()])
 @pytest.mark.parametrize("lr", [None, 0.0, -0.1, NAN])
 def test_rules_that_need_their_rate_say_so(rule, lr):
@@ -254,6 +300,6 @@ def test_rules_that_need_their_rate_say_so(rule, lr):
 
 def test_a_target_of_the_wrong_length_names_both_lengths():
     y = normal(9, D)
-    rule = rules.SeedRule(variance=torch.ones(D + 1, dtype=torch.float64))
+    rule = rules.NotebookRule(variance=torch.ones(D + 1, dtype=torch.float64))
     with pytest.raises(ValueError, match=rf"variance has {D + 1} .*{D} features"):
         rule.direction(Moments.of(y), start())

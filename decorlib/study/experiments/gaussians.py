@@ -52,7 +52,7 @@ def draws(S: Matrix, n: int, generator: torch.Generator, mean: Tensor | None = N
     return x if mean is None else x + mean
 
 
-def yardsticks(X: Tensor, condition: bool = True) -> dict[str, float | None]:
+def whiteness(X: Tensor, condition: bool = True) -> dict[str, float | None]:
     """What is left in a second moment X = <y y'>, in measures that mean the same for every rule.
 
     * ``cosine``: root mean square of X_ij / sqrt(X_ii X_jj) over i != j: 0 where nothing is correlated about zero.
@@ -122,7 +122,7 @@ def is_stable(path: list[Tensor], steps: int) -> bool:
     """Finite to the end, and :func:`decorlib.study.experiments.stability.still_decorrelates` there."""
     if len(path) <= steps:
         return False
-    return stability.still_decorrelates(*(yardsticks(X, condition=False) for X in (path[0], path[-1])))
+    return stability.still_decorrelates(*(whiteness(X, condition=False) for X in (path[0], path[-1])))
 
 
 def predicted_edge(rule: Rule, S: Matrix, lr: float = 1e-6) -> float:

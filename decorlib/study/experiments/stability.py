@@ -62,7 +62,7 @@ def still_decorrelates(first: Mapping[str, float], last: Mapping[str, float]) ->
     """Less correlated than at the start, and no variance above ten times what it had to be.
 
     Args:
-        first: :func:`decorlib.study.experiments.gaussians.yardsticks` at the start.
+        first: :func:`decorlib.study.experiments.gaussians.whiteness` at the start.
         last: the same at the end.
     """
     return last["cosine"] <= first["cosine"] and last["largest_variance"] <= 10 * max(1.0, first["largest_variance"])

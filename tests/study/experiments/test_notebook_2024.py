@@ -47,7 +47,7 @@ def execute(number, namespace):
         exec(compile(cells()[number], f"<In [{number}]>", "exec"), namespace)
     lines = printed.getvalue().splitlines()
     rows = [LINE.fullmatch(line) for line in lines]
-    assert all(rows), f"a line is not in the seed's form: {lines}"
+    assert all(rows), f"a line is not in the form of 2024: {lines}"
     return [(int(row[1]), float(row[2]), float(row[3])) for row in rows]
 
 
@@ -64,7 +64,7 @@ def same(rows, table):
 @pytest.fixture(scope="module")
 def notebook(tmp_path_factory):
     """The kernel after cells 1 to 4: {"namespace", "tables", "random state"}; other tests' randomness is restored."""
-    numpy_state = np.random.get_state()  # noqa: NPY002 (the seed draws from it)
+    numpy_state = np.random.get_state()  # noqa: NPY002 (the 2024 notebook draws from it)
     with torch.random.fork_rng():
         namespace = {"DATA_ROOT": mnist_root(tmp_path_factory.mktemp("data"))}
         tables = {number: execute(number, namespace) for number in (1, 2, 3, 4)}

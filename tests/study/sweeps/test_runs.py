@@ -17,7 +17,7 @@ import pytest
 import sweep_functions
 import torch
 from processes import alive, children, run_script, wait_until
-from sweep_functions import Boxed, Spec, Thawed, count_digits, slow, train, trouble, unseeded
+from sweep_functions import Boxed, Spec, Thawed, count_digits, in_folder, slow, train, trouble, unseeded
 
 from decorlib.data import datasets
 from decorlib.layers import decorrelation
@@ -52,10 +52,6 @@ def ran(folder: Path) -> list[int]:
     """Seeds that were run, in order."""
     path = folder / "ran"
     return [int(line.split()[0]) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def in_folder(folder: Path, *seeds: int, **fields) -> list[Spec]:
-    return [Spec(seed=s, folder=str(folder), **fields) for s in seeds]
 
 
 # ------------------------------------------------------------------------------------------------ the records
@@ -240,23 +236,6 @@ def test_records_that_json_would_change(serially, kind, message, cache):
     with pytest.raises(SweepFailed, match=message):
         serially([Spec(1, kind=kind)], trouble)
     assert entries(cache) == []
-
-
-def test_a_worker_that_dies_takes_nothing_with_it(cache, tmp_path):
-    specs = in_folder(tmp_path, *range(6))
-    specs[2] = Spec(seed=2, kind="killed", folder=str(tmp_path))
-    with pytest.raises(SweepFailed, match=r"1 of 6 runs failed") as failed:
-        sweep(specs, trouble, engine="local", jobs=2, cache=cache)
-    assert [error.spec for error in failed.value.errors] == [specs[2]]
-    assert "worker process died" in failed.value.errors[0].error
-    assert failed.value.records == [{"seed": s} if s != 2 else None for s in range(6)]
-    assert len(entries(cache)) == 5
-
-
-@pytest.mark.slow
-def test_a_worker_that_died_by_accident_is_no_error(cache, tmp_path):
-    specs = [*in_folder(tmp_path, 0, 1, 2), *in_folder(tmp_path, 3, kind="crash once")]
-    assert sweep(specs, trouble, engine="local", jobs=2, cache=cache) == [{"seed": s} for s in range(4)]
 
 
 @pytest.mark.slow

@@ -41,7 +41,7 @@ SEEDS = 3
 
 
 def seed_values() -> dict[str, list[float]]:
-    """Every number that the seed's document holds, by run and column, as our epochs give it.
+    """Every number that the 2024 notebook holds, by run and column, as our epochs give it.
 
     The third run as it was: the cell executed once, and again with an edited library that left R as it is.
     """

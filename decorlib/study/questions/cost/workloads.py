@@ -20,9 +20,9 @@ from decorlib.training.train import train
 
 
 def textbook_loader(random_seed: int = 42) -> DataLoader:
-    """The seed's loader: 1,000 digits, transformed one by one at every pass."""
+    """The 2024 notebook's loader: 1,000 digits, transformed one by one at every pass."""
     torch.manual_seed(random_seed)
-    np.random.seed(random_seed)  # noqa: NPY002 - the seed's own generator
+    np.random.seed(random_seed)  # noqa: NPY002 - the 2024 notebook's own generator
     digits = _transformed_digits()
     digits = Subset(digits, np.random.permutation(len(digits.data))[:1000])  # noqa: NPY002
     return DataLoader(digits, batch_size=64, shuffle=True, num_workers=0, drop_last=True)

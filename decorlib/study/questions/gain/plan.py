@@ -123,7 +123,7 @@ def rates(
         arms: of this module.
         lr: rates of the weights; arms with a second setting get all of them times all of its values, the others as
             many rates over the same range.
-        decor_lr: rates of R for updates at every step; the seed's rule, whose normaliser multiplies by 1/v, tries
+        decor_lr: rates of R for updates at every step; the 2024 rule, whose normaliser multiplies by 1/v, tries
             them divided by 10, and an amortised R, which takes n times fewer steps, times 10, where the mode that all
             pixels share does not forbid it: where it is demeaned.
         shrinkage: of whitened inputs and of exact whitening; as many as ``decor_lr``.

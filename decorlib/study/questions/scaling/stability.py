@@ -1,6 +1,6 @@
 """What the inputs' scale decides: the initial loss, and how large a step of R may be before it diverges.
 
-Without a target variance the seed's rule is dR = X R, so on one fixed batch every step gives (I - lr X) X (I - lr X):
+Without a target variance the 2024 rule is dR = X R, so on one fixed batch every step gives (I - lr X) X (I - lr X):
 a polynomial of X, which keeps its eigenvectors and moves each eigenvalue on its own,
 
     u <- u (1 - u)^2,    u = lr * lambda.
@@ -46,14 +46,14 @@ CENTRINGS: dict[str, tuple[tuple[str, object], ...]] = {
 
 @dataclass(frozen=True)
 class Search:
-    """A search for the largest stable rate of R alone under the seed's rule.
+    """A search for the largest stable rate of R alone under the 2024 rule.
 
     Args:
         scaling: one of :data:`decorlib.data.inputs.SCALINGS`.
         factor: multiplies the scaled inputs. Default: 1.0.
         demean: subtract the mean of each input. Default: False.
         variance: target t of the rule, or None. Default: None.
-        dead_variance: the rule's guard, or floor. Default: 1e-8, the seed's.
+        dead_variance: the rule's guard, or floor. Default: 1e-8, the 2024 notebook's.
         images: digits used. Default: 256.
         batch_size: digits per step, taken in turn; 0: all of them, one fixed batch. Default: 0.
         steps: steps that a stable run must survive. Default: 20.
@@ -129,7 +129,7 @@ def is_stable(batches: list[Tensor], rule: Rule, rate: float, steps: int) -> boo
 
 
 def sharpness(x: Tensor, variance: float | None = None, dead_variance: float = 1e-8) -> float:
-    """Largest eigenvalue of what multiplies R in the seed's first step: X without a target, else I - N + N X."""
+    """Largest eigenvalue of what multiplies R in the first step of 2024: X without a target, else I - N + N X."""
     if variance is None:
         return largest_eigenvalue(second_moment(x if len(x) > x.shape[1] else _transposed(x)))
     X = second_moment(x)
@@ -179,7 +179,7 @@ def learned_bias(batches: list[Tensor], rate: float, reduction: str, steps: int)
 
     Args:
         batches: (B, D) each, taken in turn.
-        rate: of the bias, in the seed that of R.
+        rate: of the bias, in the 2024 notebook that of R.
         reduction: ``"mean"`` or ``"sum"``.
         steps: steps of plain SGD.
     """

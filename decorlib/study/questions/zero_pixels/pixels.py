@@ -1,6 +1,6 @@
 """Pixels that are (almost) always zero: which, their share of loss and spectrum, and what the rule makes of them.
 
-A pixel that is zero in all but one image of a batch, where it is a, has v = a^2 / B. The seed's normaliser n = 1 / v
+A pixel that is zero in all but one image of a batch, where it is a, has v = a^2 / B. The normaliser of 2024, n = 1 / v,
 then turns its covariance a y / B with the other features of that image into n a y / B = y / a: one step writes a copy
 of that image into the pixel's row of R, with gain lr / a. At a = one grey level that is 255 lr.
 """
@@ -57,7 +57,7 @@ def involving(shares: pd.DataFrame, kind: str) -> float:
 
 
 def amplification(x: Tensor, batch_size: int = 64, background: float = 0.0) -> pd.DataFrame:
-    """The seed's n = 1 / v (target 1) of every pixel in every batch, with the number of its images that have ink."""
+    """The normaliser n = 1 / v (target 1) of every pixel in every batch, and how many of its images have ink."""
     rows = []
     for batch in x.split(batch_size):
         if len(batch) == batch_size:
@@ -88,7 +88,7 @@ def designs(seed_arm: Experiment, jitter: float, floor: float) -> tuple[dict[str
     """The arms of the notebook, and the references without R.
 
     Args:
-        seed_arm: zero at -2 and all pixels, as in the seed.
+        seed_arm: zero at -2 and all pixels, as in the 2024 notebook.
         jitter: standard deviation of the noise, in scaled units.
         floor: the rule's ``dead_variance`` where it has one.
     """
