@@ -11,7 +11,10 @@
 #   outputs move by more than half of their size on merging. No warning; the plain layer merges
 #   exactly.
 # Output seen:
-#   (to be filled)
+#   nn.Linear: output moved by 0.000 (relative) on merging, warnings 0
+#   subclass: output moved by 0.694 (relative) on merging, warnings 0
+#   pre-hook: output moved by 0.694 (relative) on merging, warnings 0
+#   seen: the safe merge silently changes the model where the layer scales its input
 # Pointer:
 #   no public issue found for this case.
 # Exit: 0 behaves as stated, 1 the behaviour changed, 2 the packages would not install.

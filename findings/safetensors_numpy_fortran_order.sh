@@ -8,8 +8,7 @@
 #   refuse the layout, as safetensors.torch does for a tensor that is not contiguous.
 # Seen:
 #   A transposed or Fortran-ordered array comes back with the right shape and dtype and its
-#   values in memory order. No error and no warning. Weights exported by a transpose, or
-#   computed by LAPACK-backed code, are hit.
+#   values in memory order. No error and no warning. Any weight saved as w.T is hit.
 # Output seen:
 #   saved  w.T: [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
 #   loaded w.T: [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from decorlib._files import SUFFIX
 from decorlib.study.experiments import experiment
-from decorlib.study.sweeps import runs
+from decorlib.study.sweeps import identity, runs
 from decorlib.study.sweeps.cache import Cache, CacheWarning, canonical
 
 BASE = experiment.Experiment(train_size=400, batch_size=32, epochs=2, hidden=(32,), decor_lr=1e-4)
@@ -203,7 +203,7 @@ class Soak:
                 wrong.append(f"{fault}: another record of {SPECS[i]}")
         now = entries(self.cache)
         wrong += [f"{fault}: entry {path.name} changed or vanished" for path in whole if now.get(path) != whole[path]]
-        read = {json.dumps(runs.spec_dict(SPECS[i]), sort_keys=True) for i in chosen}
+        read = {json.dumps(identity.spec_dict(SPECS[i]), sort_keys=True) for i in chosen}
         for path in damaged:
             named = any(path.name in text and "is damaged" in text for text in said)
             self.found.noticed[fault] += named

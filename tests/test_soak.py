@@ -7,7 +7,7 @@ import signal
 import pytest
 import soak
 
-from decorlib.study.sweeps import runs
+from decorlib.study.sweeps import identity, runs
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_damage_that_nobody_names_is_seen(work):
 def order(work, whole):
     """Contents of the entries in the order of the specifications."""
     by_spec = {json.dumps(json.loads(b)["spec"], sort_keys=True): b for b in whole.values()}
-    return [by_spec[json.dumps(json.loads(json.dumps(runs.spec_dict(s))), sort_keys=True)] for s in soak.SPECS]
+    return [by_spec[json.dumps(json.loads(json.dumps(identity.spec_dict(s))), sort_keys=True)] for s in soak.SPECS]
 
 
 def test_a_fault_that_was_never_there_is_seen():

@@ -11,6 +11,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -324,3 +325,7 @@ def checksum(name: str) -> str:
     else:
         raise ValueError(f"no data set is called {name!r}; there are {', '.join(NAMES)}")
     return hashlib.sha256("\n".join(f"{file} {sums[file]}" for file in sorted(sums)).encode()).hexdigest()
+
+
+#: What results that were computed with this module depend on besides code; a stored run is named by it, too.
+DEPENDS_ON = {name: partial(checksum, name) for name in NAMES}

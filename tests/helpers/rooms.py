@@ -11,10 +11,11 @@ from pathlib import Path
 
 import grimp
 
-CORE = ("rules", "layers", "optim", "conversion", "training", "data", "metrics", "_files")
+CORE = ("rules", "layers", "optim", "conversion", "training", "data", "metrics", "_files", "_plain")
 # What a room may import. Leaves come first; a room that is not listed here may import nothing and is reported.
 MAY_IMPORT = {
     "_files": (),
+    "_plain": (),
     "rules": (),
     "metrics": ("rules",),
     "data": ("_files",),
@@ -22,11 +23,11 @@ MAY_IMPORT = {
     "optim": ("rules", "layers"),
     "conversion": ("rules", "layers"),
     "training": ("rules", "layers", "optim", "metrics", "_files"),
-    "study.sweeps": ("_files",),
-    "study.evidence": ("_files",),
+    "study.sweeps": ("_files", "_plain"),
+    "study.evidence": ("_files", "_plain"),
     "study.experiments": (*CORE, "study.sweeps", "study.evidence"),
     "study.questions": (*CORE, "study.sweeps", "study.evidence", "study.experiments"),
-    "study.report": ("study.evidence", "study.sweeps", "_files"),
+    "study.report": ("study.evidence", "study.sweeps", "_files", "_plain"),
 }
 # Of a room that may be imported, only these modules.
 ONLY = {("study.report", "study.sweeps"): {"decorlib.study.sweeps.source"}}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from decorlib._files import written_atomically
-from decorlib.study.evidence.provenance import ROOT, _git
+from decorlib.study.evidence.provenance import ROOT, NoGit, git
 
 PAGE = Path("docs") / "history.md"
 FOLDER = "results/records"
@@ -35,15 +35,21 @@ class Version:
 
 
 def versions(number: str, root: Path = ROOT, revision: str = "HEAD") -> list[Version]:
-    """Every committed version of a notebook's record, the oldest first; empty where there is no history."""
+    """Every committed version of a notebook's record, the oldest first; empty where it was never committed.
+
+    Raises:
+        NoGit: there is no history to be read.
+    """
     name = f"{FOLDER}/{number}.json"
-    log = _git("log", "--reverse", "--format=%h%x09%as%x09%s", revision, "--", name, root=root)
+    log = git("log", "--reverse", "--format=%h%x09%as%x09%s", revision, "--", name, root=root)
     found = []
-    for line in (log or "").splitlines():
+    for line in log.splitlines():
         commit, date, subject = line.split("\t", 2)
-        text = _git("show", f"{commit}:{name}", root=root)
-        if text:  # None where that commit removed it
-            found.append(Version(commit, date, subject, json.loads(text)))
+        try:
+            text = git("show", f"{commit}:{name}", root=root)
+        except NoGit:  # that commit removed it
+            continue
+        found.append(Version(commit, date, subject, json.loads(text)))
     return found
 
 
@@ -98,8 +104,12 @@ def write(root: Path = ROOT) -> bool:
         RuntimeError: there is no history to read (no git, or a clone that holds only the last commit).
         ValueError: the page has no markers to write between.
     """
-    if (_git("rev-parse", "--is-shallow-repository", root=root) or "true").strip() != "false":
-        raise RuntimeError(f"{root} has no whole history: clone it with git and without --depth")
+    try:
+        reason = "" if git("rev-parse", "--is-shallow-repository", root=root) == "false" else "only its end is here"
+    except NoGit as error:
+        reason = str(error)
+    if reason:
+        raise RuntimeError(f"{root} has no whole history: clone it with git and without --depth ({reason})")
     path = root / PAGE
     old = path.read_text(encoding="utf-8")
     if not BETWEEN.search(old):

@@ -207,7 +207,7 @@ def run(spec: Experiment) -> dict:
     history = train(
         model,
         nn.functional.cross_entropy if weights else lambda y, _: y.new_zeros(()),
-        inputs.in_parts(batches, spec.parts) if spec.parts > 1 else batches,
+        inputs.in_parts(batches, spec.parts),
         epochs=spec.epochs * spec.parts,
         optimizer=optimizer,
         decor_optimizer=decor,

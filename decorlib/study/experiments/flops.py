@@ -15,6 +15,7 @@ from decorlib.rules.maps import AdaptiveGainRule, FoldiakRule
 from decorlib.rules.rules import RowRule, Rule
 from decorlib.rules.variants import TriangularRule
 from decorlib.rules.whitening import ExactWhitening
+from decorlib.study.experiments import networks
 
 # Textbook counts for an n x n matrix, in n^3 (Golub & Van Loan): LU, n right-hand sides; Cholesky and its inverse by n
 # triangular solves; the symmetric eigenproblem with vectors, whose constant depends on the algorithm.
@@ -139,9 +140,9 @@ def experiment(spec, features: int = 784) -> Flops:
     options = dict(spec.layer_options)
     every, fraction = options.get("update_every", 1), options.get("fraction", 1.0)
     total = Flops()
-    for depth, (sites, pixels, C, kernel, M) in enumerate(_shapes(spec, features)):
+    for depth, (sites, pixels, C, kernel, M) in enumerate(networks.shapes(spec, features)):
         rows, D = spec.batch_size * sites, C * kernel
-        if rule is None or not {"all": True, "first": depth == 0, "deeper": depth > 0}[spec.decorrelated]:
+        if not networks.decorrelates(spec, depth):
             total += linear(rows, D, M, depth > 0)
         elif options.get("span") == "channel" and kernel > 1:
             over_channels = (rule, spec.batch_size * pixels, C, M * kernel, depth > 0, every, fraction)
@@ -156,10 +157,3 @@ def _channels(rule: Rule, pixels: int, channels: int, outputs: int, gradient: bo
     whole = decor_linear(rule, pixels, channels, outputs, gradient, every, fraction)
     plain = linear(pixels, channels, outputs, gradient)
     return Flops(*(getattr(whole, n) - getattr(plain, n) for n in Flops.__dataclass_fields__))
-
-
-def _shapes(spec, features: int) -> list[tuple[int, int, int, int, int]]:
-    """(output positions, input pixels, input channels, kernel size, outputs) of each layer of the model."""
-    if spec.model == "convnet":
-        return [(196, 784, 1, 9, 16), (49, 196, 16, 9, 32), (16, 49, 32, 9, 32), (1, 1, 512, 1, 10)]
-    return [(1, 1, D, 1, M) for D, M in pairwise((features, *spec.hidden, 10))]

@@ -41,6 +41,12 @@ def loader(seed: int = 42) -> DataLoader:
     return inputs.loader(inputs.scale(images[chosen], "seed"), targets[chosen], batch_size=64)
 
 
+def images(count: int = 1000, subset_seed: int = 42) -> Tensor:
+    """Its digits as published, in the order that it draws them: (N, 28, 28) uint8."""
+    digits, _ = _digits()
+    return digits[np.random.RandomState(subset_seed).permutation(len(digits))[:count]]
+
+
 @lru_cache(maxsize=1)
 def _digits() -> tuple[Tensor, Tensor]:
     return inputs.tensors(datasets.mnist(train=True))

@@ -124,6 +124,39 @@ def test_the_whole_report(tmp_path, monkeypatch, png, capsys):
     assert freshness.digests(site) == before
 
 
+def test_everything_that_the_report_is_made_of_makes_it_anew(tmp_path):
+    """The longer study's records, too: their verdicts stand below the table of answers."""
+    results = tmp_path / "results"
+    inputs = [
+        tmp_path / "docs" / "index.md",
+        results / "notebooks" / "07_why.ipynb",
+        results / "records" / "07.json",
+        results / "extended" / "records" / "07.json",
+    ]
+    for path in inputs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("1")
+    before = build.state(tmp_path, results)
+    for path in inputs:
+        path.write_text("2")
+        assert build.state(tmp_path, results) != before, path
+        path.write_text("1")
+    assert build.state(tmp_path, results) == before
+
+
+def test_modules_with_a_page_exist_and_the_core_has_one_each():
+    found = pages.modules()
+    assert len(found) == len(set(found))
+    assert {"decorlib.rules.rules", "decorlib.layers.decorrelation", "decorlib.training.train"} <= set(found)
+    missing = [name for name in pages.STUDY if f"decorlib.study.{name}" not in found]
+    assert not missing, "renamed?"
+
+
+def test_an_unknown_profile_is_refused_in_makes_words(capsys):
+    assert build.main(["--profile", "foo"]) == 2
+    assert capsys.readouterr().err == "report: PROFILE=foo: there are quick, full, extended\n"
+
+
 def test_blocks_of_the_page_for_users_run(capsys):
     text = (ROOT / "docs" / "use.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.S)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from decorlib import metrics
 from decorlib.data import inputs
 from decorlib.study.evidence import provenance
 from decorlib.study.evidence.records import Record, dumps, load_records, write_atomic
@@ -59,13 +60,11 @@ def seed_values() -> dict[str, list[float]]:
 
 def record_values(arms: dict[str, Experiment] | None = None, seeds: int = SEEDS) -> dict[str, list[float]]:
     """Headline values of the records at small size: the spectrum, the initial loss, and what training ends with."""
-    from decorlib.study.questions.scaling import stability
-    from decorlib.study.questions.zero_pixels import pixels
-
-    x = inputs.scale(pixels.images_2024(), "seed").flatten(1)
+    x = inputs.scale(notebook_2024.images(), "seed").flatten(1)
+    X = metrics.second_moment(x)
     found = {
-        "top eigenvalue of the digits": [pixels.spectra(x)["top eigenvalue"]],
-        "initial loss of the digits": [stability.loss_law(x)["with target 1"]],
+        "top eigenvalue of the digits": [float(metrics.spectrum(x)[0])],
+        "initial loss of the digits": [float((X - torch.eye(len(X), dtype=X.dtype)).square().mean())],
     }
     for name, spec in (ARMS if arms is None else arms).items():
         ended = [run(spec.but(seed=s))["final"] for s in range(seeds)]

@@ -17,7 +17,7 @@ from torch import nn
 from decorlib.data import inputs
 from decorlib.data.datasets import DataUnavailable
 from decorlib.layers import bp_parameters, decor_parameters
-from decorlib.study.experiments import flops, timing
+from decorlib.study.experiments import flops, networks, timing
 from decorlib.study.experiments.experiment import OPTIMIZERS, Experiment, arrays, build
 from decorlib.training.train import train
 
@@ -86,8 +86,8 @@ def relative_time(spec: Experiment) -> float:
     two processor cores; :func:`costs` measures how well they hold.
     """
     plain = replace(spec, rule=None, layer_options=(), normalisation=None)
-    layers = len(spec.hidden) + 1 if spec.model == "mlp" else 4
-    decorrelated = 0 if spec.rule is None else {"all": layers, "first": 1, "deeper": layers - 1}[spec.decorrelated]
+    layers = len(networks.shapes(spec))
+    decorrelated = sum(networks.decorrelates(spec, depth) for depth in range(layers))
     passes = decorrelated * (1 + ("center" in dict(spec.layer_options)))
     passes += 0 if spec.normalisation is None else layers - 1
     return (1 + work_of_epoch(spec) / work_of_epoch(plain)) / 2 + passes / 12

@@ -16,6 +16,7 @@ from decorlib.layers.memory import NonFiniteInput
 from decorlib.rules.catalogue import make_rule
 from decorlib.study.experiments import gaussians
 from decorlib.study.experiments.experiment import Experiment, arrays
+from decorlib.study.experiments.stability import still_decorrelates
 
 
 @dataclass(frozen=True)
@@ -108,11 +109,8 @@ def measured_steps(steps: int, points: int) -> set[int]:
 
 
 def stable(record: dict) -> bool:
-    """Finished, less correlated than at the start, and no variance above ten times what it had to be."""
-    if record["status"] != "finished":
-        return False
-    first, last = record["curve"][0], record["final"]
-    return last["cosine"] <= first["cosine"] and last["largest_variance"] <= 10 * max(1.0, first["largest_variance"])
+    """Finished, and :func:`decorlib.study.experiments.stability.still_decorrelates` there."""
+    return record["status"] == "finished" and still_decorrelates(record["curve"][0], record["final"])
 
 
 def useful(record: dict, factor: float = 0.5) -> bool:

@@ -14,7 +14,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from decorlib.data import datasets, inputs
 from decorlib.metrics import decorrelation_loss, effective_rank, second_moment, spectrum
 from decorlib.rules.moments import Moments
 from decorlib.rules.rules import SeedRule
@@ -22,12 +21,6 @@ from decorlib.study.evidence.figures import arm_styles
 from decorlib.study.experiments.experiment import Experiment, arrays, lively_pixels
 
 STATES = ("diverged", "rose", "fell")
-
-
-def images_2024(count: int = 1000, subset_seed: int = 42) -> Tensor:
-    """The 2024 notebook's 1,000 digits as published, (N, 28, 28) uint8."""
-    images, _ = inputs.tensors(datasets.mnist(train=True))
-    return images[np.random.RandomState(subset_seed).permutation(len(images))[:count]]
 
 
 def kinds(images: Tensor, rare: float = 0.01) -> dict[str, Tensor]:
