@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from decorlib import DecorLinear, Decorrelation
-from decorlib.layers.models import decor_update
+from decorlib.layers.models import decor_parameters, decor_update
 from decorlib.rules.catalogue import make_rule
 from decorlib.study.experiments import flops, networks
 from decorlib.study.experiments.experiment import Experiment
