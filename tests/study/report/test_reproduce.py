@@ -361,11 +361,16 @@ def test_two_at_once_take_turns(tmp_path):
     put(tmp_path, "01", "print('fine')")
     (tmp_path / "build").mkdir()
     command = [sys.executable, "-m", "decorlib.study.report.reproduce", "--root", str(tmp_path), "--no-report"]
-    with FileLock(tmp_path / "build" / "reproduce.lock"):
-        other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert "waiting for it" in other.stdout.readline()
-        assert not (tmp_path / "results").exists()
-    out, _ = other.communicate(timeout=60)
+    lock = FileLock(tmp_path / "build" / "reproduce.lock")
+    with lock, subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert "waiting for it" in other.stdout.readline()
+            assert not (tmp_path / "results").exists()
+            lock.release()
+            out, _ = other.communicate(timeout=60)
+        except BaseException:
+            other.kill()  # or it would wait, and be left to another test
+            raise
     assert other.returncode == 0
     assert "01  done" in out
 
