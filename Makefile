@@ -9,12 +9,16 @@ DEVICE ?=
 JOBS ?=
 ENGINE ?=
 
-PY := $(VENV)/bin/python
 # A file of tests stays in one process: its fixtures are made once.
 PARALLEL = -n $(or $(JOBS),2) --dist loadgroup --no-loadscope-reorder
 COMPUTING := tests/rules tests/layers tests/conversion tests/training $(wildcard tests/test_optim.py) tests/test_metrics.py \
-  tests/test_planted_bugs.py tests/data/test_inputs_property.py tests/study/experiments tests/study/questions tests/study/evidence/test_stats.py
-STAMP := $(VENV)/.decorlib-stamp
+  tests/test_planted_bugs.py tests/data/test_inputs_property.py tests/study/experiments tests/study/questions \
+  tests/study/evidence/test_stats.py
+# A path with spaces is quoted for the shell, and escaped where make would read several names.
+empty :=
+FOLDER := $(if $(filter ~/%,$(firstword $(VENV))),$(HOME)$(subst ~/,/,$(VENV)),$(VENV))
+PY := "$(FOLDER)/bin/python"
+STAMP := $(subst $(empty) $(empty),\ ,$(FOLDER))/.decorlib-stamp
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -34,20 +38,23 @@ unexport DECORLIB_RECORDS
 unexport DECORLIB_NOTEBOOK
 
 help:  ## list the targets
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  variables: ONLY=03 PROFILE=quick|full|extended SEEDS=10 DEVICE=cuda JOBS=2 ENGINE=tcp://host:8786 PYTHON=python3.12"
 
 setup: $(STAMP)  ## create .venv with the locked versions (does nothing the second time)
 
 $(STAMP): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "decorlib needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true)."; \
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "decorlib needs Python 3.11 or newer; '$(PYTHON)' is $$("$(PYTHON)" --version 2>&1 || true)."; \
 	  echo "Name another one: make setup PYTHON=python3.12"; exit 1; } >&2
-	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@test -x $(PY) || "$(PYTHON)" -m venv "$(FOLDER)" || true
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip --default-pip >/dev/null 2>&1 || { \
+	  echo "There is no pip in $(FOLDER), and '$(PYTHON)' cannot put it there. On Debian and Ubuntu: apt install python3-venv."; \
+	  echo "Or remove that folder and name another Python: make setup PYTHON=python3.12"; exit 1; } >&2
 	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	@touch $@
+	@touch "$@"
 
 reproduce: $(STAMP)  ## run what has changed, write results/, compare with the committed records
 	$(PY) -m decorlib.study.report.reproduce --profile $(PROFILE) $(if $(ONLY),--only $(ONLY)) $(if $(SEEDS),--seeds $(SEEDS)) \

@@ -5,8 +5,8 @@
 #   curvlinops-for-pytorch==3.0.1 torch==2.13.0 numpy==2.4.6
 # Expected:
 #   On one datum and one linear layer, KFAC is exact: it equals the GGN. For a subclass whose
-#   forward feeds 3*x to the weight, either the same, or an error as for other unsupported
-#   layers.
+#   forward feeds 3*x to the weight, either the same, or the NotImplementedError that parameters
+#   of other unsupported layers get.
 # Seen:
 #   Exact for nn.Linear. For the subclass the input factor is taken from the module's own input,
 #   before its forward scales it, so KFAC is 9 times smaller than the GGN of the same library,

@@ -26,8 +26,8 @@ export OMP_NUM_THREADS=1
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 python3 -m venv "$tmp/venv"
-"$tmp/venv/bin/pip" install -qq torchinfo==1.8.0 thop==0.1.1.post2209072238 fvcore==0.1.5.post20221221 torch==2.13.0 \
-    numpy==2.4.6 || exit 2
+"$tmp/venv/bin/pip" install -qq torchinfo==1.8.0 thop==0.1.1.post2209072238 \
+    fvcore==0.1.5.post20221221 torch==2.13.0 numpy==2.4.6 || exit 2
 HOME="$tmp" "$tmp/venv/bin/python" - "$tmp" <<'EOF'
 import sys, warnings
 warnings.filterwarnings("ignore")

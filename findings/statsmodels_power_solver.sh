@@ -7,7 +7,7 @@
 #   The smallest effect that a paired t test on five seeds finds with power 0.9 at a strict
 #   alpha has power 0.9; if the solver fails it warns and returns nan.
 # Seen:
-#   scipy's noncentral t is nan over part of the range, the root finder stops at the edge of it
+#   scipy's noncentral t is nan over part of the range; the root finder stops short of it
 #   and reports 'converged' without a warning. For 5 pairs at alpha 0.001 the answer is 3.8 with
 #   power 0.58; the right one is 5.5.
 # Output seen:

@@ -8,8 +8,8 @@
 #   those of SGD and Adam do.
 # Seen:
 #   Muon orthogonalises the momentum buffer whatever its size, so the step stays as large as on
-#   a real gradient for hundreds of zero gradients (until the buffer falls under eps). A layer
-#   that is masked or switched off by a zero gradient keeps moving; only grad = None stops it.
+#   a real gradient until the buffer has decayed to about eps: some 300 zero gradients here. A
+#   layer whose gradient is masked to zero keeps moving; grad = None does stop it.
 # Output seen:
 #   SGD  step after 1, 100, 200 zero gradients / first step: 0.95000 0.00592 0.00004
 #   Adam step after 1, 100, 200 zero gradients / first step: 0.68915 0.00307 0.00003

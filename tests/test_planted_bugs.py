@@ -16,8 +16,8 @@ from rule_cases import CASES, check_literal_equation, check_loss, check_step_in_
 
 import decorlib.layers.decorrelation
 import decorlib.layers.models
+import decorlib.rules.base
 import decorlib.rules.moments
-import decorlib.rules.rules
 from decorlib.layers.decorrelation import Decorrelation
 from decorlib.layers.linear import DecorLinear
 from decorlib.rules.moments import Moments
@@ -55,7 +55,7 @@ def problem():
 
 
 def check_training(separate=True, epochs=3, lr=0.02, rate=0.05):
-    """The trainer beside the loop of 2024 written out: R, weights and reported losses, by either kind of step."""
+    """The trainer beside the 2024 notebook's loop written out: R, weights and reported losses, by either step."""
     batches, model = problem()
     W, b = model.weight.detach().clone(), model.bias.detach().clone()
     squared = torch.nn.MSELoss()
@@ -102,14 +102,14 @@ def columns_instead_of_rows(patch):
     def as_columns(c, R):
         return c.to(R.dtype).unsqueeze(-2) if isinstance(c, torch.Tensor) and c.dim() else c
 
-    patch.setattr(decorlib.rules.rules, "as_rows", as_columns)
+    patch.setattr(decorlib.rules.base, "as_rows", as_columns)
 
 
 def mean_over_n_minus_1(patch):
     true = Moments.of.__func__
 
-    def of(cls, y, x=None, dense=None, gain=False):
-        m = true(cls, y, x, dense, gain)
+    def of(cls, y, x=None, dense=None, **options):
+        m = true(cls, y, x, dense, **options)
         f = m.count / (m.count - 1)
         scaled = {"matrix": m.matrix * f} if m.samples is None else {"samples": m.samples * f**0.5}
         return replace(m, variance=m.variance * f, **scaled)
@@ -153,7 +153,9 @@ def gram_divided_once(patch):
 
 def centred_moments(patch):
     true = Moments.of.__func__
-    patch.setattr(Moments, "of", classmethod(lambda cls, y, *rest, **named: true(cls, y - y.mean(-2), *rest, **named)))
+    patch.setattr(
+        Moments, "of", classmethod(lambda cls, y, *given, **options: true(cls, y - y.mean(-2), *given, **options))
+    )
 
 
 def rate_left_out(patch):

@@ -1,5 +1,6 @@
 """From images as published to the batches a model sees: tensors, scalings, a fast loader."""
 
+import math
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, Literal, get_args
@@ -82,7 +83,8 @@ def scale(
         images (N, ...), reference (M, ...) -> (N, ...).
 
     Raises:
-        ValueError: unknown name, missing or empty reference, floor that is not positive.
+        ValueError: unknown name; images that are not uint8 (scaled already?); a reference that is missing, empty or
+            of other images; a floor that is not positive and finite.
 
     Example::
 
@@ -90,8 +92,14 @@ def scale(
     """
     if how not in SCALINGS:
         raise ValueError(f"how = {how!r} is no scaling; choose one of {', '.join(SCALINGS)}")
-    if not floor > 0:
-        raise ValueError(f"floor = {floor} must be positive; 1/255 is one grey level")
+    if not 0 < floor < math.inf:
+        raise ValueError(f"floor = {floor} must be positive and finite; 1/255 is one grey level")
+    for name, pixels in (("images", images), ("reference", reference)):
+        if pixels is not None and pixels.dtype != torch.uint8:
+            raise ValueError(
+                f"{name} are {pixels.dtype}; scale takes pixels as published, uint8 from 0 to 255, as tensors() "
+                "gives them"
+            )
     x = images.to(torch.float32).div_(255)
     if how == "raw":
         return x
@@ -99,6 +107,11 @@ def scale(
         return x.sub_(0.5).div_({"seed": 0.25, "unit": 0.5}[how])
     if reference is None or len(reference) == 0:
         raise ValueError(f"scaling {how!r} takes its statistics from training images: pass reference=train_images")
+    if reference.shape[1:] != images.shape[1:]:
+        raise ValueError(
+            f"reference has images of shape {tuple(reference.shape[1:])}, to be scaled are {tuple(images.shape[1:])}; "
+            "take both from one data set"
+        )
     mean, variance = _pixel_moments(reference)
     if how == "standard":
         std = (variance.mean() + (mean - mean.mean()).square().mean()).sqrt()  # within + between pixels

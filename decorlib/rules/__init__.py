@@ -1,7 +1,7 @@
 """What R learns: learning rules as small frozen dataclasses of pure functions. Read ``rules.py`` first.
 
-``moments`` is what a rule may ask of a batch; ``rules``, ``variants``, ``maps`` and ``whitening`` hold the rules;
-``catalogue`` gives them names. This room imports no other room of decorlib.
+``moments`` is what a rule may ask of a batch; ``base`` what a rule is; ``rules``, ``variants``, ``maps`` and
+``whitening`` hold the rules; ``catalogue`` gives them names. This room imports no other room of decorlib.
 """
 
 from decorlib.rules.catalogue import RULES, make_rule

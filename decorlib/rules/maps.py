@@ -11,8 +11,8 @@ from typing import ClassVar, Literal
 
 import torch
 
+from decorlib.rules.base import Matrix, Rule, as_rows
 from decorlib.rules.moments import Moments
-from decorlib.rules.rules import Matrix, Rule, as_rows
 
 
 def _check_rate(lr: float | int | None) -> None:

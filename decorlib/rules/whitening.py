@@ -13,8 +13,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from decorlib.rules.base import Matrix, Rule, Scalar, as_rows, check_range
 from decorlib.rules.moments import Moments
-from decorlib.rules.rules import Matrix, Rule, Scalar, WhiteningRule, as_rows, check_range
+from decorlib.rules.rules import WhiteningRule
 
 
 def shrink(S: Matrix, shrinkage: float) -> Matrix:

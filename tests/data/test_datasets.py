@@ -1,6 +1,7 @@
 """The data: what ships is what was published, damage is seen, scalings and batches are torchvision's."""
 
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -295,11 +297,29 @@ def test_scale_leaves_its_input_alone():
         ({"how": "feature", "reference": torch.zeros(0, 2, dtype=torch.uint8)}, "pass reference="),
         ({"how": "standard", "reference": torch.zeros(3, 2, dtype=torch.uint8)}, "not constant"),
         ({"how": "raw", "floor": 0.0}, "floor = 0.0 must be positive"),
+        ({"how": "feature", "floor": math.inf}, "floor = inf must be positive and finite"),
     ],
 )
 def test_scale_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
         datasets.scale(torch.zeros(3, 2, dtype=torch.uint8), **arguments)
+
+
+@pytest.mark.parametrize("name", ["images", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_scale_takes_pixels_as_published_only(name, dtype):
+    """Images that are float32 already would be divided by 255 once more, in place."""
+    pixels = torch.full((3, 2), 9, dtype=torch.uint8)
+    given = {"images": pixels, "reference": pixels, name: pixels.to(dtype)}
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        with pytest.raises(ValueError, match=r"reference has images of shape \(1,\), to be scaled are \(2,\)"):
+            datasets.scale(pixels, "feature", reference=pixels[:, :1])
+        with pytest.raises(ValueError, match=f"{name} are {dtype}; scale takes pixels as published"):
+            datasets.scale(given["images"], "unit", reference=given["reference"])
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+    assert (given[name] == 9).all()
 
 
 # ------------------------------------------------------------------------------------------------- loader

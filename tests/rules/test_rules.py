@@ -14,7 +14,7 @@ from rule_cases import CASES, check_literal_equation, check_loss, check_step_in_
 
 import decorlib
 from decorlib.layers.decorrelation import Decorrelation
-from decorlib.rules import maps, rules, variants, whitening
+from decorlib.rules import base, maps, rules, variants, whitening
 from decorlib.rules.catalogue import RULES, make_rule
 from decorlib.rules.moments import Moments
 
@@ -156,9 +156,9 @@ def test_fixed_point_is_white(case):
     assert float(case.rule.loss(moments(R, samples_of(S)))) < 1e-14
 
 
-@pytest.mark.parametrize("module", [rules, maps, whitening])
+@pytest.mark.parametrize("module", [base, rules, maps, whitening])
 def test_examples_of_the_docstrings(module):
-    results = doctest.testmod(module, extraglobs={"torch": torch})
+    results = doctest.testmod(module, extraglobs={"torch": torch, "Moments": Moments, "KappaRule": rules.KappaRule})
     assert results.failed == 0
     assert results.attempted > 0 or module is maps
 

@@ -60,10 +60,8 @@ def learning(rule: Rule, batch: int, features: int, update_every: int = 1) -> Fl
     loss = 2 * B**2 * D if factored else 0
     if isinstance(rule, TriangularRule):
         work = (moment, 2 * D**3, loss)
-    elif isinstance(rule, RowRule):
+    elif isinstance(rule, RowRule | AdaptiveGainRule):
         work = (moment, moment if factored else 2 * D**3, loss)
-    elif isinstance(rule, AdaptiveGainRule):  # keeps the samples at every shape, for its gain
-        work = (moment, moment, 2 * B**2 * D)
     elif isinstance(rule, FoldiakRule):
         work = (moment, 4 * D**3 + (LU + SOLVES) * D**3, loss)
     elif isinstance(rule, ExactWhitening):
