@@ -1,10 +1,9 @@
 """decorlib: decorrelated neural networks in PyTorch.
 
->>> from decorlib import DecorLinear, decor_parameters, bp_parameters, decor_update
+>>> from decorlib import DecorLinear, DecorSGD, bp_parameters, decorrelate
 """
 
-from decorlib.conversion.candidates import ConversionReport, conversion_report
-from decorlib.conversion.convert import decorrelate, fuse
+from decorlib.conversion import ConversionReport, calibrate, conversion_report, decorrelate, fuse
 from decorlib.layers import (
     DecorConv2d,
     DecorConvTranspose2d,
@@ -19,14 +18,19 @@ from decorlib.layers import (
     decor_update,
     padding,
 )
+from decorlib.layers.pending import LostGradient
+from decorlib.layers.unmoved import SilentNoOp
+from decorlib.optim import DecorOptimizer, DecorSGD
 from decorlib.rules.catalogue import RULES, make_rule
 from decorlib.rules.maps import AdaptiveGainRule, FoldiakRule
 from decorlib.rules.rules import KappaRule, NotebookRule, PlainDecorrelation, Rule, SeedRule, WhiteningRule
 from decorlib.rules.variants import ColumnScaledKappaRule, TriangularRule
 from decorlib.rules.whitening import ExactWhitening
+from decorlib.summary import summary
+from decorlib.training.call_2024 import decor_train
 from decorlib.training.checkpoint import CheckpointDamaged, load_checkpoint, read_checkpoint, save_checkpoint
 from decorlib.training.history import Epoch, History
-from decorlib.training.train import SilentNoOp, decor_train, train
+from decorlib.training.train import train
 
 __version__ = "0.2.0"
 
@@ -39,12 +43,15 @@ __all__ = [
     "DecorConv2d",
     "DecorConvTranspose2d",
     "DecorLinear",
+    "DecorOptimizer",
+    "DecorSGD",
     "Decorrelation",
     "Epoch",
     "ExactWhitening",
     "FoldiakRule",
     "History",
     "KappaRule",
+    "LostGradient",
     "NonFiniteInput",
     "NotebookRule",
     "PlainDecorrelation",
@@ -54,6 +61,7 @@ __all__ = [
     "TriangularRule",
     "WhiteningRule",
     "bp_parameters",
+    "calibrate",
     "conversion_report",
     "decor_measure",
     "decor_modules",
@@ -68,5 +76,6 @@ __all__ = [
     "padding",
     "read_checkpoint",
     "save_checkpoint",
+    "summary",
     "train",
 ]

@@ -16,14 +16,17 @@ from rule_cases import CASES, check_literal_equation, check_loss, check_step_in_
 
 import decorlib.layers.decorrelation
 import decorlib.layers.models
+import decorlib.optim
 import decorlib.rules.base
 import decorlib.rules.moments
 from decorlib.layers.decorrelation import Decorrelation
 from decorlib.layers.linear import DecorLinear
+from decorlib.layers.step import PreparedStep
 from decorlib.rules.moments import Moments
 from decorlib.rules.rules import KappaRule, PlainDecorrelation, RowRule, SeedRule
 from decorlib.rules.variants import TriangularRule
 
+the_call = importlib.import_module("decorlib.training.call_2024")
 trainer = importlib.import_module("decorlib.training.train")  # in the package, the name is the function's
 
 # -------------------------------------------------------------------------------------------------------------- checks
@@ -61,14 +64,14 @@ def check_training(separate=True, epochs=3, lr=0.02, rate=0.05):
     squared = torch.nn.MSELoss()
     if separate:
         args = argparse.Namespace(lr=lr, eta=rate, epochs=epochs)
-        history = trainer.decor_train(args, model, squared, batches, "cpu", verbose=False, allow_no_op=True)
+        history = the_call.decor_train(args, model, squared, batches, "cpu", verbose=False, allow_no_op=True)
     else:
         history = trainer.train(
             model,
             squared,
             batches,
             epochs=epochs,
-            optimizer=torch.optim.Adam(trainer.bp_parameters(model), lr=lr),
+            optimizer=torch.optim.Adam(decorlib.layers.models.bp_parameters(model), lr=lr),
             decor_optimizer=torch.optim.SGD(decorlib.layers.models.decor_parameters(model), lr=rate),
             measure_first=True,
             allow_no_op=True,
@@ -89,7 +92,7 @@ def check_every_layer_learns():
     batches, model = problem()
     model = torch.nn.Sequential(model, DecorLinear(2, 2, variance=1.0, dtype=torch.float64))
     args = argparse.Namespace(lr=0.02, eta=0.05, epochs=1)
-    trainer.decor_train(args, model, torch.nn.MSELoss(), batches, "cpu", verbose=False, allow_no_op=True)
+    the_call.decor_train(args, model, torch.nn.MSELoss(), batches, "cpu", verbose=False, allow_no_op=True)
     for layer in model:
         R = layer.decorrelation.weight
         assert distance(R, torch.eye(len(R), dtype=R.dtype)) > 1e-3
@@ -170,23 +173,26 @@ def bound_left_out(patch):
 
 def update_skipped(patch):
     """The update reports a loss and sets no gradient: what happened in the 2024 notebook's third run."""
-    true = Decorrelation.update
+    true = PreparedStep.commit_gradient
 
-    def update(self, lr=None, max_step=None):
-        loss = true(self, lr, max_step)
-        self.weight.grad = None
+    def commit(self):
+        loss = true(self)
+        self.layer.weight.grad = None
         return loss
 
-    patch.setattr(Decorrelation, "update", update)
-    patch.setattr(Decorrelation, "step", update)
+    patch.setattr(PreparedStep, "commit_gradient", commit)
+    patch.setattr(PreparedStep, "commit_in_place", commit)
 
 
 def one_layer_skipped(patch):
-    def decor_update(model, lr=None, max_step=None):
-        name, layer = next(iter(decorlib.layers.models.decor_modules(model)))
-        return {name: layer.update(lr, max_step)}
+    true = decorlib.optim.as_gradients
 
-    patch.setattr(trainer, "decor_update", decor_update)
+    def as_gradients(steps):
+        true(steps[:1])
+        for step in steps[1:]:
+            step.layer.forget()
+
+    patch.setattr(decorlib.optim, "as_gradients", as_gradients)
 
 
 def stale_states(patch):
@@ -221,8 +227,9 @@ def R_owned_by_the_weights_optimizer(patch):
                     p.grad = None if p.requires_grad else p.grad
 
     patch.setattr(torch.optim, "Adam", Adam)
-    patch.setattr(trainer, "bp_parameters", lambda model: model.parameters())
-    patch.setattr(trainer, "_check_ownership", lambda *optimizers: None)
+    patch.setattr(the_call, "bp_parameters", lambda model: model.parameters())
+    patch.setattr(trainer, "check_ownership", lambda *optimizers: None)
+    patch.setattr(decorlib.optim, "take_away_gradients", lambda parameters: None)
 
 
 SEED, KAPPA = "notebook, variance 2, eta 0.5", "kappa 0.3"
@@ -259,7 +266,7 @@ def test_a_planted_bug_turns_the_check_red(bug, check, monkeypatch):
 
 
 def test_an_optimizer_that_owns_R_is_refused_before_it_can_step(monkeypatch):
-    monkeypatch.setattr(trainer, "bp_parameters", lambda model: model.parameters())
+    monkeypatch.setattr(the_call, "bp_parameters", lambda model: model.parameters())
     with pytest.raises(ValueError, match=r"optimizer also owns R of .*bp_parameters"):
         check_training()
 
@@ -269,13 +276,13 @@ def test_a_skipped_update_is_an_error_at_the_first_step(separate, monkeypatch):
     update_skipped(monkeypatch)
     batches, model = problem()
     before = model.weight.detach().clone()
-    with pytest.raises(trainer.SilentNoOp, match="the first step"):
+    with pytest.raises(decorlib.SilentNoOp, match="the first step"):
         trainer.train(
             model,
             torch.nn.MSELoss(),
             batches,
             epochs=5,
-            optimizer=torch.optim.SGD(trainer.bp_parameters(model), lr=0.1),
+            optimizer=torch.optim.SGD(decorlib.layers.models.bp_parameters(model), lr=0.1),
             decor_optimizer=torch.optim.SGD(decorlib.layers.models.decor_parameters(model), lr=0.05),
             in_place=not separate,
         )

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from decorlib.layers.distributed import distributed, pooled_mean
-from decorlib.layers.memory import EMPTY, Remembering, concatenated
-from decorlib.rules.moments import LOW_PRECISION, Moments
-from decorlib.rules.rules import NotebookRule, Rule, as_rows
+from decorlib.layers import centring, integrity, memory
+from decorlib.layers.checks import check_options, chosen_rule, features_last
+from decorlib.layers.count import UpdateCount
+from decorlib.layers.recompute import Passes
+from decorlib.layers.step import PreparedStep, idle_reason, measured, prepared, set_gradients
+from decorlib.rules.moments import LOW_PRECISION
+from decorlib.rules.rules import Rule
 
 
-class Decorrelation(Remembering):
+class Decorrelation(nn.Module):
     r"""Multiplies features by a learned matrix R so that they become uncorrelated: y = R (x - mu) + b.
 
     .. math:: R \leftarrow R - \mathrm{lr} \cdot \mathrm{direction}(\langle y y^\top \rangle, R)
@@ -30,10 +31,11 @@ class Decorrelation(Remembering):
     Args:
         in_features: D, features of the last dimension, or of all dimensions after the first together (images).
         bias: learn an additive b whose gradient is the mean of y, as in the seed. Default: False.
-        eta: η of the seed's rule, no unit; only where ``rule`` is not given. Default: 1.0.
-        variance: target variance of the seed's rule: None, a number, D numbers, or ``"input"``; only where ``rule``
-            is not given. Default: None.
-        rule: the learning rule. Default: ``NotebookRule(variance, eta)``.
+        eta: η of the 2024 rule, no unit; not together with ``rule``. Default: 1.0 where ``variance`` is given.
+        variance: target variance of the 2024 rule: a number, D numbers, or ``"input"``; not together with ``rule``.
+            Default: None; where ``eta`` is given that is no target, whose only fixed point is R = 0.
+        rule: the learning rule, or a key of :data:`decorlib.RULES` for one with its defaults. Default: ``KappaRule()``;
+            where ``eta`` or ``variance`` is given, ``NotebookRule(variance, eta)``.
         groups: split the features into equal blocks, each with its own R. Default: 1.
         center: None; ``"batch"``, subtract the batch mean (differentiable; running mean in evaluation); ``"running"``,
             subtract the running mean always; ``"bias"``, the same as ``bias=True``. Default: None.
@@ -42,10 +44,14 @@ class Decorrelation(Remembering):
         update_every: statistics and updates at every n-th ``update()`` only; between, ``update()`` returns None,
             leaves no gradient, and a step costs only the transform. Default: 1.
         fraction: part of the samples that the statistics use, drawn without replacement, at least one. Default: 1.0.
-        accumulate: average the statistics of all forwards since the last ``update()`` (gradient accumulation) instead
-            of taking the last forward's. Default: False.
+        accumulate: average the statistics of all forwards since the last ``update()`` (gradient accumulation), of the
+            last 64 at most, instead of taking the last forward's. Default: False.
         generator: the source of randomness for ``fraction``. Default: torch's global generator.
         process_group: under torch.distributed, the processes whose samples are pooled. Default: all.
+
+    Attributes:
+        learning: set it to False to let R rest: forwards remember nothing, ``update()`` returns None. Default: True.
+        name: the layer's name in its model, for messages. Default: None, not known.
 
     Shape:
         - Input: :math:`(*, D)` as :class:`torch.nn.Linear` takes, or :math:`(N, *)` whose sizes after N multiply to D.
@@ -60,21 +66,24 @@ class Decorrelation(Remembering):
 
     Example::
 
-        >>> layer = Decorrelation(784, variance=1.0)
+        >>> layer = Decorrelation(784)
         >>> optimizer = torch.optim.SGD(layer.parameters(), lr=1e-5)
         >>> y = layer(torch.randn(64, 1, 28, 28))
         >>> loss = layer.update()
         >>> optimizer.step()
     """
 
+    #: Layers are found by this mark rather than by their class, which is another one after a reload of the library.
+    holds_R = True
+
     def __init__(
         self,
         in_features: int,
         bias: bool = False,
-        eta: float = 1.0,  # η
+        eta: float | None = None,  # η
         variance=None,
         *,
-        rule: Rule | None = None,
+        rule: Rule | str | None = None,
         groups: int = 1,
         center: str | None = None,
         momentum: float | None = 0.1,
@@ -88,42 +97,14 @@ class Decorrelation(Remembering):
         dtype=None,
     ):
         super().__init__()
-        if rule is not None and (eta != 1.0 or variance is not None):
-            raise ValueError(f"eta={eta} and variance={variance} belong to the seed's rule; set them on {rule} instead")
-        _check(in_features >= 1, "in_features", in_features, "at least 1")
-        _check(
-            groups >= 1 and in_features % groups == 0,
-            "groups",
-            groups,
-            f"a divisor of in_features = {in_features}",
-        )
-        _check(
-            center in (None, "batch", "running", "bias"),
-            "center",
-            center,
-            "None, 'batch', 'running' or 'bias'",
-        )
-        _check(
-            momentum is None or 0 < momentum <= 1,
-            "momentum",
-            momentum,
-            "in (0, 1], or None for the plain average",
-        )
-        _check(bias_reduction in ("mean", "sum"), "bias_reduction", bias_reduction, "'mean' or 'sum'")
-        _check(
-            update_every >= 1,
-            "update_every",
-            update_every,
-            "at least 1; to stop learning R, do not call update()",
-        )
-        _check(0 < fraction <= 1, "fraction", fraction, "in (0, 1], the part of the samples used")
+        check_options(in_features, groups, center, momentum, bias_reduction, update_every, fraction)
         self.in_features = in_features
-        self.rule = NotebookRule(variance=variance, eta=eta) if rule is None else rule
+        self.rule = chosen_rule(rule, eta, variance)
         self.groups, self.center, self.momentum = groups, None if center == "bias" else center, momentum
         self.bias_reduction, self.update_every, self.fraction = bias_reduction, update_every, fraction
         self.accumulate, self.generator, self.process_group = accumulate, generator, process_group
-        dtype = torch.float32 if dtype in LOW_PRECISION else dtype
-        d, factory = in_features // groups, {"device": device, "dtype": dtype}
+        low = (torch.get_default_dtype() if dtype is None else dtype) in LOW_PRECISION
+        d, factory = in_features // groups, {"device": device, "dtype": torch.float32 if low else dtype}
         shape = (d, d) if groups == 1 else (groups, d, d)
         # requires_grad=False: backpropagation has no business with R, and DDP must not wait for its gradient.
         self.weight = nn.Parameter(torch.empty(shape, **factory), requires_grad=False)
@@ -132,54 +113,48 @@ class Decorrelation(Remembering):
         self.register_buffer("running_mean", torch.zeros(in_features, **factory) if self.center else None)
         counter = torch.zeros((), dtype=torch.long, device=device)
         self.register_buffer("num_batches_tracked", counter if self.center else None)  # as BatchNorm's
-        averages = getattr(self.rule, "momentum", 1.0) < 1
-        self.register_buffer("input_moment", torch.zeros(shape, **factory) if averages else None)
+        averages = torch.zeros(shape, **factory) if getattr(self.rule, "momentum", 1.0) < 1 else None
+        self.register_buffer("input_moment", averages)
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.long, device=device))
-        # num_updates and what follows from it, without asking the device, and as a bool that torch.compile can guard on
-        self._calls, self._due = 0, True
-        self._states: list[tuple[Tensor, Tensor | None]] = []
-        self.padding_mask: Tensor | None = None
-        self.register_load_state_dict_post_hook(_read_counter)
+        self.learning, self.frozen = True, False
+        self.name: str | None = None
+        self._begin()
         self.reset_parameters()
+
+    def _begin(self) -> None:
+        """Nothing remembered, and nothing known of tensors that may just have been loaded."""
+        self.memory, self._padding_mask = memory.BatchMemory(), None
+        self._passes, self._count, self._trust = Passes(), UpdateCount(), integrity.Trust(self.weight.is_meta)
 
     def reset_parameters(self) -> None:
         """R = I, b = 0, running mean 0, nothing remembered."""
-        with torch.no_grad():
-            eye = torch.eye(self.weight.shape[-1], dtype=self.weight.dtype, device=self.weight.device)
-            self.weight.copy_(eye.expand_as(self.weight))
-            for zeroed in (self.bias, *self.buffers(recurse=False)):
-                if zeroed is not None:
-                    zeroed.zero_()
-        self._calls, self._due = 0, True
-        self._states.clear()
+        for name, tensor in (*self._parameters.items(), *self._buffers.items()):
+            if tensor is not None:
+                integrity.initialise(self, name)
+        self.forget()
+        self._count, self._trust = UpdateCount(), integrity.Trust(self.weight.is_meta)
 
     # ------------------------------------------------------------------------------------------------- transform
 
-    @property
-    def due(self) -> bool:
-        """Whether the next ``update()`` will learn, so that a training forward has to remember its batch."""
-        return self.training and self._due
-
     def forward(self, input: Tensor) -> Tensor:
         x = self.flat(input)
+        self.enter(x)
         mean = self.mean(x)
         y = self.transform(x, mean)
         if self.due:
-            self.remember(x, mean, y)
+            self.remember(x, mean, y, handed_out=True)
         return y.reshape(input.shape)
+
+    def enter(self, x: Tensor) -> None:
+        """Begin a forward: what must hold before R is used."""
+        if not torch.compiler.is_compiling():
+            integrity.check(self, x)
+            if self.training:
+                self._passes.begin(self.weight, self._padding_mask is not None)
 
     def flat(self, input: Tensor) -> Tensor:
         """The input with its features last, after checking that it has any."""
-        if not input.is_floating_point():
-            raise ValueError(f"input is {input.dtype}; a floating type is needed: scale it first, e.g. images / 255")
-        if input.shape[-1:] == (self.in_features,):
-            return input
-        if input.dim() > 2 and math.prod(input.shape[1:]) == self.in_features:
-            return input.flatten(1)
-        raise ValueError(
-            f"input of shape {tuple(input.shape)} does not fit in_features = {self.in_features}: its last size must be "
-            f"{self.in_features}, or its sizes after the first must multiply to it"
-        )
+        return features_last(input, self.in_features)
 
     def mean(self, x: Tensor) -> Tensor | None:
         """The mean to subtract, (D), or None; in training it moves the running mean."""
@@ -187,29 +162,9 @@ class Decorrelation(Remembering):
             return None
         if not self.training:
             return self.running_mean
-        rows, real = x.reshape(-1, self.in_features), self.real_rows(x)
+        rows, real = x.reshape(-1, self.in_features), memory.real_rows(x, self._padding_mask)
         rows = rows if real is None else rows[real]
-        return self.track_mean(rows.mean(0, dtype=self.running_mean.dtype), rows.shape[0])
-
-    def track_mean(self, batch_mean: Tensor, count: int) -> Tensor:
-        """Pool a batch mean over processes, move the running mean, and return the mean to subtract."""
-        if count == 0:
-            raise ValueError(EMPTY)
-        if self.center == "batch" and count < 2 and not distributed():
-            raise ValueError(
-                f"center='batch' needs at least 2 samples in training, got {count}: use center='running', "
-                "a larger batch, or drop_last=True"
-            )
-        self._check_finite(batch_mean, "a batch mean")  # before it can poison the running mean
-        if distributed():
-            batch_mean = pooled_mean(batch_mean, count, self.process_group)
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            weight = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
-            weight = weight.to(self.running_mean) if self.momentum is None else weight
-            self.running_mean.lerp_(batch_mean.detach().to(self.running_mean), weight)
-        # A copy: the buffer will have moved on by the time backward reads it.
-        return batch_mean if self.center == "batch" else self.running_mean.clone()
+        return centring.tracked(self, lambda dtype: rows.mean(0, dtype=dtype), rows.shape[0])
 
     def transform(self, x: Tensor, mean: Tensor | None = None) -> Tensor:
         """y = R (x - mean) + b for x (*, D), without remembering."""
@@ -224,7 +179,49 @@ class Decorrelation(Remembering):
         y = torch.einsum("...gi,goi->...go", x.unflatten(-1, (self.groups, -1)), R).flatten(-2)
         return y if b is None else y + b
 
-    # ---------------------------------------------------------------------------------------------------- learn
+    # -------------------------------------------------------------------------------------------------- remember
+
+    @property
+    def due(self) -> bool:
+        """Whether the next ``update()`` will learn, so that a training forward has to remember its batch."""
+        if not (self.training and self.learning) or self.frozen:
+            return False
+        return self._count.turn if torch.compiler.is_compiling() else self._is_turn()
+
+    def _is_turn(self) -> bool:
+        return self._count.is_turn(self.num_updates, self.update_every)
+
+    @property
+    def padding_mask(self) -> Tensor | None:
+        """True where a token is padding, (batch, tokens)."""
+        return self._padding_mask
+
+    @padding_mask.setter
+    def padding_mask(self, mask: Tensor | None) -> None:
+        self._padding_mask = memory.checked_mask(mask)
+
+    def sample(self, count: int, device, real: Tensor | None = None) -> Tensor | None:
+        """Indices of the samples that the statistics use, out of those that are ``real``; None for all."""
+        return memory.sample(self, count, device, real)
+
+    def remember(self, x: Tensor, mean: Tensor | None, y: Tensor | None = None, handed_out: bool = False) -> None:
+        """Keep (a sample of) a batch for ``update()``: inputs x (*, D), the mean subtracted from them, and states y.
+
+        Where y is not given, it is computed for the sample; where it is ``handed_out``, others may write to it.
+        """
+        x, y, chosen = memory.chosen_rows(self, x, y)
+        self.remember_samples(x, mean, y, handed_out and chosen is None)
+
+    def remember_samples(self, x: Tensor, mean: Tensor | None, y: Tensor | None = None, *handed_out: bool) -> None:
+        """``remember`` for samples (n, D) that are already chosen."""
+        memory.remember(self, x, mean, y, *handed_out)
+
+    def forget(self) -> None:
+        """Forget the batches that an update would learn from."""
+        self.memory.clear()
+        self._passes.end()
+
+    # ----------------------------------------------------------------------------------------------------- learn
 
     def update(self, lr: float | None = None, max_step: float | None = None) -> Tensor | None:
         """Set ``.grad`` of R (and b) from the remembered batch and return the loss, a scalar on the layer's device.
@@ -237,103 +234,59 @@ class Decorrelation(Remembering):
                 no bound.
 
         Returns:
-            The loss, or None where ``update_every`` says that this step does not learn.
+            The loss, or None where ``update_every`` says that this step does not learn, or R stands still anyway
+            (:meth:`idle_reason`).
 
         Raises:
             RuntimeError: there is no batch to learn from; the message says why.
         """
-        return self._learn(lr, max_step, in_place=False)
+        step = self.prepare(lr, max_step)
+        return set_gradients(self, None, None) if step is None else step.commit_gradient()
 
     def step(self, lr: float, max_step: float | None = None) -> Tensor | None:
         """``update()`` and a plain SGD step of rate ``lr`` in one, in place: the same R but for rounding, sooner.
 
         Nothing is written to ``.grad``, so no D x D gradient is ever made. Call it after ``backward()``.
         """
-        return self._learn(lr, max_step, in_place=True)
+        step = self.prepare(lr, max_step)
+        return set_gradients(self, None, None) if step is None else step.commit_in_place()
 
-    @torch.no_grad()
-    def measure(self) -> Tensor | None:
-        """The loss that ``update()`` would return, without learning and without counting as an update.
+    def prepare(self, lr: float | Tensor | None = None, max_step: float | None = None) -> PreparedStep | None:
+        """The step that the remembered batch asks for, computed but not taken: everything that can fail, fails here.
+
+        ``lr`` and ``max_step`` are those of :meth:`update`; ``lr`` may be one rate for each group, :math:`(groups)`, of
+        models that stand side by side.
+
+        Returns:
+            The step, to be committed; its ``loss`` is None where ``update_every`` says that it does not learn. None
+            where R stands still anyway (:meth:`idle_reason`).
 
         Raises:
-            RuntimeError: there is no batch to measure; the message says why.
+            RuntimeError, ValueError: the message says why R cannot learn from this batch, or at this rate.
         """
-        if not self._due:
-            return None
-        if not self._states:
-            raise RuntimeError(self.nothing_remembered("measure()"))
-        with _full_precision(self.weight.device.type):
-            loss = self._loss(self._moments()[0])
-        self._states.clear()
-        return loss
+        return prepared(self, lr, max_step, self._is_turn())
 
-    @torch.no_grad()
-    def _learn(self, lr: float | None, max_step: float | None, in_place: bool) -> Tensor | None:
-        if self._due and not self._states:
-            raise RuntimeError(self.nothing_remembered())
-        if max_step is not None and lr is None:
-            raise ValueError(f"max_step={max_step} bounds lr times an eigenvalue: call update(lr=..., max_step=...)")
-        R, b, loss, grads = self.weight, self.bias, None, (None, None)
-        if self._due:
-            with _full_precision(R.device.type):
-                moments, input_moment, toward_zero = self._moments()
-                loss = self._loss(moments)
-                scale = self._scale(moments, lr, max_step)
-                if in_place:
-                    self.rule.step_(moments, R.data, lr, scale)
-                    if b is not None:
-                        b.sub_(lr * toward_zero)
-                else:
-                    grad = self.rule.direction(moments, R.data, lr)
-                    grads = (as_rows(scale, grad) * grad if isinstance(scale, Tensor) else grad), toward_zero
-            # Only now, past all that can raise, does anything change.
-            self._states.clear()
-            if input_moment is not None:
-                self.input_moment.copy_(input_moment)
-        if R.grad is not grads[0]:  # setting an attribute of a parameter is not free, even to the None that it was
-            R.grad = grads[0]
-        if b is not None:
-            b.grad = grads[1]
-        self._calls += 1
-        self._due = self._calls % self.update_every == 0
-        self.num_updates.add_(1)
-        return loss
+    def measure(self) -> Tensor | None:
+        """The loss that ``update()`` would return (or its error), without learning and without counting."""
+        return measured(self, self._is_turn())
 
-    def _scale(self, moments: Moments, lr: float | None, max_step: float | None) -> Tensor | float:
-        """What shrinks the step: 1, or one number per group."""
-        return 1.0 if max_step is None else (max_step / (lr * self.rule.sharpness(moments))).clamp(max=1)
+    def idle_reason(self) -> str | None:
+        """Why R will stand still at the next ``update()``; None where it learns, or where an error says why it cannot.
 
-    def _loss(self, moments: Moments) -> Tensor:
-        loss = self.rule.loss(moments)
-        return loss.mean() if loss.dim() else loss  # over groups
+        Reasons: ``learning`` is False, the layer's weights are frozen, evaluation mode, or nothing but empty batches.
+        """
+        return idle_reason(self)
 
-    def _moments(self) -> tuple[Moments, Tensor | None, Tensor | None]:
-        """Moments of what is remembered, over all processes; the new average of <x x'>; the direction of b."""
-        y, x = self._states[0] if len(self._states) == 1 else concatenated(self._states)
-        y = y.to(self.weight.dtype)
-        moments = Moments.of(
-            self._by_group(y),
-            None if x is None else self._by_group(x.to(self.weight.dtype)),
-            gain=self.rule.needs_gain,
-        )
-        if distributed():
-            moments = moments.reduced(self.process_group, gain=self.rule.needs_gain)
-        input_moment, toward_zero = None, None
-        if self.input_moment is not None:
-            weight = self.rule.momentum if self._calls else 1.0
-            input_moment = self.input_moment.lerp(moments.input_second_moment(), weight)
-            moments = moments.with_input_moment(input_moment)
-        if self.bias is not None:
-            total = y.new_tensor([y.shape[0]])
-            toward_zero = torch.cat([y.sum(0), total])
-            if distributed():
-                torch.distributed.all_reduce(toward_zero, group=self.process_group)
-            toward_zero, total = toward_zero[:-1], toward_zero[-1:]
-            toward_zero = toward_zero if self.bias_reduction == "sum" else toward_zero / total
-        return moments, input_moment, toward_zero
+    # ------------------------------------------------------------------------------------- loading, moving, copying
 
-    def _by_group(self, y: Tensor) -> Tensor:
-        return y if self.groups == 1 else y.unflatten(-1, (self.groups, -1)).transpose(0, 1)
+    def apply(self, fn):
+        """As :meth:`torch.nn.Module.apply`; R and b keep their values, unless ``fn`` makes R the identity."""
+        integrity.protected(self, fn)
+        return self
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        integrity.loaded(self, state_dict, prefix, local_metadata.get("assign_to_params_buffers", False))
 
     def _apply(self, fn, recurse: bool = True):
         # .half() and .bfloat16() move R and the means but keep their precision: 1 - 1e-4 does not exist in bfloat16.
@@ -342,10 +295,17 @@ class Decorrelation(Remembering):
             low = new.dtype in LOW_PRECISION and t.dtype not in LOW_PRECISION
             return t.to(new.device) if low else new
 
-        return super()._apply(keep_precision, recurse)
+        R = self._parameters.get("weight")
+        super()._apply(keep_precision, recurse)
+        integrity.moved(self, R is not None and R.is_meta)
+        return self
 
     def __getstate__(self):
-        return {**self.__dict__, "_states": []}  # a batch is not part of the model
+        return {k: v for k, v in self.__dict__.items() if k not in ("memory", "_passes", "_count", "_trust")}
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self._begin()
 
     def __deepcopy__(self, memo):
         if self.process_group is not None:  # a connection, not a value: the copy talks to the same processes
@@ -359,19 +319,3 @@ class Decorrelation(Remembering):
         defaults = {"groups": 1, "center": None, "update_every": 1, "fraction": 1.0, "accumulate": False}
         parts += [f"{k}={getattr(self, k)!r}" for k, v in defaults.items() if getattr(self, k) != v]
         return ", ".join(parts + ([] if self.bias is None else ["bias=True"]))
-
-
-def _full_precision(device_type: str):
-    """Autocast off. Asking whether it is on costs a tenth of switching it off, which a small step would notice."""
-    on = torch.is_autocast_enabled(device_type)
-    return torch.autocast(device_type, enabled=False) if on else contextlib.nullcontext()
-
-
-def _check(holds: bool, name: str, value, allowed: str) -> None:
-    if not holds:
-        raise ValueError(f"{name} is {value!r}; it must be {allowed}")
-
-
-def _read_counter(layer: Decorrelation, _incompatible_keys) -> None:
-    layer._calls = int(layer.num_updates)
-    layer._due = layer._calls % layer.update_every == 0

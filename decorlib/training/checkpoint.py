@@ -71,7 +71,7 @@ def save_checkpoint(
 
         >>> save_checkpoint("run.ckpt", model, optimizers={"weights": adam, "R": sgd}, generators={"loader": generator})
     """
-    pending = [name for name, layer in decor_modules(model) if layer.accumulate and layer._states]
+    pending = [name for name, layer in decor_modules(model) if layer.accumulate and len(layer.memory)]
     if pending:
         raise RuntimeError(f"layers {pending} have accumulated batches that would be lost: call update() first")
     buffer = io.BytesIO()
@@ -179,7 +179,7 @@ def _content(model, optimizers, schedulers, generators, history) -> dict[str, An
 def _restore(content: dict, model, optimizers, schedulers, generators) -> None:
     model.load_state_dict(content["model"])
     for _, layer in decor_modules(model):
-        layer._states.clear()  # a batch of another run
+        layer.forget()  # a batch of another run
     for name, optimizer in optimizers.items():
         optimizer.load_state_dict(content["optimizers"][name])
     for name, scheduler in schedulers.items():  # after the optimizers, whose rates they have set

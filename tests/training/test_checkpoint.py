@@ -85,7 +85,10 @@ class Run:
 
     def state(self):
         """Everything, as one flat dict of tensors and plain values."""
-        kept = {"model": self.model.state_dict(), "calls": [layer._calls for _, layer in decor_modules(self.model)]}
+        kept = {
+            "model": self.model.state_dict(),
+            "calls": [int(layer.num_updates) for _, layer in decor_modules(self.model)],
+        }
         kept |= {
             kind: {n: o.state_dict() for n, o in getattr(self, kind).items()} for kind in ("optimizers", "schedulers")
         }

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from decorlib.layers import DecorConv2d, DecorLinear, Decorrelation
+from decorlib.layers import DecorConv2d, DecorLinear, Decorrelation, centring
 from decorlib.rules.catalogue import make_rule
 
 
@@ -26,7 +26,7 @@ class Demean(nn.Module):
         if not self.training:
             return x - self.running_mean
         mean = x.mean(0)
-        self.running_mean.lerp_(mean.detach(), self.momentum)
+        centring.follow(self.running_mean, mean, self.momentum)
         return x - mean
 
 

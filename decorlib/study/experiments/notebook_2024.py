@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader
 from decorlib.data import datasets, inputs
 from decorlib.layers.decorrelation import Decorrelation
 from decorlib.layers.linear import DecorLinear
+from decorlib.layers.step import PreparedStep
+from decorlib.training.call_2024 import decor_train
 from decorlib.training.history import History
-from decorlib.training.train import decor_train
 
 RUNS = ("run1_decorrelation_only", "run2_single_layer", "run3_two_layer")
 
@@ -98,18 +99,18 @@ def readings(seed: int = 42) -> dict[str, dict[str, History]]:
 @contextmanager
 def hot_reloaded() -> Iterator[None]:
     """What went wrong in run 3, replayed: an edited ``update`` that reports its loss and sets no gradient."""
-    update = Decorrelation.update
+    commit = PreparedStep.commit_gradient
 
-    def edited(self, lr=None, max_step=None):
-        loss = update(self, lr, max_step)
-        self.weight.grad = None
+    def edited(self):
+        loss = commit(self)
+        self.layer.weight.grad = None
         return loss
 
-    Decorrelation.update = edited
+    PreparedStep.commit_gradient = edited
     try:
         yield
     finally:
-        Decorrelation.update = update
+        PreparedStep.commit_gradient = commit
 
 
 def largest_difference(history: History, run: str, key: str) -> float:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from decorlib.data import inputs
+from decorlib.layers import centring
 from decorlib.layers.decorrelation import Decorrelation
 from decorlib.layers.linear import DecorLinear
 from decorlib.layers.memory import NonFiniteInput
@@ -28,8 +29,9 @@ from decorlib.study.experiments import experiment
 from decorlib.study.experiments.experiment import OPTIMIZERS, Experiment
 from decorlib.study.experiments.networks import Demean
 from decorlib.study.sweeps import runs
-from decorlib.training.history import History
-from decorlib.training.train import not_finite, summarise
+from decorlib.training.guards import not_finite
+from decorlib.training.history import History, summarise
+from decorlib.training.train import one_pass
 
 VARIED = ("seed", "lr", "decor_lr")
 SHARED_OPTIONS = ("center", "momentum", "update_every", "accumulate")
@@ -155,27 +157,25 @@ def run_together(specs: Sequence[Experiment], device: str = "cpu") -> list[dict]
 # ------------------------------------------------------------------------------------------------- the wide model
 
 
-class _SideBySide(Decorrelation):
-    """The same layer of S models: S groups, each with its own loss and its own rate."""
+def _wide(layers: Sequence[Decorrelation]) -> Decorrelation:
+    """The same layer of S models as one: S groups, whose R and running means are those of the models."""
+    one, count = layers[0], len(layers)
+    options = {name: getattr(one, name) for name in SHARED_OPTIONS}
+    wide = Decorrelation(count * one.in_features, rule=one.rule, groups=count, device=one.weight.device, **options)
+    # The models read and are measured with what is learned here.
+    for s, layer in enumerate(layers):
+        layer.weight.data = wide.weight.data[s]
+        if one.center is not None:
+            layer.running_mean = wide.running_mean.view(count, -1)[s]
+    return wide
 
-    def __init__(self, layers: Sequence[Decorrelation]):
-        one, count = layers[0], len(layers)
-        options = {name: getattr(one, name) for name in SHARED_OPTIONS}
-        super().__init__(count * one.in_features, rule=one.rule, groups=count, device=one.weight.device, **options)
-        self.rates = torch.zeros(count, device=one.weight.device)
-        # The models read and are measured with what is learned here: their R and running means are parts of these.
-        for s, layer in enumerate(layers):
-            layer.weight.data = self.weight.data[s]
-            if one.center is not None:
-                layer.running_mean = self.running_mean.view(count, -1)[s]
 
-    def _loss(self, moments) -> Tensor:
-        return self.rule.loss(moments)
-
-    def _scale(self, moments, lr: float, max_step: float | None):
-        if max_step is None:
-            return self.rates
-        return torch.minimum(self.rates, max_step / self.rule.sharpness(moments))
+def _stepped(wide: dict[str, Decorrelation], rates: Tensor | None, max_step: float | None) -> dict[str, Tensor | None]:
+    """Step every layer at the rate of each model; losses by layer name, one per model."""
+    steps = {name: layer.prepare(rates, max_step) for name, layer in wide.items()}
+    for step in steps.values():
+        step.commit_in_place()
+    return {name: step.losses for name, step in steps.items()}
 
 
 def _linear(layers: Sequence[nn.Linear], x: Tensor) -> Tensor:
@@ -186,7 +186,7 @@ def _linear(layers: Sequence[nn.Linear], x: Tensor) -> Tensor:
 
 def _demean(momentum: float, running: Tensor, x: Tensor) -> Tensor:
     mean = x.mean(0)
-    running.lerp_(mean.detach(), momentum)
+    centring.follow(running, mean, momentum)
     return x - mean
 
 
@@ -195,9 +195,9 @@ def _batch_norm(layers: Sequence[nn.BatchNorm1d], mean: Tensor, variance: Tensor
     return F.batch_norm(x, mean, variance, W, b, True, layers[0].momentum, layers[0].eps)
 
 
-def _beside(models: Sequence[nn.Module]) -> tuple[dict[str, _SideBySide], Callable[[Tensor], Tensor]]:
+def _beside(models: Sequence[nn.Module]) -> tuple[dict[str, Decorrelation], Callable[[Tensor], Tensor]]:
     """The wide layers by the names they have in each model, and the training forward of all models at once."""
-    wide = {name: _SideBySide(layers) for name, layers in _aligned(*map(decor_modules, models))}
+    wide = {name: _wide(layers) for name, layers in _aligned(*map(decor_modules, models))}
     alone = isinstance(models[0], Decorrelation)
     steps: list[Callable[[Tensor], Tensor]] = []
     for name, same in _aligned(*([("", model)] if alone else model.named_children() for model in models)):
@@ -237,6 +237,12 @@ def _aligned(*named) -> Iterator[tuple[str, list[nn.Module]]]:
 # ----------------------------------------------------------------------------------------------------- the trainer
 
 
+def _next_to_each_other(batches: Sequence) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of all models, next to each other."""
+    for parts in zip(*batches, strict=True):
+        yield torch.cat([x for x, _ in parts], 1), torch.stack([t for _, t in parts], 1)
+
+
 def _train(specs: list[Experiment], device: torch.device) -> list[dict] | None:
     """The records, or None where a run diverged or an R stood still: such runs speak for themselves."""
     data = [[part.to(device) for part in experiment.arrays(spec)] for spec in specs]
@@ -258,23 +264,25 @@ def _train(specs: list[Experiment], device: torch.device) -> list[dict] | None:
     before = {name: layer.weight.detach().clone() for name, layer in wide.items()}
     evaluations = [experiment.evaluation(spec, *own) for spec, own in zip(specs, data, strict=True)]
     histories = [History() for _ in specs]
+
+    def loss_of(x: Tensor, t: Tensor) -> Tensor:
+        """Of each model; what one model's loss is does not depend on another's weights."""
+        out = forward(x)
+        if optimizer is None:
+            return out.new_zeros(len(specs))
+        scores = out.unflatten(1, (len(specs), -1)).flatten(0, 1)
+        return F.cross_entropy(scores, t.flatten(), reduction="none").view_as(t).mean(0)
+
     for epoch in range(1, specs[0].epochs * specs[0].parts + 1):
-        start, losses, decor_losses = time.perf_counter(), [], []
-        for layer in wide.values():
-            layer.rates.copy_(torch.tensor([o.param_groups[0]["lr"] for o in decor]))
-        for parts in zip(*batches, strict=True):
-            x, t = torch.cat([x for x, _ in parts], 1), torch.stack([t for _, t in parts], 1)
-            out = forward(x)
-            if optimizer is None:
-                loss = out.new_zeros(len(specs))
-            else:
-                scores = out.unflatten(1, (len(specs), -1)).flatten(0, 1)
-                loss = F.cross_entropy(scores, t.flatten(), reduction="none").view_as(t).mean(0)
-                optimizer.zero_grad()
-                loss.sum().backward()  # what one model's loss is does not depend on another's weights
-                optimizer.step()
-            decor_losses.append({name: layer.step(1.0, specs[0].max_step) for name, layer in wide.items()})
-            losses.append(loss.detach())
+        start = time.perf_counter()
+        rates = torch.tensor([o.param_groups[0]["lr"] for o in decor], device=device) if wide else None
+        losses, decor_losses = one_pass(
+            _next_to_each_other(batches),
+            loss_of,
+            optimizer,
+            partial(_stepped, wide, rates, specs[0].max_step),
+            lambda loss: loss.sum().backward(),
+        )
         seconds = (time.perf_counter() - start) / len(specs)
         for s, (model, history) in enumerate(zip(models, histories, strict=True)):
             own = [{n: None if d is None else d[s] for n, d in step.items()} for step in decor_losses]

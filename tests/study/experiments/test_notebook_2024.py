@@ -17,7 +17,7 @@ import torch
 
 from decorlib.data.datasets import mnist_root
 from decorlib.layers.decorrelation import Decorrelation
-from decorlib.training.train import SilentNoOp, decor_train
+from decorlib.training import SilentNoOp, decor_train
 
 PRINTED = json.loads(files("decorlib").joinpath("data/seed_tables.json").read_text())["runs"]
 CHANGED = {  # everything that differs from the document

@@ -12,8 +12,8 @@ from decorlib.layers.decorrelation import Decorrelation
 from decorlib.layers.models import decor_parameters
 from decorlib.rules.moments import largest_eigenvalue, second_moment
 from decorlib.study.experiments import notebook_2024
+from decorlib.training import SilentNoOp, train
 from decorlib.training.history import Epoch, History
-from decorlib.training.train import SilentNoOp, train
 
 
 def did_r_move() -> str:

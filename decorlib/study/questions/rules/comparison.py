@@ -20,7 +20,7 @@ from decorlib.study.experiments.experiment import Experiment
 from decorlib.study.experiments.notebook_2024 import hot_reloaded
 from decorlib.study.questions.rules.tracking import Track, stable, track, useful
 from decorlib.study.sweeps.runs import sweep
-from decorlib.training.train import SilentNoOp, train
+from decorlib.training import SilentNoOp, train
 
 REFRESH = 10  # steps between refreshes of an exact whitening matrix
 

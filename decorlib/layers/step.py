@@ -1,0 +1,209 @@
+"""A step of R in two phases: everything that can fail first, then the change."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from torch import Tensor, nn
+
+from decorlib.layers import integrity
+from decorlib.layers.checks import called
+from decorlib.layers.distributed import distributed
+from decorlib.rules.moments import Moments
+from decorlib.rules.rules import Rule, as_rows
+
+
+class PreparedStep:
+    """What one step of one layer will do: computed, but not done. Get one from :meth:`Decorrelation.prepare`.
+
+    Until one of the two ``commit`` methods is called, nothing has changed and nothing needs to be undone, so that a
+    step over many layers is all or none: prepare all, then commit all.
+
+    Attributes:
+        loss: the loss, a scalar on the layer's device; None where ``update_every`` says that this step does not learn.
+            Then there is nothing to change, and a commit only counts.
+        losses: the same for each group, :math:`(groups)`, or a scalar where there are none.
+    """
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        lr: float | Tensor | None = None,
+        max_step: float | None = None,
+        moments: Moments | None = None,
+        input_moment: Tensor | None = None,
+        toward_zero: Tensor | None = None,
+    ):
+        self.layer, self._lr, self._scale = layer, lr, 1.0
+        self._moments, self._input_moment, self._toward_zero = moments, input_moment, toward_zero
+        self._direction = self.losses = self.loss = None
+        self._committed = False
+        if moments is not None:
+            self._compute(layer.rule, lr, max_step)
+
+    def _compute(self, rule: Rule, lr: float | Tensor | None, max_step: float | None) -> None:
+        moments, R = self._moments, self.layer.weight
+        self.losses = rule.loss(moments)
+        self.loss = self.losses.mean() if self.losses.dim() else self.losses
+        if isinstance(lr, Tensor):  # a rate for each group: it becomes part of the scale
+            self._scale = lr if max_step is None else torch.minimum(lr, max_step / rule.sharpness(moments))
+            self._lr = 1.0
+            if self._toward_zero is not None:
+                self._toward_zero = lr.repeat_interleave(len(self._toward_zero) // len(lr)) * self._toward_zero
+        elif max_step is not None:
+            self._scale = (max_step / (lr * rule.sharpness(moments))).clamp(max=1)
+        if type(rule).step_ is Rule.step_:  # no way around the D x D direction, which may not exist
+            self._direction = rule.direction(moments, R, self._lr)
+
+    @torch.no_grad()
+    def commit_in_place(self) -> Tensor | None:
+        """Take the step: R <- R - lr * direction, in place, without a gradient in between. Returns the loss."""
+        self._once()
+        R, b, lr, scale = self.layer.weight, self.layer.bias, self._lr, self._scale
+        if self.loss is not None:
+            # Through the version counter, so that a backward() that still needs the old R is refused by torch.
+            with full_precision(R.device.type):
+                if self._direction is None:
+                    self.layer.rule.step_(self._moments, R, lr, scale)
+                else:
+                    R.sub_(as_rows(scale, R) * lr * self._direction)
+                if b is not None:
+                    b.sub_(lr * self._toward_zero)
+        self._finish(None, None)
+        return self.loss
+
+    @torch.no_grad()
+    def commit_gradient(self) -> Tensor | None:
+        """Set ``.grad`` of R and b for an optimizer of rate ``lr``, or None where this step does not learn.
+
+        Returns the loss. Where rates were given by group, the gradient holds them already: step it at a rate of 1.
+        """
+        self._once()
+        grad, scale = self._direction, self._scale
+        if self.loss is not None:
+            with full_precision(self.layer.weight.device.type):
+                if grad is None:
+                    grad = self.layer.rule.direction(self._moments, self.layer.weight, self._lr)
+                grad = as_rows(scale, grad) * grad if isinstance(scale, Tensor) else grad
+        self._finish(grad, self._toward_zero)
+        return self.loss
+
+    def _once(self) -> None:
+        if self._committed:
+            raise RuntimeError("this step was taken already: prepare() a new one from a new training forward")
+        self._committed = True
+
+    def _finish(self, *grads: Tensor | None) -> None:
+        layer = self.layer
+        if self.loss is not None:
+            layer.forget()
+            if self._input_moment is not None:
+                layer.input_moment.copy_(self._input_moment)
+        set_gradients(layer, *grads)
+        layer._count.advance(layer.num_updates, layer.update_every)
+        self._moments = self._direction = None
+
+
+@torch.no_grad()
+def prepared(layer: nn.Module, lr: float | Tensor | None, max_step: float | None, turn: bool) -> PreparedStep | None:
+    """See :meth:`Decorrelation.prepare`; ``turn``: whether ``update_every`` lets this update learn."""
+    if _rests(layer):
+        return None
+    integrity.check_whole(layer)
+    integrity.check(layer)
+    if turn and len(layer.memory) == 0:
+        raise RuntimeError(_nothing_remembered(layer, "update()"))
+    if max_step is not None and lr is None:
+        raise ValueError(f"max_step={max_step} bounds lr times an eigenvalue: call update(lr=..., max_step=...)")
+    if isinstance(lr, Tensor) and layer.rule.needs_rate:
+        raise ValueError(f"{layer.rule} is not linear in its rate, so groups cannot differ in it: give a number")
+    if not turn:
+        return PreparedStep(layer)
+    layer.memory.warn(called(layer))
+    with full_precision(layer.weight.device.type):
+        return PreparedStep(layer, lr, max_step, *_moments(layer))
+
+
+@torch.no_grad()
+def measured(layer: nn.Module, turn: bool) -> Tensor | None:
+    """See :meth:`Decorrelation.measure`."""
+    if not turn or _rests(layer):
+        return None
+    if len(layer.memory) == 0:
+        raise RuntimeError(_nothing_remembered(layer, "measure()"))
+    with full_precision(layer.weight.device.type):
+        losses = layer.rule.loss(_moments(layer)[0])
+    layer.forget()
+    return losses.mean() if losses.dim() else losses
+
+
+def idle_reason(layer: nn.Module) -> str | None:
+    """See :meth:`Decorrelation.idle_reason`."""
+    if not layer.learning:
+        return "learning is False"
+    if layer.frozen:
+        return "the weights of its layer are frozen"
+    if len(layer.memory) > 0:
+        return None
+    if not layer.training:
+        return "it is in evaluation mode"
+    return "its batches were empty" if layer.memory.empty else None
+
+
+def _rests(layer: nn.Module) -> bool:
+    """Whether R is meant to stand still: without a batch in evaluation mode it is not, and an error says so."""
+    return idle_reason(layer) is not None and (layer.training or not layer.learning or layer.frozen)
+
+
+def _nothing_remembered(layer: nn.Module, what: str) -> str:
+    """Why there is no batch to learn from."""
+    if not layer.training:
+        return f"{what} in evaluation mode: statistics come from training forwards; call model.train() first"
+    if layer._count.of(layer.num_updates):
+        return (
+            f"{what} without a new training forward since the last one: its statistics would be stale; run a "
+            f"training forward before each {what}"
+        )
+    return f"{what} before any training forward: the layer was never reached; is it used in the model's forward?"
+
+
+def _moments(layer: nn.Module) -> tuple[Moments, Tensor | None, Tensor | None]:
+    """Moments of what is remembered, over all processes; the new average of <x x'>; the direction of b."""
+    y, x = layer.memory.joined(layer.transform)
+    y, rule, dtype = y.to(layer.weight.dtype), layer.rule, layer.weight.dtype
+    inputs = None if x is None else _by_group(x.to(dtype), layer.groups)
+    moments = Moments.of(_by_group(y, layer.groups), inputs, gain=rule.needs_gain)
+    if distributed():
+        moments = moments.reduced(layer.process_group, gain=rule.needs_gain)
+    input_moment, toward_zero = None, None
+    if layer.input_moment is not None:
+        weight = rule.momentum if layer._count.of(layer.num_updates) else 1.0
+        input_moment = layer.input_moment.lerp(moments.input_second_moment(), weight)
+        moments = moments.with_input_moment(input_moment)
+    if layer.bias is not None:
+        total = y.new_tensor([y.shape[0]])
+        toward_zero = torch.cat([y.sum(0), total])
+        if distributed():
+            torch.distributed.all_reduce(toward_zero, group=layer.process_group)
+        toward_zero, total = toward_zero[:-1], toward_zero[-1:]
+        toward_zero = toward_zero if layer.bias_reduction == "sum" else toward_zero / total
+    return moments, input_moment, toward_zero
+
+
+def _by_group(y: Tensor, groups: int) -> Tensor:
+    return y if groups == 1 else y.unflatten(-1, (groups, -1)).transpose(0, 1)
+
+
+def set_gradients(layer: nn.Module, grad: Tensor | None, bias_grad: Tensor | None) -> None:
+    """Set ``.grad`` of R and b; not free, even to the None that it was."""
+    if layer.weight.grad is not grad:
+        layer.weight.grad = grad
+    if layer.bias is not None:
+        layer.bias.grad = bias_grad
+
+
+def full_precision(device_type: str):
+    """Autocast off. Asking whether it is on costs a tenth of switching it off, which a small step would notice."""
+    on = torch.is_autocast_enabled(device_type)
+    return torch.autocast(device_type, enabled=False) if on else contextlib.nullcontext()
