@@ -123,7 +123,8 @@ def main(folder: str | None = None) -> int:
     except CycleError as error:
         print(f"no floors: {' <- '.join(error.args[1])}")
         wrong.append("there is a circle")
-    print(*wrong, sep="\n")
+    for line in wrong:
+        print(line)
     return 1 if wrong else 0
 
 
