@@ -18,11 +18,12 @@ empty :=
 FOLDER := $(if $(filter ~/%,$(firstword $(VENV))),$(HOME)$(subst ~/,/,$(VENV)),$(VENV))
 PY := "$(FOLDER)/bin/python"
 STAMP := $(subst $(empty) $(empty),\ ,$(FOLDER))/.decorlib-stamp
+INTEROP := $(subst $(empty) $(empty),\ ,$(FOLDER))/.decorlib-interop-stamp
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup reproduce report lab refresh test test-shapes test-slow test-notebooks soak lint imports format lock clean
+.PHONY: help setup reproduce report lab refresh test test-shapes test-slow test-interop test-notebooks soak lint imports format lock clean
 
 # Each on its own line: `export A=0 B=1` would make A the text "0 B=1".
 export PYTHONHASHSEED = 0
@@ -88,6 +89,15 @@ test-slow: $(STAMP)  ## the slow tests: the report in a headless Chromium, long 
 	@command -v npm >/dev/null && npm install --silent --no-audit --no-fund --prefix build/npm axe-core@4.14.1 || echo "no axe-core"
 	$(PY) -m pytest -m slow tests
 
+# The pins of requirements.lock hold here too, so nothing that is installed changes; --no-deps leaves out nothing, since
+# the two files together list everything.
+$(INTEROP): requirements-interop.lock $(STAMP)
+	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-interop.lock
+	@touch "$@"
+
+test-interop: $(INTEROP)  ## beside peft, transformers, timm, accelerate, lightning, torchao and others (installs them)
+	HF_HUB_OFFLINE=1 $(PY) -m pytest tests/interop
+
 # In a clone of its own: an edit of the library in the middle ends it.
 soak: $(STAMP)  ## sweeps under random faults for MINUTES=30, memory watched
 	$(PY) tests/soak.py --minutes $(or $(MINUTES),30)
@@ -106,10 +116,14 @@ format: $(STAMP)  ## let ruff mend layout and imports
 
 # uv writes hashes for all platforms in seconds; pip-compile would download every CUDA wheel. It is only needed
 # here, so it lives in build/. torch and torchvision are released in pairs: change both constraints together.
-lock: build/uv/bin/uv  ## resolve pyproject.toml again into requirements.lock
+lock: build/uv/bin/uv  ## resolve pyproject.toml again into requirements.lock and requirements-interop.lock
 	printf '%s\n' torch==2.14.1 torchvision==0.29.1 > build/constraints.txt
-	build/uv/bin/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
-	  --no-header -q -c build/constraints.txt -o requirements.lock
+	build/uv/bin/uv pip compile pyproject.toml --extra study --extra cluster --extra dev --universal \
+	  --python-version 3.11 --generate-hashes --no-header -q -c build/constraints.txt -o requirements.lock
+	build/uv/bin/uv pip compile pyproject.toml --extra interop --universal --python-version 3.11 --generate-hashes \
+	  --no-header -q -c requirements.lock -o requirements-interop.lock \
+	  $$(sed -nE 's/^([A-Za-z0-9._-]+)==.*/--no-emit-package \1/p' requirements.lock | sort -u)
+	sed -i.bak '/^# /d' requirements-interop.lock && rm requirements-interop.lock.bak  # the list of what is left out
 
 build/uv/bin/uv:
 	$(PYTHON) -m venv build/uv

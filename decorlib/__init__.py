@@ -3,8 +3,7 @@
 >>> from decorlib import DecorLinear, DecorSGD, bp_parameters, decorrelate
 """
 
-from decorlib.conversion.candidates import ConversionReport, conversion_report
-from decorlib.conversion.convert import decorrelate, fuse
+from decorlib.conversion import ConversionReport, calibrate, conversion_report, decorrelate, fuse
 from decorlib.layers import (
     DecorConv2d,
     DecorConvTranspose2d,
@@ -62,6 +61,7 @@ __all__ = [
     "TriangularRule",
     "WhiteningRule",
     "bp_parameters",
+    "calibrate",
     "conversion_report",
     "decor_measure",
     "decor_modules",

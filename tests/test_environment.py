@@ -19,32 +19,40 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCK = (ROOT / "requirements.lock").read_text()
+INTEROP = (ROOT / "requirements-interop.lock").read_text()  # what `make test-interop` adds to LOCK
 
 
-def wanted() -> list[Requirement]:
-    optional = PROJECT["optional-dependencies"].values()
-    return [Requirement(line) for part in (PROJECT["dependencies"], *optional) for line in part]
+def wanted(interop: bool) -> list[Requirement]:
+    optional = {name: part for name, part in PROJECT["optional-dependencies"].items() if (name == "interop") is interop}
+    parts = [*optional.values()] if interop else [PROJECT["dependencies"], *optional.values()]
+    return [Requirement(line) for part in parts for line in part]
 
 
-def locked() -> dict[str, list[str]]:
+def locked(text: str = LOCK) -> dict[str, list[str]]:
     pins: dict[str, list[str]] = {}
-    for name, version in re.findall(r"^([A-Za-z0-9_.-]+)==([^ ;\\]+)", LOCK, re.M):
+    for name, version in re.findall(r"^([A-Za-z0-9_.-]+)==([^ ;\\]+)", text, re.M):
         pins.setdefault(canonicalize_name(name), []).append(version)
     return pins
 
 
-def test_every_dependency_is_locked_within_its_range():
-    pins = locked()
-    for requirement in wanted():
+@pytest.mark.parametrize("text", [LOCK, INTEROP], ids=["requirements.lock", "requirements-interop.lock"])
+def test_every_dependency_is_locked_within_its_range(text):
+    pins = locked(text)
+    for requirement in wanted(interop=text is INTEROP):
         versions = pins.get(canonicalize_name(requirement.name))
-        assert versions, f"{requirement.name} is in pyproject.toml but not in requirements.lock; run `make lock`"
+        assert versions, f"{requirement.name} is in pyproject.toml but not locked; run `make lock`"
         for version in versions:
             assert requirement.specifier.contains(version), f"{requirement} excludes the locked {version}"
 
 
-def test_every_pin_has_a_hash():
-    pins = re.findall(r"^[A-Za-z0-9_.-]+==.*(?:\n    --hash=sha256:[0-9a-f]{64}.*)+", LOCK, re.M)
-    assert len(pins) == sum(map(len, locked().values()))
+@pytest.mark.parametrize("text", [LOCK, INTEROP], ids=["requirements.lock", "requirements-interop.lock"])
+def test_every_pin_has_a_hash(text):
+    pins = re.findall(r"^[A-Za-z0-9_.-]+==.*(?:\n    --hash=sha256:[0-9a-f]{64}.*)+", text, re.M)
+    assert len(pins) == sum(map(len, locked(text).values())) > 0
+
+
+def test_what_the_interop_tests_add_replaces_nothing_that_setup_installed():
+    assert not locked(INTEROP).keys() & locked().keys()
 
 
 def test_conda_environment_adds_nothing_to_the_lock():

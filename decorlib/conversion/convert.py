@@ -1,15 +1,17 @@
-"""From a plain torch model to a decorrelated one with the same weights, and back to a plain one."""
+"""From a plain torch model to a decorrelated one with the same weights."""
 
 from __future__ import annotations
 
-import copy
 import logging
+import warnings
 from collections.abc import Iterable
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from decorlib.conversion.calibrate import calibrate, check_biases
 from decorlib.conversion.candidates import DECORRELATED, PLAIN, Pattern, conversion_report, features_of
+from decorlib.conversion.fast_paths import switch_fast_paths
+from decorlib.conversion.watch import Sample
 from decorlib.layers.decorrelation import Decorrelation
 from decorlib.rules.catalogue import make_rule
 from decorlib.rules.rules import KappaRule, Rule
@@ -25,7 +27,8 @@ def decorrelate(
     exclude: Pattern | Iterable[Pattern] = (),
     span: str = "patch",
     max_features: int | None = None,
-    sample_input: Tensor | tuple | None = None,
+    sample_input: Sample | None = None,
+    calibration: Iterable | None = None,
     decor_bias: bool = False,
     **options,
 ) -> nn.Module:
@@ -40,9 +43,15 @@ def decorrelate(
 
     Left alone, with a reason in the report: subclasses of the three, whose forward may be anything (``out_proj`` of
     :class:`torch.nn.MultiheadAttention`, whose forward reads weights without calling layers; its ``in_proj`` too),
-    lazy, parametrised, pruned, weight- or spectral-normalised layers, layers that are decorrelated already, and every
-    other module that owns a matrix (embeddings, recurrent layers). What was left alone without being asked for is
-    logged as a warning of the logger "decorlib", else the report as information; :func:`conversion_report` returns it.
+    lazy, parametrised, pruned, weight- or spectral-normalised layers, weights that are quantised or sharded or of any
+    other tensor subclass, all of an adapter of peft, a weight that a module of another kind shares (a head tied to an
+    embedding), a forward that was replaced on the object, layers that are decorrelated already, and every other module
+    that owns a matrix (embeddings, recurrent layers). What was left alone without being asked for is logged as a
+    warning of the logger "decorlib", else the report as information; :func:`conversion_report` returns it.
+
+    With ``center`` a layer subtracts a mean, so its bias has to take up W mu, or the model computes something else.
+    Give ``calibration`` (or ``sample_input``), and it does: see :func:`decorlib.calibrate`. A layer without a bias then
+    gets one. Without data a warning says so; a network that is trained from its random start does not need them.
 
     .. note:: :class:`torch.nn.TransformerEncoderLayer` has an inference fast path that reads the weights of its linear
        layers and would skip R without a word. Here it is switched off in layers that were converted (and nested
@@ -62,8 +71,12 @@ def decorrelate(
         span: of convolutions: R over whole patches or over channels, see :class:`DecorConv2d`. Default: patch.
         max_features: leave layers alone whose R would cover more features than this: R costs 4 D^2 bytes, and a dense
             step 2 D^3 operations. Default: None, no limit.
-        sample_input: an input, or a tuple of them; the model is run on it once, in evaluation mode, to leave layers
-            alone that its forward never calls (they could not learn R). Default: None, not checked.
+        sample_input: an input, a tuple of them, or a mapping of named ones; the model is run on it, in evaluation mode,
+            to leave layers alone that its forward never calls (they could not learn R) and those whose weight it reads
+            elsewhere (they could not be fused), and to calibrate means where there is no ``calibration``. Default:
+            None, not checked.
+        calibration: with ``center``: batches of the data, a loader or any iterable; of a batch (inputs, labels) the
+            first is the input. One pass in evaluation mode. Default: None, ``sample_input``.
         decor_bias: learn b_R, see :class:`Decorrelation`. Default: False.
         **options: everything else that Decorrelation takes: ``center``, ``update_every``, ``fraction``, ...
 
@@ -71,7 +84,13 @@ def decorrelate(
         The model.
 
     Raises:
-        ValueError: nothing to convert; a pattern that matches nothing; an option that does not fit.
+        ValueError: nothing to convert; a pattern that matches nothing; an option that does not fit; data that do not
+            reach a centred layer, or a mean that its bias cannot take up. The model is then as it was.
+        TypeError: a rule that is given as its class.
+
+    Warns:
+        UserWarning: with ``center`` and no data; where R would cost far more than the layers (more than 4 times their
+            numbers, and over 2 million: resnet18 with patches) and ``max_features`` is not given.
 
     Example::
 
@@ -85,6 +104,12 @@ def decorrelate(
     if not report.converted:
         raise ValueError(f"nothing to decorrelate in this {type(model).__name__}:\n{report}")
     rule = make_rule(rule) if isinstance(rule, str) else KappaRule(kappa=0.5) if rule is None else rule
+    if isinstance(rule, type):
+        raise TypeError(f"rule is the class {rule.__name__}: give one with its values, {rule.__name__}(...)")
+    centred = options.get("center") in ("batch", "running")
+    if calibration is not None and not centred:
+        raise ValueError("calibration sets means, and no layer subtracts one: give center='batch' or center='running'")
+    data = calibration if calibration is not None else None if sample_input is None else [(sample_input,)]
     modules = dict(model.named_modules())
     # All R first: an option that does not fit must not leave a model half converted.
     made = {}
@@ -100,96 +125,47 @@ def decorrelate(
             dtype=layer.weight.dtype,
             **options,
         ).train(layer.training)
+    layers = {name: modules[name] for name in made}
+    if centred and data is not None:
+        check_biases(model, layers)
     for name, decorrelation in made.items():
-        layer = modules[name]
-        if type(layer) is nn.Conv2d:
-            layer.span = span
-        layer.__class__, layer.fuse = DECORRELATED[type(layer)], None
-        layer.decorrelation = decorrelation
-    _switch_fast_paths(model)
+        _convert(layers[name], decorrelation, span)
+    try:
+        if centred and data is not None:
+            calibrate(model, data)
+    except BaseException:
+        for layer in layers.values():
+            _restore(layer)
+        raise
+    switch_fast_paths(model)
+    if centred and data is None:
+        warnings.warn(
+            f"center={options['center']!r} subtracts the mean of inputs from the first training forward on, so that "
+            "outputs change by W mu: give calibration=loader (or sample_input=...), and the biases take it up. "
+            "A network at its random start has nothing to keep: give data, or ignore this",
+            stacklevel=2,
+        )
+    if max_features is None and (cost := report.dear()) is not None:
+        warnings.warn(cost, stacklevel=2)
     surprising = report.left_alone.keys() - report.excluded
     log.log(logging.WARNING if surprising else logging.INFO, "%s", report)
     return model
 
 
-@torch.no_grad()
-def fuse(model: nn.Module) -> nn.Module:
-    r"""A copy of the model in plain torch layers that computes in evaluation mode what the decorrelated one does.
-
-    W (R (x - mu) + b_R) + b is one linear map: the weight becomes W R, the bias b + W (b_R - R mu) with the running
-    mean mu, and is created where there was none. For convolutions this holds at the borders, too, since padding is
-    centred and decorrelated like everything else. A bare :class:`Decorrelation` becomes a :class:`torch.nn.Linear`
-    that takes features in the last dimension only. The ``state_dict`` has the plain model's keys, and ``torch.export``
-    takes it.
-
-    Tied weights end untied where their layers' R differ. The model itself is not changed.
-
-    Args:
-        model: with or without decorrelation layers.
-
-    Raises:
-        ValueError: a transposed convolution with a mean or a decorrelation bias, or a subclass of our layers; the
-            message names the layer.
-    """
-    model = copy.deepcopy(model)
-    replaced = {}
-    for name, layer in list(model.named_modules()):
-        if isinstance(layer, tuple(PLAIN)):
-            if type(layer) not in PLAIN:
-                raise ValueError(f"layer '{name}': {type(layer).__name__} is a subclass; write out what it computes")
-            try:
-                weight, bias = layer.fused(layer.decorrelation.running_mean)
-            except ValueError as error:
-                raise ValueError(f"layer '{name}': {error}") from error
-            trains, bias_trains = (p is not None and p.requires_grad for p in (layer.weight, layer.bias))
-            bias_trains = trains if layer.bias is None else bias_trains
-            del layer.decorrelation, layer.fuse
-            if hasattr(layer, "span"):
-                del layer.span
-            layer.__class__ = PLAIN[type(layer)]
-            layer.weight = nn.Parameter(weight, trains)
-            layer.bias = None if bias is None else nn.Parameter(bias, bias_trains)
-    # What is left are bare ones: those inside other layers are gone.
-    for layer in [m for m in model.modules() if isinstance(m, Decorrelation)]:
-        replaced[layer] = _as_linear(layer)
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):  # named_children would skip a second name of the same layer
-            if child in replaced:
-                setattr(parent, name, replaced[child])
-    _switch_fast_paths(model)
-    return replaced.get(model, model)
-
-
 # ---------------------------------------------------------------------------------------------------------- internals
 
 
-def _switch_fast_paths(model: nn.Module) -> None:
-    """Off where a layer's weights may no longer be read past its forward, and back on where they may again."""
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoderLayer):
-            decorrelated = any(isinstance(m, Decorrelation) for m in module.modules())
-            _switch(module, "activation_relu_or_gelu", 0, decorrelated)
-        elif isinstance(module, nn.TransformerEncoder):
-            decorrelated = any(isinstance(m, Decorrelation) for m in module.layers.modules())
-            _switch(module, "use_nested_tensor", False, decorrelated)
+def _convert(layer: nn.Module, decorrelation: Decorrelation, span: str) -> None:
+    if type(layer) is nn.Conv2d:
+        layer.span = span
+    layer.__class__, layer.fuse = DECORRELATED[type(layer)], None
+    layer.decorrelation = decorrelation
 
 
-def _switch(module: nn.Module, attribute: str, off, decorrelated: bool) -> None:
-    remembered = f"_{attribute}_when_plain"
-    if decorrelated and not hasattr(module, remembered):
-        setattr(module, remembered, getattr(module, attribute))
-        setattr(module, attribute, off)
-    elif not decorrelated and hasattr(module, remembered):
-        setattr(module, attribute, getattr(module, remembered))
-        delattr(module, remembered)
-
-
-def _as_linear(layer: Decorrelation) -> nn.Linear:
-    R = layer.weight if layer.groups == 1 else torch.block_diag(*layer.weight)
-    shifts = [] if layer.bias is None else [layer.bias]
-    shifts += [] if layer.running_mean is None else [-R @ layer.running_mean]
-    linear = nn.Linear(layer.in_features, layer.in_features, bool(shifts), R.device, R.dtype)
-    linear.weight.copy_(R)
-    if shifts:
-        linear.bias.copy_(sum(shifts))
-    return linear.train(layer.training)
+def _restore(layer: nn.Module) -> None:
+    """The plain layer, whose weights were not touched."""
+    plain = PLAIN[type(layer)]
+    del layer.decorrelation, layer.fuse
+    if hasattr(layer, "span"):
+        del layer.span
+    layer.__class__ = plain

@@ -6,11 +6,11 @@ One module for everything that subtracts a mean: layers with ``center=...``, and
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from decorlib.layers import memory
 from decorlib.layers.distributed import distributed, pooled_mean
-
-CENTERS = (None, "batch", "running", "bias")
+from decorlib.layers.recompute import recomputing
 
 
 def check_count(center: str, count: int) -> None:
@@ -44,3 +44,32 @@ def follow(
         num_batches_tracked.add_(1)
     weight = (1 / num_batches_tracked).to(running_mean) if momentum is None else momentum
     running_mean.lerp_(batch_mean.detach().to(running_mean), weight)
+
+
+def tracked(layer: nn.Module, mean_of, count: int) -> Tensor:
+    """The mean that a layer subtracts in training; its running mean follows.
+
+    A forward that is computed again inside backward subtracts what it subtracted before, and moves nothing; an empty
+    one moves nothing either.
+
+    Args:
+        layer: a :class:`~decorlib.layers.Decorrelation` with ``center="batch"`` or ``"running"``.
+        mean_of: the mean of the batch in the given dtype, (D).
+        count: samples in the batch.
+    """
+    if memory.nothing(layer, count):
+        return layer.running_mean
+    check_count(layer.center, count)
+    batch_mean, again = mean_of(layer.running_mean.dtype), recomputing()
+    memory.check_finite(layer, batch_mean, "a batch mean")  # before it can poison the running mean
+    if again and layer.center == "running":
+        return layer._passes.subtracted(batch_mean)
+    pooled = over_processes(batch_mean, count, layer.process_group)
+    if not again:
+        follow(layer.running_mean, pooled, layer.momentum, layer.num_batches_tracked)
+    if layer.center == "batch":
+        return pooled
+    mean = layer.running_mean.clone()  # the buffer will have moved on by the time backward reads it
+    if not again and not torch.compiler.is_compiling():
+        layer._passes.add(batch_mean, mean)
+    return mean

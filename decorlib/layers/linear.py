@@ -14,12 +14,12 @@ class Decorrelated:
 
     decorrelation: Decorrelation
 
-    def enter(self) -> None:
+    def enter(self, x: Tensor) -> None:
         """Begin a forward. Where backpropagation leaves the weights alone, R stands still, too."""
         frozen = not self.weight.requires_grad
         if self.decorrelation.frozen is not frozen:  # setting an attribute of a module is not free
             self.decorrelation.frozen = frozen
-        self.decorrelation.enter()
+        self.decorrelation.enter(x)
 
     def update(self, lr: float | None = None, max_step: float | None = None) -> Tensor | None:
         """See :meth:`decorlib.layers.Decorrelation.update`."""
@@ -50,7 +50,7 @@ class DecorLinear(Decorrelated, nn.Linear):
         out_features: M.
         bias: the plain layer's b. Default: True.
         decor_bias: learn b_R, as in the seed. Default: False.
-        eta, variance: of the seed's rule; see :class:`Decorrelation`.
+        eta, variance: of the 2024 rule; see :class:`Decorrelation`.
         fuse: True multiplies by (W R), False by R and then W; equal but for rounding. Default: None, the cheaper one by
             shape (W R where the batch has more rows than the layer has outputs).
         **options: everything else that :class:`Decorrelation` takes, by keyword.
@@ -72,7 +72,7 @@ class DecorLinear(Decorrelated, nn.Linear):
         out_features: int,
         bias: bool = True,
         decor_bias: bool = False,
-        eta: float = 1.0,  # η
+        eta: float | None = None,  # η
         variance=None,
         *,
         fuse: bool | None = None,
@@ -89,7 +89,7 @@ class DecorLinear(Decorrelated, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         d = self.decorrelation
         x = d.flat(input)
-        self.enter()
+        self.enter(x)
         mean = d.mean(x)
         if self._fuses(x):
             if d.due:

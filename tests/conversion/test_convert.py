@@ -25,6 +25,9 @@ from decorlib import (
     fuse,
 )
 
+# These networks are at their random start, or get their means later: test_calibrate.py has the warning.
+pytestmark = pytest.mark.filterwarnings("ignore:center='(batch|running)' subtracts the mean:UserWarning")
+
 
 def draw(*shape, seed=0, dtype=torch.float32):
     return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))

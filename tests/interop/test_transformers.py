@@ -1,0 +1,162 @@
+"""Models of transformers from tiny configurations: converted, trained, fused, saved, loaded, resized."""
+
+import copy
+
+import pytest
+import torch
+from beside import assert_agrees, assert_plain, draw, needs, output, scale, three_steps
+
+transformers = needs("transformers")
+
+from decorlib import conversion_report, decor_modules, decorrelate, fuse  # noqa: E402
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40}
+DECODER = {**SMALL, "num_key_value_heads": 2, "vocab_size": 50, "max_position_embeddings": 32}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+TOKENS = torch.randint(3, 50, (4, 9), generator=torch.Generator().manual_seed(0))
+
+
+def bert(kind=None, **more):
+    config = transformers.BertConfig(vocab_size=50, max_position_embeddings=32, **SMALL, **NO_DROPOUT, **more)
+    return (kind or transformers.BertForSequenceClassification)(config)
+
+
+def gpt2():
+    sizes = {"vocab_size": 50, "n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 4}
+    return transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(**sizes, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, tie_word_embeddings=False)
+    )
+
+
+def t5():
+    sizes = {"vocab_size": 50, "d_model": 32, "d_kv": 8, "d_ff": 40, "num_layers": 2, "num_heads": 4}
+    config = transformers.T5Config(**sizes, dropout_rate=0.0, decoder_start_token_id=0, tie_word_embeddings=False)
+    return transformers.T5ForConditionalGeneration(config)
+
+
+MODELS = {
+    "bert": (bert, {"input_ids": TOKENS, "labels": torch.tensor([0, 1, 0, 1])}),
+    "gpt2": (gpt2, {"input_ids": TOKENS, "labels": TOKENS}),
+    "llama": (
+        lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**DECODER)),
+        {"input_ids": TOKENS, "labels": TOKENS},
+    ),
+    "qwen2": (
+        lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**DECODER)),
+        {"input_ids": TOKENS, "labels": TOKENS},
+    ),
+    "t5": (t5, {"input_ids": TOKENS, "labels": TOKENS}),
+    "vit": (
+        lambda: transformers.ViTForImageClassification(
+            transformers.ViTConfig(image_size=16, patch_size=8, num_labels=3, **SMALL, **NO_DROPOUT)
+        ),
+        {"pixel_values": draw(4, 3, 16, 16), "labels": torch.tensor([0, 1, 2, 0])},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_converted_trained_fused_saved_and_loaded(name, tmp_path):
+    torch.manual_seed(0)
+    make, sample = MODELS[name]
+    plain = make()
+    expected = output(plain, sample)
+    model = decorrelate(copy.deepcopy(plain), sample_input=sample)
+    assert len(list(decor_modules(model))) >= 1
+    assert_agrees(model, expected, sample)
+    three_steps(model, sample, lambda out: out.loss)
+    trained = output(model, sample)
+    assert scale(trained - expected) > 1e-3 * scale(expected)
+    fused = fuse(model, sample_input=sample)
+    assert_agrees(fused, trained, sample)
+    assert_plain(fused)
+    again = decorrelate(copy.deepcopy(plain), sample_input=sample)
+    again.load_state_dict(copy.deepcopy(model.state_dict()))
+    assert torch.equal(output(again, sample), trained)
+    fused.save_pretrained(tmp_path / "fused")  # safetensors, as transformers writes them
+    assert_agrees(type(plain).from_pretrained(tmp_path / "fused"), trained, sample)
+
+
+# --------------------------------------------------------------------------------------------------- from_pretrained
+
+
+class Decorrelated(transformers.BertForSequenceClassification):
+    """A model that decorrelates itself, which transformers builds on the meta device."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        decorrelate(self)
+
+
+SAMPLE = {"input_ids": TOKENS}
+
+
+def test_from_pretrained_of_a_plain_checkpoint_starts_at_the_identity_or_says_so(tmp_path):
+    torch.manual_seed(0)
+    plain = bert()
+    plain.save_pretrained(tmp_path)
+    model = Decorrelated.from_pretrained(tmp_path)
+    for name, layer in decor_modules(model):
+        assert torch.equal(layer.weight, torch.eye(layer.in_features)), name
+        assert not layer.weight.requires_grad, name
+    assert_agrees(model, output(plain, SAMPLE), SAMPLE)
+    three_steps(model, MODELS["bert"][1], lambda out: out.loss)
+
+
+def test_from_pretrained_of_a_decorrelated_checkpoint_goes_on_where_it_was(tmp_path):
+    torch.manual_seed(0)
+    model = three_steps(bert(Decorrelated), MODELS["bert"][1], lambda out: out.loss)
+    model.save_pretrained(tmp_path)
+    again = Decorrelated.from_pretrained(tmp_path)
+    assert torch.equal(output(again, SAMPLE), output(model, SAMPLE))
+    for (name, ours), (_, theirs) in zip(decor_modules(again), decor_modules(model), strict=True):
+        assert not ours.weight.requires_grad, name
+        assert int(ours.num_updates) == int(theirs.num_updates) == 3, name
+        assert ours._calls == theirs._calls, name
+    three_steps(again, MODELS["bert"][1], lambda out: out.loss)
+    fused = fuse(again, sample_input=SAMPLE)
+    assert_agrees(fused, output(again, SAMPLE), SAMPLE)
+
+
+# ------------------------------------------------------------------------------------------------ heads and readers
+
+
+def test_a_head_tied_to_its_embedding_is_left_alone(tmp_path):
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(tie_word_embeddings=True, **DECODER))
+    report = conversion_report(model)
+    assert "lm_head" not in report.converted
+    assert "its weight is also that of 'model.embed_tokens' (Embedding)" in report.left_alone["lm_head"]
+    sample = {"input_ids": TOKENS, "labels": TOKENS}
+    three_steps(decorrelate(model), sample, lambda out: out.loss)
+    fused = fuse(model, sample_input=sample)
+    fused.save_pretrained(tmp_path)
+    assert_agrees(type(model).from_pretrained(tmp_path), output(model, sample), sample)
+
+
+def test_resize_an_untied_head_before_decorrelating():
+    """resize_token_embeddings builds a new nn.Linear from W alone, and R is lost: resize, then decorrelate; or fuse."""
+    torch.manual_seed(0)
+    plain = transformers.LlamaForCausalLM(transformers.LlamaConfig(**DECODER))
+    sample = {"input_ids": TOKENS, "labels": TOKENS}
+    model = three_steps(decorrelate(copy.deepcopy(plain)), sample, lambda out: out.loss, lr=0.1)
+    expected = output(model, sample)
+    resized = copy.deepcopy(model)
+    resized.resize_token_embeddings(60)
+    assert type(resized.lm_head) is torch.nn.Linear  # R is gone
+    assert scale(output(resized, sample)[..., :50] - expected) > 0.01 * scale(expected)
+    fused = fuse(model, sample_input=sample)
+    fused.resize_token_embeddings(60)
+    assert scale(output(fused, sample)[..., :50] - expected) < 1e-5 * scale(expected)
+    plain.resize_token_embeddings(60)
+    assert "lm_head" in conversion_report(plain).converted
+
+
+def test_padding_of_a_tokenizer_stays_out_of_the_sample():
+    """A mapping with an attention mask is a sample as it is."""
+    torch.manual_seed(0)
+    sample = transformers.BatchEncoding({"input_ids": TOKENS, "attention_mask": torch.ones_like(TOKENS)})
+    plain = bert()
+    model = decorrelate(copy.deepcopy(plain), center="running", sample_input=sample)
+    assert_agrees(model, output(plain, sample), sample)
+    assert_agrees(fuse(model, sample_input=sample), output(plain, sample), sample)
