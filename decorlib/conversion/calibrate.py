@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from decorlib.conversion.candidates import is_decorrelation, plain_kind
-from decorlib.conversion.watch import Sample, evaluating, map_tensors, run
+from decorlib.conversion.watch import evaluating, map_tensors, run
 
 
 @torch.no_grad()
