@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from decorlib.layers import centring, memory
+from decorlib.layers import centring, memory, operations
 from decorlib.layers.distributed import distributed
 from decorlib.layers.recompute import Passes, recomputing
 from decorlib.layers.step import PreparedStep, full_precision, set_gradients
@@ -215,8 +215,12 @@ class Decorrelation(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         x = self.flat(input)
         self.enter()
-        mean = self.mean(x)
-        y = self.transform(x, mean)
+        fast = x.requires_grad and self.projects(x, self.weight)
+        mean = self.mean(x.detach() if fast else x)
+        if fast:
+            y = operations.centred_linear(x, self.weight.detach(), self.bias, mean)
+        else:
+            y = self.transform(x, mean)
         if self.due:
             self.remember(x, mean, y, handed_out=True)
         return y.reshape(input.shape)
@@ -248,6 +252,17 @@ class Decorrelation(nn.Module):
         rows, real = x.reshape(-1, self.in_features), self.real_rows(x)
         rows = rows if real is None else rows[real]
         return self.track_mean(rows.mean(0, dtype=self.running_mean.dtype), rows.shape[0])
+
+    def projects(self, x: Tensor, weight: Tensor) -> bool:
+        """Whether the mean to subtract is that of all rows of x, so that products of x and a weight may use that."""
+        return (
+            self.center == "batch"
+            and self.training
+            and self.groups == 1
+            and self._padding_mask is None
+            and operations.eager(x, weight)
+            and not distributed()
+        )
 
     def track_mean(self, batch_mean: Tensor, count: int) -> Tensor:
         """Pool a batch mean over processes, move the running mean, and return the mean to subtract."""

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from decorlib.layers import operations
 from decorlib.layers.decorrelation import Decorrelation
 
 
@@ -87,18 +88,28 @@ class DecorLinear(Decorrelated, nn.Linear):
         )
 
     def forward(self, input: Tensor) -> Tensor:
-        d = self.decorrelation
+        d, weight = self.decorrelation, self.weight
         x = d.flat(input)
         self.enter()
-        mean = d.mean(x)
-        if self._fuses(x):
-            if d.due:
+        due, fuses = d.due, self._fuses(x)
+        fast = (fuses or x.requires_grad) and d.projects(x, weight)
+        mean = d.mean(x.detach() if fast else x)
+        if fuses:
+            if due:
                 d.remember(x, mean)
+            if fast:
+                return operations.centred_linear(x, *self.fused(), mean)
             return F.linear(x, *self.fused(mean))
-        y = d.transform(x, mean)
-        if d.due:
+        if fast:
+            R = d.weight.detach().to(x.dtype)
+            b = None if d.bias is None else d.bias.detach().to(x.dtype)
+            z, y = operations.separate_linear(x, R, b, weight, self.bias, mean)
+        else:
+            y = d.transform(x, mean)
+            z = F.linear(y, weight, self.bias)
+        if due:
             d.remember(x, mean, y)
-        return F.linear(y, self.weight, self.bias)
+        return z
 
     def _fuses(self, x: Tensor) -> bool:
         if self.fuse is not None:
