@@ -17,7 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from decorlib.layers.centring import tracked
 from decorlib.layers.decorrelation import Decorrelation
+from decorlib.layers.layout import channels_last, in_layout, shaped_like
 from decorlib.layers.linear import Decorrelated, fused_linear
 
 
@@ -32,6 +34,11 @@ class DecorConvolution(Decorrelated):
                 f"input of shape {tuple(input.shape)} does not fit: ({self.in_channels}, H, W) is needed, with or "
                 "without a batch dimension before it"
             )
+
+    def _layout(self, x: Tensor) -> torch.memory_format:
+        """The memory format in which torch's layer would give its output for images x."""
+        last = channels_last(x) or channels_last(self.weight)
+        return torch.channels_last if last else torch.contiguous_format
 
     def _choose(self, together: float | int, separate: float | int) -> bool:
         return together < separate if self.fuse is None else self.fuse
@@ -78,7 +85,7 @@ class DecorConv2d(DecorConvolution, nn.Conv2d):
         dtype=None,
         *,
         decor_bias: bool = False,
-        eta: float = 1.0,  # η
+        eta: float | None = None,  # η
         variance=None,
         span: str = "patch",
         fuse: bool | None = None,
@@ -108,7 +115,7 @@ class DecorConv2d(DecorConvolution, nn.Conv2d):
         d, batched = self.decorrelation, input.dim() == 4
         x = input if batched else input.unsqueeze(0)
         self._check_input(x, input)
-        self.enter()
+        self.enter(x)
         if self.span == "channel":
             out = self._on_channels(x)
         else:
@@ -122,6 +129,7 @@ class DecorConv2d(DecorConvolution, nn.Conv2d):
                 y = self._patches_state(padded, mean)
                 out = F.linear(y, self.weight.flatten(1), self.bias) if self.groups == 1 else self._by_group(y)
                 out = out.transpose(1, 2).unflatten(2, self._out_size(padded))
+                out = in_layout(out, self._layout(x))
         return out if batched else out.squeeze(0)
 
     def _on_channels(self, x: Tensor) -> Tensor:
@@ -130,7 +138,7 @@ class DecorConv2d(DecorConvolution, nn.Conv2d):
         if d.center is not None:
             mean = d.running_mean
             if d.training:
-                mean = d.track_mean(x.mean((0, 2, 3), dtype=mean.dtype), x.numel() // x.shape[1])
+                mean = tracked(d, lambda dtype: x.mean((0, 2, 3), dtype=dtype), x.numel() // x.shape[1])
         chosen = d.sample(x.numel() // x.shape[1], x.device) if d.due else None
         if self._fuses(x, x.shape[2:]):
             if d.due:
@@ -140,8 +148,8 @@ class DecorConv2d(DecorConvolution, nn.Conv2d):
         # padded one, and what a mean and b_R add is one constant per channel, which the plain bias takes up.
         y, constant = d.product(x.movedim(1, -1)).movedim(-1, 1), self._constant(mean)
         # As y comes, its channels lie innermost, and convolutions would go on in that layout, several times slower on
-        # a CPU. contiguous() would do nothing to images of one pixel, whose strides tell the layout all the same.
-        y = y.clone(memory_format=torch.contiguous_format) if x.is_contiguous() else y
+        # a CPU.
+        y = in_layout(y, self._layout(x))
         if d.due:
             states = _pixels(y, chosen)
             d.remember_samples(_pixels(x, chosen), mean, states if constant is None else states + constant.detach())
@@ -161,7 +169,7 @@ class DecorConv2d(DecorConvolution, nn.Conv2d):
             rows, group = self.weight.flatten(1), self.out_channels // self.groups
             if self.groups == 1:
                 weight, bias = fused_linear(rows, self.bias, d, mean)
-                return weight.view_as(self.weight), bias
+                return shaped_like(self.weight, weight), bias
             R = d.weight.detach().to(rows.dtype)
             weight = torch.einsum("gmo,goi->gmi", rows.unflatten(0, (self.groups, group)), R).flatten(0, 1)
             shifts = [] if d.bias is None else [(d.bias, rows)]
@@ -169,10 +177,10 @@ class DecorConv2d(DecorConvolution, nn.Conv2d):
         else:
             R = d.weight.detach().to(self.weight.dtype).reshape(self.groups, *d.weight.shape[-2:])
             w = self.weight.unflatten(0, (self.groups, -1))
-            weight = torch.einsum("gmohw,goi->gmihw", w, R).flatten(0, 1).contiguous()
+            weight = torch.einsum("gmohw,goi->gmihw", w, R).flatten(0, 1)
             shifts = [] if d.bias is None else [(d.bias, self.weight.sum((2, 3)))]
             shifts += [] if mean is None else [(-mean, weight.sum((2, 3)))]
-        return weight.view_as(self.weight), self._shifted_bias(shifts)
+        return shaped_like(self.weight, weight), self._shifted_bias(shifts)
 
     # --------------------------------------------------------------------------------------------------- internals
 
@@ -207,9 +215,12 @@ class DecorConv2d(DecorConvolution, nn.Conv2d):
             return None
         if not d.training:
             return d.running_mean
+
         # The mean patch is a patch of the mean image: one image to unfold, not N.
-        patches = self._unfold(padded.mean(0, keepdim=True, dtype=d.running_mean.dtype))
-        return d.track_mean(patches.mean((0, 1)), x.shape[0] * patches.shape[1])
+        def mean_of(dtype: torch.dtype) -> Tensor:
+            return self._unfold(padded.mean(0, keepdim=True, dtype=dtype)).mean((0, 1))
+
+        return tracked(d, mean_of, x.shape[0] * math.prod(self._out_size(padded)))
 
     def _fuses(self, x: Tensor, positions) -> bool:
         """Whether composing W R for all outputs is cheaper than R at all positions, backward included."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from decorlib.layers.conv import DecorConvolution
 from decorlib.layers.decorrelation import Decorrelation
+from decorlib.layers.layout import in_layout, shaped_like
 
 
 class DecorConvTranspose2d(DecorConvolution, nn.ConvTranspose2d):
@@ -45,7 +46,7 @@ class DecorConvTranspose2d(DecorConvolution, nn.ConvTranspose2d):
         dtype=None,
         *,
         decor_bias: bool = False,
-        eta: float = 1.0,  # η
+        eta: float | None = None,  # η
         variance=None,
         fuse: bool | None = None,
         **options,
@@ -73,8 +74,8 @@ class DecorConvTranspose2d(DecorConvolution, nn.ConvTranspose2d):
         d, batched = self.decorrelation, input.dim() == 4
         x = input if batched else input.unsqueeze(0)
         self._check_input(x, input)
-        self.enter()
-        x = x.movedim(1, -1)
+        self.enter(x)
+        layout, x = self._layout(x), x.movedim(1, -1)
         mean = d.mean(x)
         extra = self._output_padding(input, output_size, self.stride, self.padding, self.kernel_size, 2, self.dilation)
         if self._fuses(x, mean):
@@ -85,9 +86,8 @@ class DecorConvTranspose2d(DecorConvolution, nn.ConvTranspose2d):
             y, weight = d.transform(x, mean), self.weight
             if d.due:
                 d.remember(x, mean, y)
-        out = F.conv_transpose2d(
-            y.movedim(-1, 1), weight, self.bias, self.stride, self.padding, extra, self.groups, self.dilation
-        )
+        y = in_layout(y.movedim(-1, 1), layout)
+        out = F.conv_transpose2d(y, weight, self.bias, self.stride, self.padding, extra, self.groups, self.dilation)
         return out if batched else out.squeeze(0)
 
     def fused(self, mean: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -100,7 +100,7 @@ class DecorConvTranspose2d(DecorConvolution, nn.ConvTranspose2d):
             )
         R = d.weight.detach().to(self.weight.dtype).reshape(self.groups, *d.weight.shape[-2:])
         w = self.weight.flatten(1).unflatten(0, (self.groups, -1))
-        return torch.einsum("goi,gom->gim", R, w).flatten(0, 1).view_as(self.weight), self.bias
+        return shaped_like(self.weight, torch.einsum("goi,gom->gim", R, w).flatten(0, 1)), self.bias
 
     def _fuses(self, x: Tensor, mean: Tensor | None) -> bool:
         d, learning = self.decorrelation, torch.is_grad_enabled()

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
-import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from decorlib.layers import centring, memory, operations
-from decorlib.layers.distributed import distributed
-from decorlib.layers.recompute import Passes, recomputing
-from decorlib.layers.step import PreparedStep, full_precision, set_gradients
-from decorlib.rules.moments import LOW_PRECISION, Moments
-from decorlib.rules.rules import Rule, SeedRule
+from decorlib.layers import centring, integrity, memory, operations
+from decorlib.layers.checks import check_options, chosen_rule, features_last
+from decorlib.layers.count import UpdateCount
+from decorlib.layers.recompute import Passes
+from decorlib.layers.step import PreparedStep, idle_reason, measured, prepared, set_gradients
+from decorlib.rules.moments import LOW_PRECISION
+from decorlib.rules.rules import Rule
 
 
 class Decorrelation(nn.Module):
@@ -31,10 +31,11 @@ class Decorrelation(nn.Module):
     Args:
         in_features: D, features of the last dimension, or of all dimensions after the first together (images).
         bias: learn an additive b whose gradient is the mean of y, as in the seed. Default: False.
-        eta: η of the seed's rule, no unit; only where ``rule`` is not given. Default: 1.0.
-        variance: target variance of the seed's rule: None, a number, D numbers, or ``"input"``; only where ``rule``
-            is not given. Default: None.
-        rule: the learning rule. Default: ``SeedRule(variance, eta)``.
+        eta: η of the 2024 rule, no unit; not together with ``rule``. Default: 1.0 where ``variance`` is given.
+        variance: target variance of the 2024 rule: a number, D numbers, or ``"input"``; not together with ``rule``.
+            Default: None; where ``eta`` is given that is no target, whose only fixed point is R = 0.
+        rule: the learning rule, or a key of :data:`decorlib.RULES` for one with its defaults. Default: ``KappaRule()``;
+            where ``eta`` or ``variance`` is given, ``SeedRule(variance, eta)``.
         groups: split the features into equal blocks, each with its own R. Default: 1.
         center: None; ``"batch"``, subtract the batch mean (differentiable; running mean in evaluation); ``"running"``,
             subtract the running mean always; ``"bias"``, the same as ``bias=True``. Default: None.
@@ -43,10 +44,14 @@ class Decorrelation(nn.Module):
         update_every: statistics and updates at every n-th ``update()`` only; between, ``update()`` returns None,
             leaves no gradient, and a step costs only the transform. Default: 1.
         fraction: part of the samples that the statistics use, drawn without replacement, at least one. Default: 1.0.
-        accumulate: average the statistics of all forwards since the last ``update()`` (gradient accumulation) instead
-            of taking the last forward's. Default: False.
+        accumulate: average the statistics of all forwards since the last ``update()`` (gradient accumulation), of the
+            last 64 at most, instead of taking the last forward's. Default: False.
         generator: the source of randomness for ``fraction``. Default: torch's global generator.
         process_group: under torch.distributed, the processes whose samples are pooled. Default: all.
+
+    Attributes:
+        learning: set it to False to let R rest: forwards remember nothing, ``update()`` returns None. Default: True.
+        name: the layer's name in its model, for messages. Default: None, not known.
 
     Shape:
         - Input: :math:`(*, D)` as :class:`torch.nn.Linear` takes, or :math:`(N, *)` whose sizes after N multiply to D.
@@ -61,7 +66,7 @@ class Decorrelation(nn.Module):
 
     Example::
 
-        >>> layer = Decorrelation(784, variance=1.0)
+        >>> layer = Decorrelation(784)
         >>> optimizer = torch.optim.SGD(layer.parameters(), lr=1e-5)
         >>> y = layer(torch.randn(64, 1, 28, 28))
         >>> loss = layer.update()
@@ -72,10 +77,10 @@ class Decorrelation(nn.Module):
         self,
         in_features: int,
         bias: bool = False,
-        eta: float = 1.0,  # η
+        eta: float | None = None,  # η
         variance=None,
         *,
-        rule: Rule | None = None,
+        rule: Rule | str | None = None,
         groups: int = 1,
         center: str | None = None,
         momentum: float | None = 0.1,
@@ -89,42 +94,14 @@ class Decorrelation(nn.Module):
         dtype=None,
     ):
         super().__init__()
-        if rule is not None and (eta != 1.0 or variance is not None):
-            raise ValueError(f"eta={eta} and variance={variance} belong to the seed's rule; set them on {rule} instead")
-        _check(in_features >= 1, "in_features", in_features, "at least 1")
-        _check(
-            groups >= 1 and in_features % groups == 0,
-            "groups",
-            groups,
-            f"a divisor of in_features = {in_features}",
-        )
-        _check(
-            center in (None, "batch", "running", "bias"),
-            "center",
-            center,
-            "None, 'batch', 'running' or 'bias'",
-        )
-        _check(
-            momentum is None or 0 < momentum <= 1,
-            "momentum",
-            momentum,
-            "in (0, 1], or None for the plain average",
-        )
-        _check(bias_reduction in ("mean", "sum"), "bias_reduction", bias_reduction, "'mean' or 'sum'")
-        _check(
-            update_every >= 1,
-            "update_every",
-            update_every,
-            "at least 1; to stop learning R, do not call update()",
-        )
-        _check(0 < fraction <= 1, "fraction", fraction, "in (0, 1], the part of the samples used")
+        check_options(in_features, groups, center, momentum, bias_reduction, update_every, fraction)
         self.in_features = in_features
-        self.rule = SeedRule(variance=variance, eta=eta) if rule is None else rule
+        self.rule = chosen_rule(rule, eta, variance)
         self.groups, self.center, self.momentum = groups, None if center == "bias" else center, momentum
         self.bias_reduction, self.update_every, self.fraction = bias_reduction, update_every, fraction
         self.accumulate, self.generator, self.process_group = accumulate, generator, process_group
-        dtype = torch.float32 if dtype in LOW_PRECISION else dtype
-        d, factory = in_features // groups, {"device": device, "dtype": dtype}
+        low = (torch.get_default_dtype() if dtype is None else dtype) in LOW_PRECISION
+        d, factory = in_features // groups, {"device": device, "dtype": torch.float32 if low else dtype}
         shape = (d, d) if groups == 1 else (groups, d, d)
         # requires_grad=False: backpropagation has no business with R, and DDP must not wait for its gradient.
         self.weight = nn.Parameter(torch.empty(shape, **factory), requires_grad=False)
@@ -133,115 +110,52 @@ class Decorrelation(nn.Module):
         self.register_buffer("running_mean", torch.zeros(in_features, **factory) if self.center else None)
         counter = torch.zeros((), dtype=torch.long, device=device)
         self.register_buffer("num_batches_tracked", counter if self.center else None)  # as BatchNorm's
-        averages = getattr(self.rule, "momentum", 1.0) < 1
-        self.register_buffer("input_moment", torch.zeros(shape, **factory) if averages else None)
+        averages = torch.zeros(shape, **factory) if getattr(self.rule, "momentum", 1.0) < 1 else None
+        self.register_buffer("input_moment", averages)
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.long, device=device))
-        self.learning = True
-        self.frozen = False
+        self.learning, self.frozen = True, False
         self.name: str | None = None
-        self._setup()
+        self._begin()
         self.reset_parameters()
 
-    def _setup(self) -> None:
-        """What is no part of a model: batches, and what was read of counters."""
-        self.memory, self._passes, self._padding_mask = memory.BatchMemory(), Passes(), None
-        self._counted: tuple[Tensor | None, int, int] = (None, 0, 0)
-        self._turn = True
+    def _begin(self) -> None:
+        """Nothing remembered, and nothing known of tensors that may just have been loaded."""
+        self.memory, self._padding_mask = memory.BatchMemory(), None
+        self._passes, self._count, self._trust = Passes(), UpdateCount(), integrity.Trust(self.weight.is_meta)
 
     def reset_parameters(self) -> None:
         """R = I, b = 0, running mean 0, nothing remembered."""
-        with torch.no_grad():
-            eye = torch.eye(self.weight.shape[-1], dtype=self.weight.dtype, device=self.weight.device)
-            self.weight.copy_(eye.expand_as(self.weight))
-            for zeroed in (self.bias, *self.buffers(recurse=False)):
-                if zeroed is not None:
-                    zeroed.zero_()
-        self._setup()
+        for name, tensor in (*self._parameters.items(), *self._buffers.items()):
+            if tensor is not None:
+                integrity.initialise(self, name)
+        self.forget()
+        self._count, self._trust = UpdateCount(), integrity.Trust(self.weight.is_meta)
 
     # ------------------------------------------------------------------------------------------------- transform
 
-    @property
-    def due(self) -> bool:
-        """Whether the next ``update()`` will learn, so that a training forward has to remember its batch."""
-        if not (self.training and self.learning) or self.frozen:
-            return False
-        # As a bool that torch.compile can guard on: what follows from the number of updates, when it was last asked.
-        return self._turn if torch.compiler.is_compiling() else self._is_turn()
-
-    def _is_turn(self) -> bool:
-        """Whether it is the turn of an update that learns, by ``update_every``."""
-        return self.update_every == 1 or self._updates() % self.update_every == 0
-
-    def _updates(self) -> int:
-        """``num_updates`` as a number; the device is asked only where something else has written to the buffer."""
-        counter, (seen, version, number) = self.num_updates, self._counted
-        tracked = not (counter.is_inference() or counter.is_meta)
-        if not tracked or counter is not seen or counter._version != version:
-            number = 0 if counter.is_meta else int(counter)
-            self._counted = (counter, counter._version if tracked else -1, number)
-            self._turn = number % self.update_every == 0
-        return number
-
-    def count_update(self) -> None:
-        """Count an update, whether it has learned or not."""
-        counter, (seen, version, number) = self.num_updates, self._counted
-        known = counter is seen and counter._version == version
-        counter.add_(1)
-        if known:
-            self._counted = (counter, counter._version, number + 1)
-            self._turn = (number + 1) % self.update_every == 0
-        elif self.update_every > 1:
-            self._updates()
-
-    @property
-    def called(self) -> str:
-        """The name of the layer as the beginning of a message, where it is known."""
-        return "" if self.name is None else f"layer '{self.name}': "
-
-    def idle_reason(self) -> str | None:
-        """Why R will stand still at the next ``update()``; None where it learns, or where an error says why it cannot.
-
-        What goes over the layers of a model leaves out those that have a reason: R rests (``learning``), the weights
-        of the layer around it are frozen, it is in evaluation mode, or all its batches were empty.
-        """
-        if not self.learning:
-            return "learning is False"
-        if self.frozen:
-            return "the weights of its layer are frozen"
-        if len(self.memory) == 0 and not self.training:
-            return "it is in evaluation mode"
-        return "its batches were empty" if len(self.memory) == 0 and self.memory.empty else None
-
     def forward(self, input: Tensor) -> Tensor:
         x = self.flat(input)
-        self.enter()
-        fast = x.requires_grad and self.projects(x, self.weight)
-        mean = self.mean(x.detach() if fast else x)
-        if fast:
-            y = operations.centred_linear(x, self.weight.detach(), self.bias, mean)
-        else:
+        self.enter(x)
+        mean = centring.tracked_plainly(self, x, self.weight) if x.requires_grad else None
+        if mean is None:
+            mean = self.mean(x)
             y = self.transform(x, mean)
+        else:
+            y = operations.centred_linear(x, self.weight.detach(), self.bias, mean)
         if self.due:
             self.remember(x, mean, y, handed_out=True)
         return y.reshape(input.shape)
 
-    def enter(self) -> None:
-        """Begin a forward: what has to be known, and must hold, before R is used."""
-        if self.training and not torch.compiler.is_compiling():
-            self._passes.begin(self.weight, self._padding_mask is not None)
+    def enter(self, x: Tensor) -> None:
+        """Begin a forward: what must hold before R is used."""
+        if not torch.compiler.is_compiling():
+            integrity.check(self, x)
+            if self.training:
+                self._passes.begin(self.weight, self._padding_mask is not None)
 
     def flat(self, input: Tensor) -> Tensor:
         """The input with its features last, after checking that it has any."""
-        if not input.is_floating_point():
-            raise ValueError(f"input is {input.dtype}; a floating type is needed: scale it first, e.g. images / 255")
-        if input.shape[-1:] == (self.in_features,):
-            return input
-        if input.dim() > 2 and math.prod(input.shape[1:]) == self.in_features:
-            return input.flatten(1)
-        raise ValueError(
-            f"input of shape {tuple(input.shape)} does not fit in_features = {self.in_features}: its last size must be "
-            f"{self.in_features}, or its sizes after the first must multiply to it"
-        )
+        return features_last(input, self.in_features)
 
     def mean(self, x: Tensor) -> Tensor | None:
         """The mean to subtract, (D), or None; in training it moves the running mean."""
@@ -249,40 +163,9 @@ class Decorrelation(nn.Module):
             return None
         if not self.training:
             return self.running_mean
-        rows, real = x.reshape(-1, self.in_features), self.real_rows(x)
+        rows, real = x.reshape(-1, self.in_features), memory.real_rows(x, self._padding_mask)
         rows = rows if real is None else rows[real]
-        return self.track_mean(rows.mean(0, dtype=self.running_mean.dtype), rows.shape[0])
-
-    def projects(self, x: Tensor, weight: Tensor) -> bool:
-        """Whether the mean to subtract is that of all rows of x, so that products of x and a weight may use that."""
-        return (
-            self.center == "batch"
-            and self.training
-            and self.groups == 1
-            and self._padding_mask is None
-            and operations.eager(x, weight)
-            and not distributed()
-        )
-
-    def track_mean(self, batch_mean: Tensor, count: int) -> Tensor:
-        """Pool a batch mean over processes, move the running mean, and return the mean to subtract."""
-        if count == 0:
-            raise ValueError(memory.EMPTY)
-        centring.check_count(self.center, count)
-        memory.check_finite(self, batch_mean, "a batch mean")  # before it can poison the running mean
-        again = recomputing()
-        if again and self.center == "running":
-            return self._passes.subtracted(batch_mean)
-        pooled = centring.over_processes(batch_mean, count, self.process_group)
-        if again:
-            return pooled
-        centring.follow(self.running_mean, pooled, self.momentum, self.num_batches_tracked)
-        if self.center == "batch":
-            return pooled
-        mean = self.running_mean.clone()  # the buffer will have moved on by the time backward reads it
-        if not torch.compiler.is_compiling():
-            self._passes.add(batch_mean, mean)
-        return mean
+        return centring.tracked(self, lambda dtype: rows.mean(0, dtype=dtype), rows.shape[0])
 
     def transform(self, x: Tensor, mean: Tensor | None = None) -> Tensor:
         """y = R (x - mean) + b for x (*, D), without remembering."""
@@ -297,72 +180,49 @@ class Decorrelation(nn.Module):
         y = torch.einsum("...gi,goi->...go", x.unflatten(-1, (self.groups, -1)), R).flatten(-2)
         return y if b is None else y + b
 
-    # ------------------------------------------------------------------------------------------------- remember
+    # -------------------------------------------------------------------------------------------------- remember
+
+    @property
+    def due(self) -> bool:
+        """Whether the next ``update()`` will learn, so that a training forward has to remember its batch."""
+        if not (self.training and self.learning) or self.frozen:
+            return False
+        return self._count.turn if torch.compiler.is_compiling() else self._is_turn()
+
+    def _is_turn(self) -> bool:
+        return self._count.is_turn(self.num_updates, self.update_every)
 
     @property
     def padding_mask(self) -> Tensor | None:
-        """True where a token is padding, (batch, tokens); see :func:`decorlib.padding`. None: no padding."""
+        """True where a token is padding, (batch, tokens)."""
         return self._padding_mask
 
     @padding_mask.setter
     def padding_mask(self, mask: Tensor | None) -> None:
         self._padding_mask = memory.checked_mask(mask)
 
-    def real_rows(self, x: Tensor) -> Tensor | None:
-        """Which rows of x (*, D) are no padding, (rows,); None where all count."""
-        return memory.real_rows(x, self._padding_mask)
-
     def sample(self, count: int, device, real: Tensor | None = None) -> Tensor | None:
         """Indices of the samples that the statistics use, out of those that are ``real``; None for all."""
-        return memory.drawn(count, self.fraction, self.generator, device, real)
+        return memory.sample(self, count, device, real)
 
     def remember(self, x: Tensor, mean: Tensor | None, y: Tensor | None = None, handed_out: bool = False) -> None:
-        """Keep (a sample of) a batch's states for ``update()``; y is computed for the sample where it is not given.
+        """Keep (a sample of) a batch for ``update()``: inputs x (*, D), the mean subtracted from them, and states y.
 
-        Args:
-            x: the inputs, (*, D).
-            mean: what is subtracted from them, (D), or None.
-            y: their states, where they are there already.
-            handed_out: whether y is the output of the layer, which others may write to.
+        Where y is not given, it is computed for the sample; where it is ``handed_out``, others may write to it.
         """
-        real = self.real_rows(x)
-        x = x.detach().reshape(-1, self.in_features)
-        y = None if y is None else y.detach().reshape(-1, self.in_features)
-        chosen = self.sample(x.shape[0], x.device, real)
-        if chosen is not None:
-            x, y = x[chosen], None if y is None else y[chosen]
+        x, y, chosen = memory.chosen_rows(self, x, y)
         self.remember_samples(x, mean, y, handed_out and chosen is None)
 
-    @torch.no_grad()
-    def remember_samples(
-        self, x: Tensor, mean: Tensor | None, y: Tensor | None = None, handed_out: bool = False
-    ) -> None:
+    def remember_samples(self, x: Tensor, mean: Tensor | None, y: Tensor | None = None, *handed_out: bool) -> None:
         """``remember`` for samples (n, D) that are already chosen."""
-        if recomputing():
-            return
-        if x.shape[0] == 0:
-            raise ValueError(memory.EMPTY)
-        if y is None:
-            y = self.transform(x, mean)
-        memory.check_finite(self, x, "input", witness=y)
-        inputs = None
-        if self.rule.reads is not None:
-            inputs = x if self.rule.reads == "raw input" or mean is None else x - mean.detach()
-        source = (x, None if mean is None else mean.detach()) if handed_out else None
-        self.memory.add(y, inputs, source, self.accumulate, self.called)
+        memory.remember(self, x, mean, y, *handed_out)
 
-    def nothing_remembered(self, what: str = "update()") -> str:
-        """Why there is no batch to learn from."""
-        if not self.training:
-            return f"{what} in evaluation mode: statistics come from training forwards; call model.train() first"
-        if self._updates():
-            return (
-                f"{what} without a new training forward since the last one: its statistics would be stale; run a "
-                f"training forward before each {what}"
-            )
-        return f"{what} before any training forward: the layer was never reached; is it used in the model's forward?"
+    def forget(self) -> None:
+        """Forget the batches that an update would learn from."""
+        self.memory.clear()
+        self._passes.end()
 
-    # ---------------------------------------------------------------------------------------------------- learn
+    # ----------------------------------------------------------------------------------------------------- learn
 
     def update(self, lr: float | None = None, max_step: float | None = None) -> Tensor | None:
         """Set ``.grad`` of R (and b) from the remembered batch and return the loss, a scalar on the layer's device.
@@ -381,99 +241,53 @@ class Decorrelation(nn.Module):
         Raises:
             RuntimeError: there is no batch to learn from; the message says why.
         """
-        prepared = self.prepare(lr, max_step)
-        return set_gradients(self, None, None) if prepared is None else prepared.commit_gradient()
+        step = self.prepare(lr, max_step)
+        return set_gradients(self, None, None) if step is None else step.commit_gradient()
 
     def step(self, lr: float, max_step: float | None = None) -> Tensor | None:
         """``update()`` and a plain SGD step of rate ``lr`` in one, in place: the same R but for rounding, sooner.
 
         Nothing is written to ``.grad``, so no D x D gradient is ever made. Call it after ``backward()``.
         """
-        prepared = self.prepare(lr, max_step)
-        return set_gradients(self, None, None) if prepared is None else prepared.commit_in_place()
+        step = self.prepare(lr, max_step)
+        return set_gradients(self, None, None) if step is None else step.commit_in_place()
 
-    @torch.no_grad()
     def prepare(self, lr: float | Tensor | None = None, max_step: float | None = None) -> PreparedStep | None:
         """The step that the remembered batch asks for, computed but not taken: everything that can fail, fails here.
 
-        Args:
-            lr: as in :meth:`update`; or one rate for each group, :math:`(groups)`, for models that stand side by side.
-            max_step: as in :meth:`update`; by group where rates are.
+        ``lr`` and ``max_step`` are those of :meth:`update`; ``lr`` may be one rate for each group, :math:`(groups)`, of
+        models that stand side by side.
 
         Returns:
             The step, to be committed; its ``loss`` is None where ``update_every`` says that it does not learn. None
             where R stands still anyway (:meth:`idle_reason`).
 
         Raises:
-            RuntimeError: there is no batch to learn from; the message says why.
-            ValueError: the rule cannot learn from this batch, or not at this rate.
+            RuntimeError, ValueError: the message says why R cannot learn from this batch, or at this rate.
         """
-        if not self.learning or self.frozen or (self.memory.empty and len(self.memory) == 0):
-            return None
-        turn = self._is_turn()
-        if turn and len(self.memory) == 0:
-            raise RuntimeError(self.nothing_remembered())
-        if max_step is not None and lr is None:
-            raise ValueError(f"max_step={max_step} bounds lr times an eigenvalue: call update(lr=..., max_step=...)")
-        if isinstance(lr, Tensor) and self.rule.needs_rate:
-            raise ValueError(
-                f"{self.rule} is not linear in its rate, so that groups cannot differ in it: give a number"
-            )
-        if not turn:
-            return PreparedStep(self)
-        self.memory.warn(self.called)
-        with full_precision(self.weight.device.type):
-            return PreparedStep(self, lr, max_step, *self._moments())
+        return prepared(self, lr, max_step, self._is_turn())
 
-    @torch.no_grad()
     def measure(self) -> Tensor | None:
-        """The loss that ``update()`` would return, without learning and without counting as an update.
+        """The loss that ``update()`` would return (or its error), without learning and without counting as an update."""
+        return measured(self, self._is_turn())
 
-        Raises:
-            RuntimeError: there is no batch to measure; the message says why.
+    def idle_reason(self) -> str | None:
+        """Why R will stand still at the next ``update()``; None where it learns, or where an error says why it cannot.
+
+        Reasons: ``learning`` is False, the layer's weights are frozen, evaluation mode, or nothing but empty batches.
         """
-        if not self._is_turn():
-            return None
-        if len(self.memory) == 0:
-            raise RuntimeError(self.nothing_remembered("measure()"))
-        with full_precision(self.weight.device.type):
-            losses = self.rule.loss(self._moments()[0])
-        self.forget()
-        return losses.mean() if losses.dim() else losses
+        return idle_reason(self)
 
-    def forget(self) -> None:
-        """Forget the batches that an update would learn from."""
-        self.memory.clear()
-        self._passes.end()
+    # ------------------------------------------------------------------------------------- loading, moving, copying
 
-    def _moments(self) -> tuple[Moments, Tensor | None, Tensor | None]:
-        """Moments of what is remembered, over all processes; the new average of <x x'>; the direction of b."""
-        y, x = self.memory.joined(self.transform)
-        y = y.to(self.weight.dtype)
-        needs_samples = self.rule.needs_rate and self.rule.reads is not None
-        moments = Moments.of(
-            self._by_group(y),
-            None if x is None else self._by_group(x.to(self.weight.dtype)),
-            dense=False if needs_samples else None,
-        )
-        if distributed():
-            moments = moments.reduced(self.process_group, gain=needs_samples)
-        input_moment, toward_zero = None, None
-        if self.input_moment is not None:
-            weight = self.rule.momentum if self._updates() else 1.0
-            input_moment = self.input_moment.lerp(moments.input_second_moment(), weight)
-            moments = moments.with_input_moment(input_moment)
-        if self.bias is not None:
-            total = y.new_tensor([y.shape[0]])
-            toward_zero = torch.cat([y.sum(0), total])
-            if distributed():
-                torch.distributed.all_reduce(toward_zero, group=self.process_group)
-            toward_zero, total = toward_zero[:-1], toward_zero[-1:]
-            toward_zero = toward_zero if self.bias_reduction == "sum" else toward_zero / total
-        return moments, input_moment, toward_zero
+    def apply(self, fn):
+        """As :meth:`torch.nn.Module.apply`; R and b keep their values, unless ``fn`` makes R the identity."""
+        integrity.protected(self, fn)
+        return self
 
-    def _by_group(self, y: Tensor) -> Tensor:
-        return y if self.groups == 1 else y.unflatten(-1, (self.groups, -1)).transpose(0, 1)
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        integrity.loaded(self, state_dict, prefix, local_metadata.get("assign_to_params_buffers", False))
 
     def _apply(self, fn, recurse: bool = True):
         # .half() and .bfloat16() move R and the means but keep their precision: 1 - 1e-4 does not exist in bfloat16.
@@ -482,17 +296,17 @@ class Decorrelation(nn.Module):
             low = new.dtype in LOW_PRECISION and t.dtype not in LOW_PRECISION
             return t.to(new.device) if low else new
 
-        return super()._apply(keep_precision, recurse)
+        R = self._parameters.get("weight")
+        super()._apply(keep_precision, recurse)
+        integrity.moved(self, R is not None and R.is_meta)
+        return self
 
     def __getstate__(self):
-        state = self.__dict__.copy()
-        for name in ("memory", "_passes", "_padding_mask", "_counted"):  # a batch is not part of the model
-            del state[name]
-        return state
+        return {k: v for k, v in self.__dict__.items() if k not in ("memory", "_passes", "_count", "_trust")}
 
     def __setstate__(self, state):
         super().__setstate__(state)
-        self._setup()
+        self._begin()
 
     def __deepcopy__(self, memo):
         if self.process_group is not None:  # a connection, not a value: the copy talks to the same processes
@@ -506,8 +320,3 @@ class Decorrelation(nn.Module):
         defaults = {"groups": 1, "center": None, "update_every": 1, "fraction": 1.0, "accumulate": False}
         parts += [f"{k}={getattr(self, k)!r}" for k, v in defaults.items() if getattr(self, k) != v]
         return ", ".join(parts + ([] if self.bias is None else ["bias=True"]))
-
-
-def _check(holds: bool, name: str, value, allowed: str) -> None:
-    if not holds:
-        raise ValueError(f"{name} is {value!r}; it must be {allowed}")

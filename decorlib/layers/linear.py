@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from decorlib.layers import operations
+from decorlib.layers.centring import tracked_plainly
 from decorlib.layers.decorrelation import Decorrelation
 
 
@@ -15,12 +16,12 @@ class Decorrelated:
 
     decorrelation: Decorrelation
 
-    def enter(self) -> None:
+    def enter(self, x: Tensor) -> None:
         """Begin a forward. Where backpropagation leaves the weights alone, R stands still, too."""
-        frozen = not self.weight.requires_grad
-        if self.decorrelation.frozen is not frozen:  # setting an attribute of a module is not free
-            self.decorrelation.frozen = frozen
-        self.decorrelation.enter()
+        d, frozen = self.decorrelation, not self.weight.requires_grad
+        if d.frozen is not frozen:  # setting an attribute of a module is not free
+            d.frozen = frozen
+        d.enter(x)
 
     def update(self, lr: float | None = None, max_step: float | None = None) -> Tensor | None:
         """See :meth:`decorlib.layers.Decorrelation.update`."""
@@ -51,7 +52,7 @@ class DecorLinear(Decorrelated, nn.Linear):
         out_features: M.
         bias: the plain layer's b. Default: True.
         decor_bias: learn b_R, as in the seed. Default: False.
-        eta, variance: of the seed's rule; see :class:`Decorrelation`.
+        eta, variance: of the 2024 rule; see :class:`Decorrelation`.
         fuse: True multiplies by (W R), False by R and then W; equal but for rounding. Default: None, the cheaper one by
             shape (W R where the batch has more rows than the layer has outputs).
         **options: everything else that :class:`Decorrelation` takes, by keyword.
@@ -73,7 +74,7 @@ class DecorLinear(Decorrelated, nn.Linear):
         out_features: int,
         bias: bool = True,
         decor_bias: bool = False,
-        eta: float = 1.0,  # η
+        eta: float | None = None,  # η
         variance=None,
         *,
         fuse: bool | None = None,
@@ -90,20 +91,21 @@ class DecorLinear(Decorrelated, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         d, weight = self.decorrelation, self.weight
         x = d.flat(input)
-        self.enter()
-        due, fuses = d.due, self._fuses(x)
-        fast = (fuses or x.requires_grad) and d.projects(x, weight)
-        mean = d.mean(x.detach() if fast else x)
+        self.enter(x)
+        due = d.due
+        fuses = self._fuses(x, due)
+        mean = tracked_plainly(d, x, weight)
+        plainly = mean is not None
+        mean = mean if plainly else d.mean(x)
         if fuses:
             if due:
                 d.remember(x, mean)
-            if fast:
+            if plainly:
                 return operations.centred_linear(x, *self.fused(), mean)
             return F.linear(x, *self.fused(mean))
-        if fast:
-            R = d.weight.detach().to(x.dtype)
-            b = None if d.bias is None else d.bias.detach().to(x.dtype)
-            z, y = operations.separate_linear(x, R, b, weight, self.bias, mean)
+        if plainly and x.requires_grad:
+            R, b = d.weight.detach().to(x.dtype), d.bias
+            z, y = operations.separate_linear(x, R, None if b is None else b.to(x.dtype), weight, self.bias, mean)
         else:
             y = d.transform(x, mean)
             z = F.linear(y, weight, self.bias)
@@ -111,15 +113,18 @@ class DecorLinear(Decorrelated, nn.Linear):
             d.remember(x, mean, y)
         return z
 
-    def _fuses(self, x: Tensor) -> bool:
+    def _fuses(self, x: Tensor, due: bool | None = None) -> bool:
         if self.fuse is not None:
             return self.fuse
-        d, rows = self.decorrelation, x.numel() // self.in_features
+        d = self.decorrelation
+        due = d.due if due is None else due
+        rows = separate = x.numel() // self.in_features
+        together = self.out_features
         # In units of 2D^2: R x and its backward, against W R and its backward, and y for the statistics.
-        learning = torch.is_grad_enabled()
-        separate = rows * (1 + (learning and x.requires_grad))
-        together = self.out_features * (1 + (learning and self.weight.requires_grad))
-        return together + d.due * d.fraction * rows < separate
+        if torch.is_grad_enabled():
+            separate *= 1 + x.requires_grad
+            together *= 1 + self.weight.requires_grad
+        return together + (d.fraction * rows if due else 0) < separate
 
     def fused(self, mean: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Weight (M, D) and bias (M) of the plain layer that does the same: W R and b + W (b_R - R mean)."""

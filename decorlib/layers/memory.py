@@ -8,9 +8,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-EMPTY = "an empty batch has no statistics: skip it, or use model.eval() to pass it through"
+from decorlib.layers.checks import EMPTY, called
+from decorlib.layers.distributed import distributed
+from decorlib.layers.recompute import recomputing
+
 #: Forwards that ``accumulate=True`` keeps; of more, the oldest are dropped, with one warning.
 ACCUMULATED = 64
 #: Forwards without an update after which a layer says that its update may have been forgotten.
@@ -20,7 +23,7 @@ FORGOTTEN = 100
 class NonFiniteInput(ValueError):
     """A layer was given NaN or infinity; ``layer`` is the :class:`~decorlib.layers.Decorrelation` that noticed."""
 
-    layer: torch.nn.Module | None = None
+    layer: nn.Module | None = None
 
 
 class Batch(NamedTuple):
@@ -157,6 +160,46 @@ def _kept_shape(x: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
+# ---------------------------------------------------------------------------------------------- what a forward keeps
+
+
+def nothing(layer: nn.Module, count: int) -> bool:
+    """Whether a training forward has no samples: a part of a model that is passed by, which is no error."""
+    if count == 0 and distributed():
+        raise ValueError(f"{called(layer)}{EMPTY}; other processes would wait for this one")
+    if count == 0 and not torch.compiler.is_compiling():
+        layer.memory.empty = True
+    return count == 0
+
+
+def chosen_rows(layer: nn.Module, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The rows of x and y (*, D) that the statistics use, detached, and which these are (None: all)."""
+    real, D = real_rows(x, layer.padding_mask), x.shape[-1]
+    x, y = x.detach().reshape(-1, D), None if y is None else y.detach().reshape(-1, D)
+    chosen = layer.sample(x.shape[0], x.device, real)
+    return (x, y, None) if chosen is None else (x[chosen], None if y is None else y[chosen], chosen)
+
+
+@torch.no_grad()
+def _states(layer: nn.Module, x: Tensor, mean: Tensor | None, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    y = layer.transform(x, mean) if y is None else y
+    check_finite(layer, x, "input", witness=y)
+    if layer.rule.reads is None:
+        return y, None
+    return y, x if layer.rule.reads == "raw input" or mean is None else x - mean.detach()
+
+
+def remember(
+    layer: nn.Module, x: Tensor, mean: Tensor | None, y: Tensor | None = None, handed_out: bool = False
+) -> None:
+    """Put samples (n, D) into a layer's memory, after checking that they are finite."""
+    if recomputing() or nothing(layer, x.shape[0]):
+        return
+    y, inputs = _states(layer, x, mean, y)
+    source = (x, None if mean is None else mean.detach()) if handed_out else None
+    layer.memory.add(y, inputs, source, layer.accumulate, called(layer))
+
+
 # ------------------------------------------------------------------------------------------ which samples, and checks
 
 
@@ -182,10 +225,22 @@ def real_rows(x: Tensor, mask: Tensor | None) -> Tensor | None:
     return ~mask.reshape(-1).to(x.device)
 
 
-def drawn(
-    count: int, fraction: float, generator: torch.Generator | None, device, real: Tensor | None = None
+def sample(layer: nn.Module, count: int, device, real: Tensor | None = None) -> Tensor | None:
+    """Indices of the samples that a layer's statistics use; of none where a forward is computed again inside backward.
+
+    There torch.utils.checkpoint has put torch's global generator back, and what comes after this layer must find it as
+    it did the first time; a generator of the layer's own was not put back.
+    """
+    again = recomputing()
+    if again and layer.generator is not None:
+        return torch.empty(0, dtype=torch.long, device=device)
+    chosen = _drawn(count, layer.fraction, layer.generator, device, real)
+    return torch.empty(0, dtype=torch.long, device=device) if again else chosen
+
+
+def _drawn(
+    count: int, fraction: float, generator: torch.Generator | None, device, real: Tensor | None
 ) -> Tensor | None:
-    """Indices of a ``fraction`` of the samples, out of those that are ``real``; None for all."""
     candidates = None if real is None else real.nonzero().squeeze(1)
     count = count if candidates is None else candidates.numel()
     if fraction == 1 or count == 0:
@@ -196,7 +251,7 @@ def drawn(
     return chosen if candidates is None else candidates[chosen]
 
 
-def check_finite(layer, x: Tensor, what: str, witness: Tensor | None = None) -> None:
+def check_finite(layer: nn.Module, x: Tensor, what: str, witness: Tensor | None = None) -> None:
     """Raise NonFiniteInput where x holds NaN or infinity; ``witness`` is something that would hold them, too."""
     # One number finds any NaN or inf. Only where reading it back is free: a GPU would have to be waited for. What
     # x does to y shows in y, which the processor has just written and still holds; x it would have to fetch again.
@@ -207,7 +262,7 @@ def check_finite(layer, x: Tensor, what: str, witness: Tensor | None = None) -> 
         return
     if not bool(x.isfinite().all()):
         error = NonFiniteInput(
-            f"{layer.called}{what} of shape {tuple(x.shape)} holds NaN or infinity: check the data and the rates; "
+            f"{called(layer)}{what} of shape {tuple(x.shape)} holds NaN or infinity: check the data and the rates; "
             "where the data are finite, lower the rate of R"
         )
         error.layer = layer

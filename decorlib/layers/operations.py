@@ -61,7 +61,6 @@ class _CentredLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, mean: Tensor) -> Tensor:
         ctx.save_for_backward(x if weight.requires_grad else None, weight)
-        ctx.features = weight.shape[1]
         if weight.shape[0] < weight.shape[1]:  # a product with the mean is less than a pass over x
             shift = weight.mv(mean).neg_() if bias is None else torch.addmv(bias, weight, mean, alpha=-1)
             return F.linear(x, weight, shift)
@@ -70,26 +69,32 @@ class _CentredLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, weight = ctx.saved_tensors
-        g = grad.reshape(-1, weight.shape[0])
+        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        flat = grad.dim() == 2
+        g = grad if flat else grad.reshape(-1, weight.shape[0])
         total = g.sum(0)
         centred = g.sub(total, alpha=1 / g.shape[0])
         grad_x = grad_weight = None
-        if ctx.needs_input_grad[0]:
-            grad_x = centred.mm(weight).view(*grad.shape[:-1], ctx.features)
-        if ctx.needs_input_grad[1]:
-            grad_weight = centred.t().mm(x.reshape(-1, ctx.features))
-        return grad_x, grad_weight, total if ctx.needs_input_grad[2] else None, None
+        if needs_x:
+            grad_x = centred.mm(weight)
+            grad_x = grad_x if flat else grad_x.view(*grad.shape[:-1], weight.shape[1])
+        if needs_weight:
+            grad_weight = centred.t().mm(x if flat else x.reshape(-1, weight.shape[1]))
+        return grad_x, grad_weight, total if needs_bias else None, None
 
 
 class _SeparateLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, R, decor_bias, weight, bias, mean) -> tuple[Tensor, Tensor]:
-        y = F.linear((x - mean).reshape(-1, R.shape[1]), R, decor_bias)
+        c = x - mean
+        flat = c.dim() == 2
+        y = F.linear(c if flat else c.reshape(-1, R.shape[1]), R, decor_bias)
         # y is an output so that a second derivative finds its way through it to x.
         ctx.save_for_backward(y, R, weight)
         ctx.set_materialize_grads(False)
-        ctx.shape = x.shape
-        return F.linear(y, weight, bias).view(*x.shape[:-1], weight.shape[0]), y
+        ctx.shape = None if flat else x.shape
+        z = F.linear(y, weight, bias)
+        return z if flat else z.view(*x.shape[:-1], weight.shape[0]), y
 
     @staticmethod
     def backward(ctx, grad: Tensor | None, grad_y: Tensor | None):
@@ -97,7 +102,7 @@ class _SeparateLinear(torch.autograd.Function):
         needs_x, _, _, needs_weight, needs_bias, _ = ctx.needs_input_grad
         grad_x = grad_weight = total = None
         if grad is not None:
-            g = grad.reshape(-1, weight.shape[0])
+            g = grad if ctx.shape is None else grad.reshape(-1, weight.shape[0])
             total = g.sum(0)
             if needs_weight:
                 grad_weight = g.t().mm(y)
@@ -107,5 +112,6 @@ class _SeparateLinear(torch.autograd.Function):
             else:
                 h = grad_y if grad is None else torch.addmm(grad_y, g, weight)
                 h = h - h.mean(0)
-            grad_x = h.mm(R).view(ctx.shape)
+            grad_x = h.mm(R)
+            grad_x = grad_x if ctx.shape is None else grad_x.view(ctx.shape)
         return grad_x, None, None, grad_weight, total if needs_bias else None, None

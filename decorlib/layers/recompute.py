@@ -22,6 +22,15 @@ def recomputing() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
+def _refuse_transforms() -> None:
+    """Raise RuntimeError inside torch.func's transforms, where a batch is not there to be looked at and kept."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:  # no public name for this either
+        raise RuntimeError(
+            "a training forward of a decorrelation layer keeps its batch, which torch.func.vmap and grad do not allow: "
+            "call model.eval() first, or fuse the model"
+        )
+
+
 class Passes:
     """The training forwards of one layer since R last moved: what a recomputation of one of them must use again."""
 
@@ -32,6 +41,7 @@ class Passes:
 
     def begin(self, R: Tensor, masked: bool) -> None:
         """Note a forward, or check that it can be computed again."""
+        _refuse_transforms()
         version = None if R.is_inference() else R._version
         if recomputing():
             if self.version is not None and version != self.version:

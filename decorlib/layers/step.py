@@ -7,6 +7,9 @@ import contextlib
 import torch
 from torch import Tensor, nn
 
+from decorlib.layers import integrity
+from decorlib.layers.checks import called
+from decorlib.layers.distributed import distributed
 from decorlib.rules.moments import Moments
 from decorlib.rules.rules import Rule, as_rows
 
@@ -98,8 +101,99 @@ class PreparedStep:
             if self._input_moment is not None:
                 layer.input_moment.copy_(self._input_moment)
         set_gradients(layer, *grads)
-        layer.count_update()
+        layer._count.advance(layer.num_updates, layer.update_every)
         self._moments = self._direction = None
+
+
+@torch.no_grad()
+def prepared(layer: nn.Module, lr: float | Tensor | None, max_step: float | None, turn: bool) -> PreparedStep | None:
+    """See :meth:`Decorrelation.prepare`; ``turn``: whether ``update_every`` lets this update learn."""
+    if _rests(layer):
+        return None
+    integrity.check_whole(layer)
+    integrity.check(layer)
+    if turn and len(layer.memory) == 0:
+        raise RuntimeError(_nothing_remembered(layer, "update()"))
+    if max_step is not None and lr is None:
+        raise ValueError(f"max_step={max_step} bounds lr times an eigenvalue: call update(lr=..., max_step=...)")
+    if isinstance(lr, Tensor) and layer.rule.needs_rate:
+        raise ValueError(f"{layer.rule} is not linear in its rate, so groups cannot differ in it: give a number")
+    if not turn:
+        return PreparedStep(layer)
+    layer.memory.warn(called(layer))
+    with full_precision(layer.weight.device.type):
+        return PreparedStep(layer, lr, max_step, *_moments(layer))
+
+
+@torch.no_grad()
+def measured(layer: nn.Module, turn: bool) -> Tensor | None:
+    """See :meth:`Decorrelation.measure`."""
+    if not turn or _rests(layer):
+        return None
+    if len(layer.memory) == 0:
+        raise RuntimeError(_nothing_remembered(layer, "measure()"))
+    with full_precision(layer.weight.device.type):
+        losses = layer.rule.loss(_moments(layer)[0])
+    layer.forget()
+    return losses.mean() if losses.dim() else losses
+
+
+def idle_reason(layer: nn.Module) -> str | None:
+    """See :meth:`Decorrelation.idle_reason`."""
+    if not layer.learning:
+        return "learning is False"
+    if layer.frozen:
+        return "the weights of its layer are frozen"
+    if len(layer.memory) > 0:
+        return None
+    if not layer.training:
+        return "it is in evaluation mode"
+    return "its batches were empty" if layer.memory.empty else None
+
+
+def _rests(layer: nn.Module) -> bool:
+    """Whether R is meant to stand still: without a batch in evaluation mode it is not, and an error says so."""
+    return idle_reason(layer) is not None and (layer.training or not layer.learning or layer.frozen)
+
+
+def _nothing_remembered(layer: nn.Module, what: str) -> str:
+    """Why there is no batch to learn from."""
+    if not layer.training:
+        return f"{what} in evaluation mode: statistics come from training forwards; call model.train() first"
+    if layer._count.of(layer.num_updates):
+        return (
+            f"{what} without a new training forward since the last one: its statistics would be stale; run a "
+            f"training forward before each {what}"
+        )
+    return f"{what} before any training forward: the layer was never reached; is it used in the model's forward?"
+
+
+def _moments(layer: nn.Module) -> tuple[Moments, Tensor | None, Tensor | None]:
+    """Moments of what is remembered, over all processes; the new average of <x x'>; the direction of b."""
+    y, x = layer.memory.joined(layer.transform)
+    y, rule, dtype = y.to(layer.weight.dtype), layer.rule, layer.weight.dtype
+    needs_samples = rule.needs_rate and rule.reads is not None
+    inputs = None if x is None else _by_group(x.to(dtype), layer.groups)
+    moments = Moments.of(_by_group(y, layer.groups), inputs, dense=False if needs_samples else None)
+    if distributed():
+        moments = moments.reduced(layer.process_group, gain=needs_samples)
+    input_moment, toward_zero = None, None
+    if layer.input_moment is not None:
+        weight = rule.momentum if layer._count.of(layer.num_updates) else 1.0
+        input_moment = layer.input_moment.lerp(moments.input_second_moment(), weight)
+        moments = moments.with_input_moment(input_moment)
+    if layer.bias is not None:
+        total = y.new_tensor([y.shape[0]])
+        toward_zero = torch.cat([y.sum(0), total])
+        if distributed():
+            torch.distributed.all_reduce(toward_zero, group=layer.process_group)
+        toward_zero, total = toward_zero[:-1], toward_zero[-1:]
+        toward_zero = toward_zero if layer.bias_reduction == "sum" else toward_zero / total
+    return moments, input_moment, toward_zero
+
+
+def _by_group(y: Tensor, groups: int) -> Tensor:
+    return y if groups == 1 else y.unflatten(-1, (groups, -1)).transpose(0, 1)
 
 
 def set_gradients(layer: nn.Module, grad: Tensor | None, bias_grad: Tensor | None) -> None:

@@ -306,7 +306,6 @@ def test_bad_images_are_named_and_leave_the_state_as_it_was(span):
         (draw(2, 3, 6, 6), ValueError, r"\(2, 3, 6, 6\) does not fit: \(4, H, W\)"),
         (draw(4, 6), ValueError, r"\(4, 6\) does not fit"),
         (torch.ones(2, 4, 6, 6, dtype=torch.uint8), ValueError, "uint8.*floating"),
-        (draw(0, 4, 6, 6), ValueError, "empty batch"),
     ]:
         with pytest.raises(error, match=message):
             layer(x)
@@ -315,6 +314,17 @@ def test_bad_images_are_named_and_leave_the_state_as_it_was(span):
     layer.update()
     with pytest.raises(ValueError, match=r"span is 'pixel'; allowed: 'patch'.*'channel'"):
         DecorConv2d(3, 4, 3, span="pixel")
+
+
+@pytest.mark.parametrize("span", ["patch", "channel"])
+@pytest.mark.parametrize("center", [None, "running"])
+@pytest.mark.parametrize("fuse", [True, False])
+def test_an_empty_batch_of_images_passes_in_training(span, center, fuse):
+    layer = conv_of(span=span, center=center, fuse=fuse)
+    before = {k: v.clone() for k, v in layer.state_dict().items()}
+    assert layer(draw(0, 4, 6, 6)).shape == (0, 6, 4, 4)
+    assert layer.step(0.1) is None
+    assert all(torch.equal(before[key], value) for key, value in layer.state_dict().items())
 
 
 # ------------------------------------------------------------------------------------------- transposed convolution

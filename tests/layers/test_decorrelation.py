@@ -512,7 +512,6 @@ def bad_inputs():
         (nan, NonFiniteInput, "NaN or infinity"),
         (inf, NonFiniteInput, "NaN or infinity"),
         (opposite, NonFiniteInput, "NaN or infinity"),
-        (draw(0, D), ValueError, "empty batch"),
         (draw(4, D + 1), ValueError, rf"\(4, {D + 1}\) does not fit in_features = {D}"),
         (draw(D + 1), ValueError, "does not fit in_features"),
     ]
@@ -530,6 +529,30 @@ def test_bad_input_is_named_and_leaves_the_state_as_it_was(case, center):
     assert_same_state(before, layer)
     assert len(layer.memory) == remembered
     layer.update()  # the batch before is still good
+
+
+@pytest.mark.parametrize("center", [None, "batch", "running"])
+@pytest.mark.parametrize("shape", [(0, D), (3, 0, D)])
+def test_an_empty_batch_passes_through_and_is_not_learned_from(center, shape):
+    """An expert that was given no token, a branch that was not taken: torch's layers let it through, too."""
+    layer = layer_of(center=center, bias=True)
+    before = state_of(layer)
+    y = layer(draw(*shape).requires_grad_())
+    assert y.shape == shape
+    y.sum().backward()
+    assert "empty" in layer.idle_reason()
+    assert layer.step(0.1) is None
+    assert layer.update() is None
+    assert layer.measure() is None
+    assert_same_state(before, layer)
+    x = draw(6, D)
+    layer(x)
+    layer(draw(*shape))  # does not displace the batch before it
+    assert layer.idle_reason() is None
+    reference = layer_of(center=center, bias=True)
+    reference(x)
+    assert torch.equal(layer.step(0.1), reference.step(0.1))
+    assert torch.equal(layer.weight, reference.weight)
 
 
 def test_large_finite_input_is_not_taken_for_infinity():

@@ -211,7 +211,7 @@ def learned_bias(batches: list[Tensor], rate: float, reduction: str, steps: int)
         reduction: ``"mean"`` or ``"sum"``.
         steps: steps of plain SGD.
     """
-    layer = Decorrelation(batches[0].shape[1], center="bias", bias_reduction=reduction)
+    layer = Decorrelation(batches[0].shape[1], eta=1.0, center="bias", bias_reduction=reduction)
     optimizer = torch.optim.SGD([layer.bias], lr=rate)
     for step in range(steps):
         layer(batches[step % len(batches)])

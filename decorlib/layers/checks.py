@@ -1,0 +1,87 @@
+"""What a layer may be given: its options, its rule, and the shape and type of its input."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from decorlib.rules.catalogue import RULES, make_rule
+from decorlib.rules.rules import KappaRule, Rule, SeedRule
+
+EMPTY = "an empty batch has no statistics: skip it, or use model.eval() to pass it through"
+CENTERS = (None, "batch", "running", "bias")
+
+
+def check_options(
+    in_features: int,
+    groups: int,
+    center: str | None,
+    momentum: float | None,
+    bias_reduction: str,
+    update_every: int,
+    fraction: float,
+) -> None:
+    """Raise ValueError for an option of :class:`~decorlib.layers.Decorrelation` that is out of its range."""
+    _check(in_features >= 1, "in_features", in_features, "at least 1")
+    divides = groups >= 1 and in_features % groups == 0
+    _check(divides, "groups", groups, f"a divisor of in_features = {in_features}")
+    _check(center in CENTERS, "center", center, "None, 'batch', 'running' or 'bias'")
+    averages = momentum is None or 0 < momentum <= 1
+    _check(averages, "momentum", momentum, "in (0, 1], or None for the plain average")
+    _check(bias_reduction in ("mean", "sum"), "bias_reduction", bias_reduction, "'mean' or 'sum'")
+    rest = "at least 1; to stop learning R, do not call update(), or set layer.learning = False"
+    _check(update_every >= 1, "update_every", update_every, rest)
+    _check(0 < fraction <= 1, "fraction", fraction, "in (0, 1], the part of the samples used")
+
+
+def _check(holds: bool, name: str, value, allowed: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} is {value!r}; it must be {allowed}")
+
+
+def chosen_rule(rule, eta: float | None = None, variance=None) -> Rule:
+    """The rule that a layer's arguments name: kappa, or the 2024 rule where one of its two numbers is given.
+
+    Raises:
+        TypeError: something that is no rule, e.g. the class of one.
+        ValueError: a rule together with ``eta`` or ``variance``; a name that is none.
+    """
+    if isinstance(rule, type) and issubclass(rule, Rule):
+        raise TypeError(
+            f"rule is the class {rule.__name__}; give an instance, with its hyperparameters: {rule.__name__}()"
+        )
+    if rule is not None and not isinstance(rule, str | Rule) and not _looks_like_a_rule(rule):
+        raise TypeError(f"rule is {rule!r}; give an instance of a Rule, or one of the names {', '.join(RULES)}")
+    if rule is None:
+        if eta is None and variance is None:
+            return KappaRule()
+        return SeedRule(variance=variance, eta=1.0 if eta is None else eta)
+    rule = make_rule(rule) if isinstance(rule, str) else rule
+    if eta is not None or variance is not None:
+        raise ValueError(f"eta={eta} and variance={variance} belong to the seed's rule; set them on {rule} instead")
+    return rule
+
+
+def _looks_like_a_rule(rule) -> bool:
+    # Not by its class alone: after a reload of the library the class is a new one.
+    return not isinstance(rule, type) and all(hasattr(rule, name) for name in ("direction", "loss", "step_", "reads"))
+
+
+def features_last(input: Tensor, in_features: int) -> Tensor:
+    """The input with its features last, after checking that it has any."""
+    if not input.is_floating_point():
+        raise ValueError(f"input is {input.dtype}; a floating type is needed: scale it first, e.g. images / 255")
+    if input.shape[-1:] == (in_features,):
+        return input
+    if input.dim() > 2 and math.prod(input.shape[1:]) == in_features:
+        return input.flatten(1)
+    raise ValueError(
+        f"input of shape {tuple(input.shape)} does not fit in_features = {in_features}: its last size must be "
+        f"{in_features}, or its sizes after the first must multiply to it"
+    )
+
+
+def called(layer: nn.Module) -> str:
+    """The name of a layer as the beginning of a message, where it is known."""
+    return "" if layer.name is None else f"layer '{layer.name}': "
