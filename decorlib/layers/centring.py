@@ -47,7 +47,7 @@ def follow(
 
 
 def tracked_plainly(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor | None:
-    """The same as :func:`tracked` for what nearly all training forwards are, in a tenth of the time, and with a promise.
+    """The same as :func:`tracked` for nearly all training forwards, in a tenth of the time, and with a promise.
 
     The promise: the mean is that of all rows of x (*, D), without a gradient, and a product of x and ``weight`` may go
     through :mod:`decorlib.layers.operations`. None where anything is out of the ordinary, and then nothing has changed.
