@@ -72,8 +72,7 @@ class Decorrelation(nn.Module):
         >>> optimizer.step()
     """
 
-    #: Layers are found by this mark rather than by their class, which is another one after a reload of the library.
-    holds_R = True
+    holds_R = True  # layers are found by this mark: after a reload of the library their class is another one
 
     def __init__(
         self,
