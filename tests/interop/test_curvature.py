@@ -36,7 +36,7 @@ def test_gradients_per_sample_come_after_fuse():
 
 
 def off_by(model):
-    """How far KFAC is from the GGN where the two are the same: one layer, a squared loss, one sample's worth of rank."""
+    """How far KFAC is from the GGN where the two are the same: one layer, a squared loss, rank one."""
     model = model.double()
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     data = [(X.double(), torch.zeros(64, 8, dtype=torch.float64))]
