@@ -85,6 +85,7 @@ def _rewritten(model: nn.Module, written: dict[str, tuple[Tensor, Tensor | None]
         trains, bias_trains = (p is not None and p.requires_grad for p in (layer.weight, layer.bias))
         bias_trains = trains if layer.bias is None else bias_trains
         plain = plain_kind(layer)
+        vars(layer).pop("forward", None)  # at most its class's own, see forward_replaced
         del layer.decorrelation, layer.fuse
         if hasattr(layer, "span"):
             del layer.span

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from decorlib.layers import centring, integrity, memory
+from decorlib.layers import centring, integrity, memory, operations
 from decorlib.layers.checks import check_options, chosen_rule, features_last
 from decorlib.layers.count import UpdateCount
 from decorlib.layers.recompute import Passes
@@ -139,8 +139,12 @@ class Decorrelation(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         x = self.flat(input)
         self.enter(x)
-        mean = self.mean(x)
-        y = self.transform(x, mean)
+        mean = centring.tracked_plainly(self, x, self.weight) if x.requires_grad else None
+        if mean is None:
+            mean = self.mean(x)
+            y = self.transform(x, mean)
+        else:
+            y = operations.centred_linear(x, self.weight.detach(), self.bias, mean)
         if self.due:
             self.remember(x, mean, y, handed_out=True)
         return y.reshape(input.shape)
