@@ -265,7 +265,7 @@ def test_the_pass_that_measures_learns_nothing_and_reports_what_an_update_would(
         decor_measure(model)  # the batch is spent, as after an update
 
 
-def test_the_accident_is_caught_at_the_first_step_that_is_due(monkeypatch):
+def test_the_mistake_of_2024_is_caught_at_the_first_step_that_is_due(monkeypatch):
     """Also where steps are due only now and then, and where the edited update reports nothing at all."""
     with (
         seed_document.hot_reloaded(),
