@@ -9,14 +9,22 @@ DEVICE ?=
 JOBS ?=
 ENGINE ?=
 
-PY := $(VENV)/bin/python
-STAMP := $(VENV)/.decorlib-stamp
-INTEROP := $(VENV)/.decorlib-interop-stamp
+# A file of tests stays in one process: its fixtures are made once.
+PARALLEL = -n $(or $(JOBS),2) --dist loadgroup --no-loadscope-reorder
+COMPUTING := tests/rules tests/layers tests/conversion tests/training $(wildcard tests/test_optim.py) tests/test_metrics.py \
+  tests/test_planted_bugs.py tests/data/test_inputs_property.py tests/study/experiments tests/study/questions \
+  tests/study/evidence/test_stats.py
+# A path with spaces is quoted for the shell, and escaped where make would read several names.
+empty :=
+FOLDER := $(if $(filter ~/%,$(firstword $(VENV))),$(HOME)$(subst ~/,/,$(VENV)),$(VENV))
+PY := "$(FOLDER)/bin/python"
+STAMP := $(subst $(empty) $(empty),\ ,$(FOLDER))/.decorlib-stamp
+INTEROP := $(subst $(empty) $(empty),\ ,$(FOLDER))/.decorlib-interop-stamp
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup reproduce report lab refresh test test-slow test-interop test-notebooks soak lint format lock clean
+.PHONY: help setup reproduce report lab refresh test test-shapes test-slow test-interop test-notebooks soak lint imports format lock clean
 
 # Each on its own line: `export A=0 B=1` would make A the text "0 B=1".
 export PYTHONHASHSEED = 0
@@ -31,23 +39,26 @@ unexport DECORLIB_RECORDS
 unexport DECORLIB_NOTEBOOK
 
 help:  ## list the targets
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  variables: ONLY=03 PROFILE=quick|full|extended SEEDS=10 DEVICE=cuda JOBS=2 ENGINE=tcp://host:8786 PYTHON=python3.12"
 
 setup: $(STAMP)  ## create .venv with the locked versions (does nothing the second time)
 
 $(STAMP): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "decorlib needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true)."; \
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "decorlib needs Python 3.11 or newer; '$(PYTHON)' is $$("$(PYTHON)" --version 2>&1 || true)."; \
 	  echo "Name another one: make setup PYTHON=python3.12"; exit 1; } >&2
-	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@test -x $(PY) || "$(PYTHON)" -m venv "$(FOLDER)" || true
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip --default-pip >/dev/null 2>&1 || { \
+	  echo "There is no pip in $(FOLDER), and '$(PYTHON)' cannot put it there. On Debian and Ubuntu: apt install python3-venv."; \
+	  echo "Or remove that folder and name another Python: make setup PYTHON=python3.12"; exit 1; } >&2
 	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	@touch $@
+	@touch "$@"
 
 reproduce: $(STAMP)  ## run what has changed, write results/, compare with the committed records
-	$(PY) -m decorlib.study.report.build.reproduce --profile $(PROFILE) $(if $(ONLY),--only $(ONLY)) $(if $(SEEDS),--seeds $(SEEDS)) \
+	$(PY) -m decorlib.study.report.reproduce --profile $(PROFILE) $(if $(ONLY),--only $(ONLY)) $(if $(SEEDS),--seeds $(SEEDS)) \
 	  $(if $(DEVICE),--device $(DEVICE)) $(if $(JOBS),--jobs $(JOBS)) $(if $(ENGINE),--engine $(ENGINE))
 
 report: $(STAMP)  ## rebuild results/report from the records, without training
@@ -57,11 +68,16 @@ lab: $(STAMP)  ## open the notebooks in JupyterLab
 	$(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
 
 refresh: $(STAMP)  ## run the notebooks at their quick values and store the outputs in notebooks/
-	$(PY) -m decorlib.study.report.build.reproduce --refresh-sources $(if $(ONLY),--only $(ONLY))
+	$(PY) -m decorlib.study.report.reproduce --refresh-sources $(if $(ONLY),--only $(ONLY))
 
 test: $(STAMP)  ## unit tests, then every notebook: its checked cells must print what is stored
-	$(PY) -m pytest tests
+	$(PY) -m pytest $(PARALLEL) tests
 	@$(MAKE) --no-print-directory test-notebooks
+
+# Checking every call takes as long again. CI does this under the instructions of older processors (see .ci/run), since
+# these are the tests in which the sign of a rounding error could decide.
+test-shapes: $(STAMP)  ## the tests that compute, once more, with the shapes and types of every call checked
+	$(PY) -m pytest $(PARALLEL) --jaxtyping-packages=decorlib,beartype.beartype $(COMPUTING)
 
 test-notebooks: $(STAMP)  ## only the notebooks
 	@if compgen -G 'notebooks/*.ipynb' >/dev/null; then \
@@ -78,7 +94,7 @@ test-slow: $(STAMP)  ## the slow tests: the report in a headless Chromium, long 
 # the two files together list everything.
 $(INTEROP): requirements-interop.lock $(STAMP)
 	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-interop.lock
-	@touch $@
+	@touch "$@"
 
 test-interop: $(INTEROP)  ## beside peft, transformers, timm, accelerate, lightning, torchao and others (installs them)
 	HF_HUB_OFFLINE=1 $(PY) -m pytest tests/interop
@@ -91,6 +107,9 @@ lint: $(STAMP)  ## ruff, formatting, and no volatile metadata in the notebooks
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	@if compgen -G 'notebooks/*.ipynb' >/dev/null; then $(PY) -m pytest -q tests/test_notebooks.py; fi
+
+imports: $(STAMP)  ## the rooms of decorlib and the imports between them
+	@$(PY) tests/helpers/rooms.py .
 
 format: $(STAMP)  ## let ruff mend layout and imports
 	$(PY) -m ruff check --fix .

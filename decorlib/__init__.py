@@ -1,6 +1,6 @@
 """decorlib: decorrelated neural networks in PyTorch.
 
->>> from decorlib import DecorLinear, decor_parameters, bp_parameters, decor_update
+>>> from decorlib import DecorLinear, DecorSGD, bp_parameters, decorrelate
 """
 
 from decorlib.conversion import ConversionReport, calibrate, conversion_report, decorrelate, fuse
@@ -18,16 +18,21 @@ from decorlib.layers import (
     decor_update,
     padding,
 )
+from decorlib.layers.pending import LostGradient
+from decorlib.layers.unmoved import SilentNoOp
+from decorlib.optim import DecorOptimizer, DecorSGD
 from decorlib.rules.catalogue import RULES, make_rule
 from decorlib.rules.maps import AdaptiveGainRule, FoldiakRule
-from decorlib.rules.rules import KappaRule, PlainDecorrelation, Rule, SeedRule, WhiteningRule
+from decorlib.rules.rules import KappaRule, NotebookRule, PlainDecorrelation, Rule, SeedRule, WhiteningRule
 from decorlib.rules.variants import ColumnScaledKappaRule, TriangularRule
 from decorlib.rules.whitening import ExactWhitening
+from decorlib.summary import summary
+from decorlib.training.call_2024 import decor_train
 from decorlib.training.checkpoint import CheckpointDamaged, load_checkpoint, read_checkpoint, save_checkpoint
 from decorlib.training.history import Epoch, History
-from decorlib.training.train import SilentNoOp, decor_train, train
+from decorlib.training.train import train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "RULES",
@@ -38,13 +43,17 @@ __all__ = [
     "DecorConv2d",
     "DecorConvTranspose2d",
     "DecorLinear",
+    "DecorOptimizer",
+    "DecorSGD",
     "Decorrelation",
     "Epoch",
     "ExactWhitening",
     "FoldiakRule",
     "History",
     "KappaRule",
+    "LostGradient",
     "NonFiniteInput",
+    "NotebookRule",
     "PlainDecorrelation",
     "Rule",
     "SeedRule",
@@ -67,5 +76,6 @@ __all__ = [
     "padding",
     "read_checkpoint",
     "save_checkpoint",
+    "summary",
     "train",
 ]

@@ -26,8 +26,14 @@ def second_moment(x: States, centred: bool = False) -> Float64[Tensor, "features
         (samples, features) -> (features, features), float64.
 
     Raises:
-        ValueError: there is no sample, or a state is not finite.
+        ValueError: x is no matrix of real numbers, there is no sample, a state is not finite, or the squares of the
+            states are outside what float64 can hold.
     """
+    if x.dim() != 2 or x.is_complex():
+        raise ValueError(
+            f"x is a {x.dtype} tensor of shape {tuple(x.shape)}; give real states (samples, features), images by "
+            "x.flatten(1)"
+        )
     if x.numel() == 0:
         raise ValueError(f"x is empty, its shape is {tuple(x.shape)}; give at least one sample of one feature")
     if not torch.isfinite(x).all():
@@ -35,20 +41,52 @@ def second_moment(x: States, centred: bool = False) -> Float64[Tensor, "features
     x = x.detach().double()
     if centred:
         x = x - x.mean(0)
-    return x.T @ x / len(x)
+    c = x.T @ x / len(x)
+    total, number = c.diagonal().sum().item(), torch.finfo(c.dtype)
+    if not math.isfinite(total) or (total < number.tiny / number.eps and bool((x != 0).any())):
+        raise ValueError(
+            f"the largest state is {x.abs().max().item():.3g}: its square is outside what float64 can hold; scale the "
+            "states"
+        )
+    return c
+
+
+def _near_one(c: Tensor) -> Tensor:
+    """``c`` times a power of two, which rounds nothing, so that squares of its entries can be held."""
+    return c * math.ldexp(1.0, -math.frexp(c.abs().max().item())[1])
+
+
+def _finite(loss: float, y: Tensor) -> float:
+    if not math.isfinite(loss):
+        raise ValueError(
+            f"the largest state is {y.abs().max().item():.3g}: its fourth power is more than float64 can hold; scale "
+            "the states"
+        )
+    return loss
 
 
 def decorrelation_loss(y: States, variance: float | Float[Tensor, " features"] | None = None) -> float:
-    """Mean over all D^2 entries of (C - diag(s2))^2, or of C^2 where there is no target; the seed's, of one batch.
+    """Mean over all D^2 entries of (C - diag(s2))^2, or of C^2 where there is no target.
+
+    Of one batch it is the loss that the 2024 notebook prints.
 
     Args:
         y: states after decorrelation.
-        variance: target s2 of each feature's second moment. Default: None, no target: the mean of C^2.
+        variance: target s2 of each feature's second moment, one number or one per feature. Default: None, no target:
+            the mean of C^2.
+
+    Raises:
+        ValueError: a target that is negative or not finite, or not one per feature.
     """
     c = second_moment(y)
     if variance is not None:
-        c.diagonal().sub_(torch.as_tensor(variance, dtype=c.dtype, device=c.device))
-    return c.square().mean().item()
+        target = torch.as_tensor(variance, dtype=c.dtype, device=c.device)
+        if target.dim() > 1 or (target.dim() == 1 and len(target) not in (1, len(c))):
+            raise ValueError(f"variance has shape {tuple(target.shape)} for {len(c)} features: give one, or one each")
+        if not (target.isfinite() & (target >= 0)).all():
+            raise ValueError(f"variance is {variance}; a second moment is finite and not negative")
+        c.diagonal().sub_(target)
+    return _finite(c.square().mean().item(), y)
 
 
 def offdiagonal_loss(y: States, centred: bool = False) -> float:
@@ -62,7 +100,10 @@ def offdiagonal_loss(y: States, centred: bool = False) -> float:
     """
     c = second_moment(y, centred)
     d = len(c)
-    return 0.0 if d == 1 else (c.square().sum() - c.diagonal().square().sum()).item() / (d * (d - 1))
+    if d == 1:
+        return 0.0
+    # the clamp only catches rounding: the squares that are taken off are among those summed
+    return max(_finite((c.square().sum() - c.diagonal().square().sum()).item() / (d * (d - 1)), y), 0.0)
 
 
 def mean_correlation(y: States, centred: bool = True) -> float | None:
@@ -75,14 +116,14 @@ def mean_correlation(y: States, centred: bool = True) -> float | None:
         y: states.
         centred: correlation in the usual sense; False: cosine about zero. Default: True.
     """
-    c = second_moment(y, centred)
+    c = _near_one(second_moment(y, centred))
     v = c.diagonal()
     alive = v > v.max() * torch.finfo(v.dtype).eps  # below that, rounding of the mean is all there is
     c, d = c[alive][:, alive], int(alive.sum())
     if d < 2:
         return None
     r = c / torch.outer(c.diagonal(), c.diagonal()).sqrt()
-    return math.sqrt((r.square().sum().item() - d) / (d * (d - 1)))
+    return math.sqrt(max(r.square().sum().item() - d, 0.0) / (d * (d - 1)))
 
 
 def spectrum(x: States, centred: bool = False) -> Float64[Tensor, " features"]:
@@ -102,8 +143,8 @@ def effective_rank(
 
     There are two common definitions, and they differ much where one mode is far above a long tail:
 
-    * ``"participation"``: (sum l)^2 / sum l^2, the participation ratio. Counts the dominant modes; 2.0 for the seed's
-      1,000 digits, whose first eigenvalue is 25 times the second.
+    * ``"participation"``: (sum l)^2 / sum l^2, the participation ratio. Counts the dominant modes; 2.0 for the 2024
+      notebook's 1,000 digits, whose first eigenvalue is 25 times the second.
     * ``"entropy"``: exp(-sum p log p) with p = l / sum l (Roy and Vetterli, 2007, on the eigenvalues of C). Counts the
       tail too; 6.0 for the same digits.
 
@@ -118,6 +159,7 @@ def effective_rank(
     l = spectrum(x, centred)
     if l[0] == 0:
         raise ValueError("all states are zero (or constant, where centred): their rank is 0 and has no effective size")
+    l = _near_one(l)
     if definition == "participation":
         return (l.sum().square() / l.square().sum()).item()
     if definition == "entropy":
@@ -184,6 +226,8 @@ def _rows(history: Any) -> list[Mapping]:
 def _first(rows: Iterable[Mapping], target: float, value: str, better: str) -> Mapping | None:
     if better not in ("higher", "lower"):
         raise ValueError(f"better = {better!r} must be 'higher' or 'lower'")
+    if math.isnan(target):
+        raise ValueError("target is nan, which no epoch reaches; give a number")
     rows = list(rows)
     if rows and not any(value in row for row in rows):
         raise KeyError(f"no epoch has {value!r}; there are {', '.join(map(str, rows[-1]))}")

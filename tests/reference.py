@@ -45,11 +45,11 @@ def gaussian_divergence(R, S):
     return (X.trace() - len(X) - torch.logdet(X)) / 2
 
 
-# --------------------------------------------------------------------------------------------------------- seed's rule
+# ------------------------------------------------------------------------------------------------------ rule of 2024
 
 
 def target(t, x, D):
-    """The seed's target variance as a list: a number, one per feature, or that of the inputs."""
+    """The 2024 notebook's target variance as a list: a number, one per feature, or that of the inputs."""
     if isinstance(t, str):
         return [float(sum(sample[i] ** 2 for sample in x) / len(x)) for i in range(D)]
     return [float(value) for value in t] if isinstance(t, torch.Tensor) else [t] * D
@@ -187,7 +187,7 @@ def exact_step(R, x, lr, kind, shrinkage):
     return R + lr * (torch.from_numpy(W) - R)
 
 
-# ------------------------------------------------------------------ published defects, for the golden tables only (T14)
+# ------------------------------------------------------------------------ published defects, for the golden tables only
 
 
 def missing_rate_step(R, C, v, lr, c, k):
@@ -212,7 +212,7 @@ def equicorrelated(D, samples, strength, seed):
 
 
 def train_literally(W, b, batches, epochs, lr, rate, t, eta=1.0):
-    """The seed's loop for one DecorLinear and squared error: Adam's equations on (W, b), plain SGD on R from R = I.
+    """The loop of 2024 for one DecorLinear and squared error: Adam's equations on (W, b), plain SGD on R from R = I.
 
     Returns R, W, b and, for each epoch, (mean task loss, mean decorrelation loss), epoch 0 measured without a step.
     """

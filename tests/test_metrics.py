@@ -2,6 +2,7 @@
 
 import math
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -96,6 +97,77 @@ def test_states_without_an_answer_are_refused():
         metrics.offdiagonal_loss(torch.tensor([[1.0, math.nan]]))
     with pytest.raises(ValueError, match="all states are zero"):
         metrics.effective_rank(torch.zeros(3, 2))
+
+
+SCALE_FREE = {
+    "correlation": metrics.mean_correlation,
+    "participation": metrics.effective_rank,
+    "entropy": lambda x: metrics.effective_rank(x, "entropy"),
+    "condition": metrics.condition_number,
+}
+
+
+@pytest.mark.parametrize("name", SCALE_FREE)
+@pytest.mark.parametrize("scale", [2.0**-450, 2.0**-300, 2.0**300, 2.0**450])  # 1e-135 to 1e135
+def test_what_has_no_unit_is_the_same_at_every_scale(name, scale):
+    x = torch.randn(50, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert SCALE_FREE[name](scale * x) == pytest.approx(SCALE_FREE[name](x), rel=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-160, 1e160, 1e200])
+def test_states_whose_squares_cannot_be_held_are_refused(scale):
+    x = scale * torch.randn(50, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for metric in (*SCALE_FREE.values(), metrics.decorrelation_loss, metrics.offdiagonal_loss):
+        with pytest.raises(ValueError, match="outside what float64 can hold; scale the states"):
+            metric(x)
+
+
+def test_a_loss_that_cannot_be_held_is_refused():
+    x = 1e80 * torch.randn(50, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for loss in (metrics.decorrelation_loss, metrics.offdiagonal_loss):
+        with pytest.raises(ValueError, match="fourth power is more than float64 can hold"):
+            loss(x)
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize("x", [torch.ones(3, 2, 4), torch.ones(3), torch.ones(3, 2, dtype=torch.complex64)])
+def test_states_that_are_no_real_matrix_are_refused(x):
+    with pytest.raises(ValueError, match=r"give real states \(samples, features\)"):
+        metrics.second_moment(x)
+
+
+@pytest.mark.usefixtures("untyped")
+def test_integer_states_are_those_numbers():
+    x = torch.tensor([[200, 100], [100, 255]], dtype=torch.uint8)
+    assert metrics.second_moment(x).tolist() == [[25000.0, 22750.0], [22750.0, 37512.5]]
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize(
+    ("variance", "message"),
+    [
+        (-1.0, "variance is -1.0"),
+        (math.nan, "variance is nan"),
+        (torch.ones(2), r"shape \(2,\) for 3 features"),
+        (torch.ones(3, 3), r"shape \(3, 3\) for 3 features"),
+    ],
+)
+def test_a_target_that_no_second_moment_has_is_refused(variance, message):
+    with pytest.raises(ValueError, match=message):
+        metrics.decorrelation_loss(torch.ones(4, 3), variance)
+
+
+def test_a_target_that_is_not_a_number_is_refused():
+    with pytest.raises(ValueError, match="target is nan"):
+        metrics.epochs_to(ROWS, math.nan, value="acc")
+
+
+@pytest.fixture
+def untyped():
+    """As in use: types are not checked at run time, and the library's own messages are what a reader sees."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 ROWS = [

@@ -10,7 +10,7 @@ from decorlib.study.report import notebooks
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = notebooks.find(ROOT / "notebooks")
-LABELS = ("Question.", "What the seed shows.", "What would decide it.", "Runs in")
+LABELS = ("Question.", "What the 2024 notebook shows.", "What would decide it.", "Runs in")
 MAX_LINES = 15
 
 every_notebook = pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.path.stem)

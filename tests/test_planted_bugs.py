@@ -9,21 +9,24 @@ from dataclasses import replace
 
 import pytest
 import reference
-import test_moments
 import torch
+from moment_checks import check_against_samples
 from problems import D, distance, normal, stream
-from test_rules import CASES, check_literal_equation, check_loss, check_step_in_place
+from rule_cases import CASES, check_literal_equation, check_loss, check_step_in_place
 
 import decorlib.layers.decorrelation
 import decorlib.layers.models
+import decorlib.optim
+import decorlib.rules.base
 import decorlib.rules.moments
-import decorlib.rules.rules
 from decorlib.layers.decorrelation import Decorrelation
 from decorlib.layers.linear import DecorLinear
+from decorlib.layers.step import PreparedStep
 from decorlib.rules.moments import Moments
 from decorlib.rules.rules import KappaRule, PlainDecorrelation, RowRule, SeedRule
 from decorlib.rules.variants import TriangularRule
 
+the_call = importlib.import_module("decorlib.training.call_2024")
 trainer = importlib.import_module("decorlib.training.train")  # in the package, the name is the function's
 
 # -------------------------------------------------------------------------------------------------------------- checks
@@ -44,7 +47,7 @@ def in_place(name, batch):
 
 
 def samples(batch, dense):
-    return lambda: test_moments.check_against_samples(batch, D, dense)
+    return lambda: check_against_samples(batch, D, dense)
 
 
 def problem():
@@ -55,20 +58,20 @@ def problem():
 
 
 def check_training(separate=True, epochs=3, lr=0.02, rate=0.05):
-    """The trainer beside the seed's loop written out: R, weights and reported losses, by either kind of step."""
+    """The trainer beside the 2024 notebook's loop written out: R, weights and reported losses, by either step."""
     batches, model = problem()
     W, b = model.weight.detach().clone(), model.bias.detach().clone()
     squared = torch.nn.MSELoss()
     if separate:
         args = argparse.Namespace(lr=lr, eta=rate, epochs=epochs)
-        history = trainer.decor_train(args, model, squared, batches, "cpu", verbose=False, allow_no_op=True)
+        history = the_call.decor_train(args, model, squared, batches, "cpu", verbose=False, allow_no_op=True)
     else:
         history = trainer.train(
             model,
             squared,
             batches,
             epochs=epochs,
-            optimizer=torch.optim.Adam(trainer.bp_parameters(model), lr=lr),
+            optimizer=torch.optim.Adam(decorlib.layers.models.bp_parameters(model), lr=lr),
             decor_optimizer=torch.optim.SGD(decorlib.layers.models.decor_parameters(model), lr=rate),
             measure_first=True,
             allow_no_op=True,
@@ -89,7 +92,7 @@ def check_every_layer_learns():
     batches, model = problem()
     model = torch.nn.Sequential(model, DecorLinear(2, 2, variance=1.0, dtype=torch.float64))
     args = argparse.Namespace(lr=0.02, eta=0.05, epochs=1)
-    trainer.decor_train(args, model, torch.nn.MSELoss(), batches, "cpu", verbose=False, allow_no_op=True)
+    the_call.decor_train(args, model, torch.nn.MSELoss(), batches, "cpu", verbose=False, allow_no_op=True)
     for layer in model:
         R = layer.decorrelation.weight
         assert distance(R, torch.eye(len(R), dtype=R.dtype)) > 1e-3
@@ -102,14 +105,14 @@ def columns_instead_of_rows(patch):
     def as_columns(c, R):
         return c.to(R.dtype).unsqueeze(-2) if isinstance(c, torch.Tensor) and c.dim() else c
 
-    patch.setattr(decorlib.rules.rules, "as_rows", as_columns)
+    patch.setattr(decorlib.rules.base, "as_rows", as_columns)
 
 
 def mean_over_n_minus_1(patch):
     true = Moments.of.__func__
 
-    def of(cls, y, x=None, dense=None):
-        m = true(cls, y, x, dense)
+    def of(cls, y, x=None, dense=None, **options):
+        m = true(cls, y, x, dense, **options)
         f = m.count / (m.count - 1)
         scaled = {"matrix": m.matrix * f} if m.samples is None else {"samples": m.samples * f**0.5}
         return replace(m, variance=m.variance * f, **scaled)
@@ -153,7 +156,9 @@ def gram_divided_once(patch):
 
 def centred_moments(patch):
     true = Moments.of.__func__
-    patch.setattr(Moments, "of", classmethod(lambda cls, y, x=None, dense=None: true(cls, y - y.mean(-2), x, dense)))
+    patch.setattr(
+        Moments, "of", classmethod(lambda cls, y, *given, **options: true(cls, y - y.mean(-2), *given, **options))
+    )
 
 
 def rate_left_out(patch):
@@ -167,24 +172,27 @@ def bound_left_out(patch):
 
 
 def update_skipped(patch):
-    """The update reports a loss and sets no gradient: what happened in the seed's third run."""
-    true = Decorrelation.update
+    """The update reports a loss and sets no gradient: what happened in the 2024 notebook's third run."""
+    true = PreparedStep.commit_gradient
 
-    def update(self, lr=None, max_step=None):
-        loss = true(self, lr, max_step)
-        self.weight.grad = None
+    def commit(self):
+        loss = true(self)
+        self.layer.weight.grad = None
         return loss
 
-    patch.setattr(Decorrelation, "update", update)
-    patch.setattr(Decorrelation, "step", update)
+    patch.setattr(PreparedStep, "commit_gradient", commit)
+    patch.setattr(PreparedStep, "commit_in_place", commit)
 
 
 def one_layer_skipped(patch):
-    def decor_update(model, lr=None, max_step=None):
-        name, layer = next(iter(decorlib.layers.models.decor_modules(model)))
-        return {name: layer.update(lr, max_step)}
+    true = decorlib.optim.as_gradients
 
-    patch.setattr(trainer, "decor_update", decor_update)
+    def as_gradients(steps):
+        true(steps[:1])
+        for step in steps[1:]:
+            step.layer.forget()
+
+    patch.setattr(decorlib.optim, "as_gradients", as_gradients)
 
 
 def stale_states(patch):
@@ -219,11 +227,12 @@ def R_owned_by_the_weights_optimizer(patch):
                     p.grad = None if p.requires_grad else p.grad
 
     patch.setattr(torch.optim, "Adam", Adam)
-    patch.setattr(trainer, "bp_parameters", lambda model: model.parameters())
-    patch.setattr(trainer, "_check_ownership", lambda *optimizers: None)
+    patch.setattr(the_call, "bp_parameters", lambda model: model.parameters())
+    patch.setattr(trainer, "check_ownership", lambda *optimizers: None)
+    patch.setattr(decorlib.optim, "take_away_gradients", lambda parameters: None)
 
 
-SEED, KAPPA = "seed, variance 2, eta 0.5", "kappa 0.3"
+SEED, KAPPA = "notebook, variance 2, eta 0.5", "kappa 0.3"
 PLANTED = [
     (columns_instead_of_rows, [literal(SEED, 4), literal(SEED, 16), literal(KAPPA, 4), literal(KAPPA, 16)]),
     (mean_over_n_minus_1, [literal(SEED, 4), literal(SEED, 16), literal(KAPPA, 16), loss(SEED, 16), samples(17, True)]),
@@ -233,7 +242,7 @@ PLANTED = [
     (diagonal_left_in_C, [literal("plain", 4), literal(KAPPA, 16), literal("kappa normalized", 4)]),
     (diagonal_left_in_the_triangle, [literal("triangular", 4), literal("triangular normalized", 16)]),
     (diagonal_left_in_the_loss, [loss("plain", 4), loss(KAPPA, 16), loss("whitening", 4), samples(17, True)]),
-    (target_left_out_of_the_loss, [loss("seed, variance 1", 4), loss("seed, input", 16), check_training]),
+    (target_left_out_of_the_loss, [loss("notebook, variance 1", 4), loss("notebook, input", 16), check_training]),
     (one_variance_for_all, [literal(KAPPA, 4), literal("kappa normalized", 16), literal("triangular", 4)]),
     (gram_divided_once, [loss(SEED, 4), loss(KAPPA, 4), samples(3, False)]),
     (rate_left_out, [in_place(SEED, 4), in_place(KAPPA, 16), training_in_place]),
@@ -257,7 +266,7 @@ def test_a_planted_bug_turns_the_check_red(bug, check, monkeypatch):
 
 
 def test_an_optimizer_that_owns_R_is_refused_before_it_can_step(monkeypatch):
-    monkeypatch.setattr(trainer, "bp_parameters", lambda model: model.parameters())
+    monkeypatch.setattr(the_call, "bp_parameters", lambda model: model.parameters())
     with pytest.raises(ValueError, match=r"optimizer also owns R of .*bp_parameters"):
         check_training()
 
@@ -267,13 +276,13 @@ def test_a_skipped_update_is_an_error_at_the_first_step(separate, monkeypatch):
     update_skipped(monkeypatch)
     batches, model = problem()
     before = model.weight.detach().clone()
-    with pytest.raises(trainer.SilentNoOp, match="the first step"):
+    with pytest.raises(decorlib.SilentNoOp, match="the first step"):
         trainer.train(
             model,
             torch.nn.MSELoss(),
             batches,
             epochs=5,
-            optimizer=torch.optim.SGD(trainer.bp_parameters(model), lr=0.1),
+            optimizer=torch.optim.SGD(decorlib.layers.models.bp_parameters(model), lr=0.1),
             decor_optimizer=torch.optim.SGD(decorlib.layers.models.decor_parameters(model), lr=0.05),
             in_place=not separate,
         )

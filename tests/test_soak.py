@@ -1,29 +1,42 @@
 """The soak itself: it passes where all is well, and says so where something was lost. Half an hour of it: soak.py."""
 
 import json
+import shutil
 import signal
 
 import pytest
 import soak
 
-from decorlib.study.sweeps import runs
+from decorlib.study.sweeps import identity, runs
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A soak's folder in which every run is in both caches, the reference and the one that suffers."""
+    folder = tmp_path_factory.mktemp("soak")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DECORLIB_PROGRESS", "off")
+        # long enough, each, for a strike after 0.02 s to find one under way
+        patch.setattr(soak, "SPECS", [soak.BASE.but(seed=seed, train_size=256, epochs=10) for seed in range(6)])
+        runs.sweep(soak.SPECS, soak.experiment.run, engine="serial", cache=folder / "reference")
+        shutil.copytree(folder / "reference", folder / "cache")
+        yield folder
 
 
 @pytest.fixture
-def few(monkeypatch):
+def few(trained, monkeypatch):
     # A shell's background job ignores Ctrl-C, and so does Python in it: then there would be nothing to interrupt.
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setenv("DECORLIB_PROGRESS", "off")
-    # long enough, each, for a strike after 0.02 s to find one under way
-    monkeypatch.setattr(soak, "SPECS", [soak.BASE.but(seed=seed, train_size=256, epochs=10) for seed in range(6)])
     yield
     signal.signal(signal.SIGINT, handler)
 
 
 @pytest.fixture
-def work(few, tmp_path):
+def work(few, trained, tmp_path):
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     made = soak.Soak(tmp_path, seed=1, jobs=1)
-    runs.sweep(soak.SPECS, soak.experiments.run, engine="serial", cache=made.cache)
+    assert len(soak.entries(made.cache)) == len(soak.SPECS)
     return made
 
 
@@ -52,7 +65,7 @@ def test_a_short_soak_with_everything(few, tmp_path):
 
 
 def test_another_record_a_lost_and_a_changed_entry_are_seen(work):
-    records = runs.sweep(soak.SPECS, soak.experiments.run, engine="serial", cache=work.cache)
+    records = runs.sweep(soak.SPECS, soak.experiment.run, engine="serial", cache=work.cache)
     whole = soak.entries(work.cache)
 
     def seen(records=records):
@@ -86,7 +99,7 @@ def test_damage_that_nobody_names_is_seen(work):
 def order(work, whole):
     """Contents of the entries in the order of the specifications."""
     by_spec = {json.dumps(json.loads(b)["spec"], sort_keys=True): b for b in whole.values()}
-    return [by_spec[json.dumps(json.loads(json.dumps(runs.spec_dict(s))), sort_keys=True)] for s in soak.SPECS]
+    return [by_spec[json.dumps(json.loads(json.dumps(identity.spec_dict(s))), sort_keys=True)] for s in soak.SPECS]
 
 
 def test_a_fault_that_was_never_there_is_seen():

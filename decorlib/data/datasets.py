@@ -8,16 +8,15 @@ import gzip
 import hashlib
 import lzma
 import os
-import shutil
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 import torchvision.datasets
 
-from decorlib._files import remove_stale_partials, written_atomically
+from decorlib.data.files import DataDamaged, DataUnavailable, DataWarning, digest, missing_files, unpack
 from decorlib.data.inputs import SCALINGS, in_parts, loader, scale, tensors
 
 __all__ = [
@@ -51,18 +50,6 @@ FASHION_MD5 = {  # of the unpacked files; torchvision knows only the sums of its
 }
 
 
-class DataUnavailable(RuntimeError):
-    """A data set is not here, or cannot be put where it is needed; the message says the way out."""
-
-
-class DataDamaged(DataUnavailable):
-    """A data file is there but is not what was published; the message says which, and the way out."""
-
-
-class DataWarning(UserWarning):
-    """A damaged unpacked file was found and replaced by a good one."""
-
-
 def data_root() -> Path:
     """Folder that holds unpacked data: the variable DECORLIB_DATA, else the user's cache folder."""
     return Path(os.environ.get("DECORLIB_DATA") or platformdirs.user_cache_dir("decorlib")).expanduser()
@@ -79,60 +66,10 @@ def _sums(name: str) -> dict[str, str]:
         ) from error
 
 
-def _digest(path: Path, algorithm: str) -> str | None:
-    """Checksum of a file, None where there is no file."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, algorithm).hexdigest()
-    except FileNotFoundError:
-        return None
-
-
-def _missing(raw: Path, expected: Mapping[str, str]) -> list[str]:
-    """Names that are not in `raw` with the expected md5; a warning for each that is there but damaged."""
-    missing = []
-    for name, md5 in expected.items():
-        # Hashing all 55 MB takes a tenth of a second, so it is done each time: no date shows a flipped bit.
-        found = _digest(raw / name, "md5")
-        if found != md5:
-            missing.append(name)
-            if found is not None:
-                warnings.warn(
-                    f"{raw / name} is damaged (md5 {found}, expected {md5}); it is replaced",
-                    DataWarning,
-                    stacklevel=4,
-                )
-    return missing
-
-
-def _unpack(raw: Path, expected: Mapping[str, str], open_packed: Callable[[str], Any], source: str) -> None:
-    """Bring `raw` to hold every expected file, from `open_packed(name)`; a no-op where it already does."""
-    missing = _missing(raw, expected)
-    if missing:
-        remove_stale_partials(raw)
-    for name in missing:
-        try:
-            with open_packed(name) as packed, written_atomically(raw / name) as unpacked:
-                shutil.copyfileobj(packed, unpacked, 1 << 20)
-        except (EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
-            raise DataDamaged(f"{source} holds a damaged {name}: {error}; reinstall it") from error
-        except OSError as error:
-            raise DataUnavailable(
-                f"{raw / name} could not be written ({error}); free 60 MB there, or name another folder "
-                "in the environment variable DECORLIB_DATA"
-            ) from error
-        found = _digest(raw / name, "md5")
-        if found != expected[name]:
-            raise DataDamaged(
-                f"{raw / name}, just unpacked from {source}, has md5 {found}, expected {expected[name]}; "
-                f"reinstall {source}, or name another folder in the environment variable DECORLIB_DATA"
-            )
-
-
 def _open_shipped(name: str) -> lzma.LZMAFile:
     """The shipped file, opened for unpacking, after its sha256 was checked."""
     packed, expected = SHIPPED / f"{name}.xz", _sums("SHA256SUMS").get(f"{name}.xz")
-    found = _digest(packed, "sha256")
+    found = digest(packed, "sha256")
     if found is None or found != expected:
         raise DataDamaged(
             f"decorlib's own {packed} is {'missing' if found is None else f'damaged: sha256 {found}'}, "
@@ -168,7 +105,7 @@ def mnist_root(root: PathLike | None = None) -> str:
     """
     root = Path(root).expanduser() if root is not None else data_root()
     _refuse_legacy(root, "MNIST")
-    _unpack(root / "MNIST" / "raw", _sums("MD5SUMS"), _open_shipped, "decorlib")
+    unpack(root / "MNIST" / "raw", _sums("MD5SUMS"), _open_shipped, "decorlib")
     return str(root)
 
 
@@ -238,8 +175,8 @@ def fashion_mnist(
     raw = root / "FashionMNIST" / "raw"
     _refuse_legacy(root, "FashionMNIST")
     if all((DEBIAN_FASHION / f"{name}.gz").is_file() for name in FASHION_MD5):
-        _unpack(raw, FASHION_MD5, _open_debian_fashion, "dataset-fashion-mnist")
-    elif missing := _missing(raw, FASHION_MD5):
+        unpack(raw, FASHION_MD5, _open_debian_fashion, "dataset-fashion-mnist")
+    elif missing := missing_files(raw, FASHION_MD5):
         if not download:
             raise DataUnavailable(
                 f"Fashion-MNIST is not here: {', '.join(missing)} not in {raw} with the published md5; "
@@ -249,7 +186,7 @@ def fashion_mnist(
         for name in missing:  # torchvision skips what is there, damaged or not
             (raw / name).unlink(missing_ok=True)
         _download(lambda: torchvision.datasets.FashionMNIST(root, download=True), "Fashion-MNIST", root)
-        if damaged := _missing(raw, FASHION_MD5):
+        if damaged := missing_files(raw, FASHION_MD5):
             raise DataDamaged(f"{raw / damaged[0]} was downloaded but has the wrong md5; delete it and call again")
     return torchvision.datasets.FashionMNIST(root, train, transform, target_transform, download=False)
 
@@ -279,7 +216,7 @@ def cifar10(
     source = torchvision.datasets.CIFAR10
     expected = dict([*source.train_list, *source.test_list, (source.meta["filename"], source.meta["md5"])])
     folder = root / source.base_folder
-    bad = [name for name, md5 in expected.items() if _digest(folder / name, "md5") != md5]
+    bad = [name for name, md5 in expected.items() if digest(folder / name, "md5") != md5]
     if bad and not download:
         raise DataUnavailable(
             f"CIFAR-10 is not here: {', '.join(bad)} not in {folder} with the published md5; "
@@ -324,3 +261,7 @@ def checksum(name: str) -> str:
     else:
         raise ValueError(f"no data set is called {name!r}; there are {', '.join(NAMES)}")
     return hashlib.sha256("\n".join(f"{file} {sums[file]}" for file in sorted(sums)).encode()).hexdigest()
+
+
+#: What results that were computed with this module depend on besides code; a stored run is named by it, too.
+DEPENDS_ON = {name: partial(checksum, name) for name in NAMES}

@@ -1,5 +1,6 @@
 """From images as published to the batches a model sees: tensors, scalings, a fast loader."""
 
+import math
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, Literal, get_args
@@ -14,7 +15,7 @@ Scaling = Literal["seed", "raw", "unit", "standard", "feature", "centred"]
 SCALINGS: tuple[str, ...] = get_args(Scaling)
 
 
-def tensors(dataset: Any) -> tuple[UInt8[Tensor, "n *size"], Integer[Tensor, " n"]]:
+def tensors(dataset: Any) -> tuple[UInt8[Tensor, " n *size"], Integer[Tensor, " n"]]:
     """All images and labels of a torchvision data set (or a Subset of one) as two tensors, as published.
 
     The data set's transforms are *not* applied: scale with :func:`scale`.
@@ -37,7 +38,7 @@ def tensors(dataset: Any) -> tuple[UInt8[Tensor, "n *size"], Integer[Tensor, " n
     return torch.as_tensor(dataset.data), torch.as_tensor(dataset.targets, dtype=torch.int64)
 
 
-def _pixel_moments(images: UInt8[Tensor, "n *size"]) -> tuple[Tensor, Tensor]:
+def _pixel_moments(images: UInt8[Tensor, " n *size"]) -> tuple[Tensor, Tensor]:
     """Mean and variance of each pixel in units of p/255, from exact integer sums (float64)."""
     total = images.sum(0, dtype=torch.int64).double()
     # In parts: int64 takes eight times the memory of the images.
@@ -47,18 +48,18 @@ def _pixel_moments(images: UInt8[Tensor, "n *size"]) -> tuple[Tensor, Tensor]:
 
 
 def scale(
-    images: UInt8[Tensor, "n *size"],
+    images: UInt8[Tensor, " n *size"],
     how: str = "seed",
     *,
-    reference: UInt8[Tensor, "m *size"] | None = None,
+    reference: UInt8[Tensor, " m *size"] | None = None,
     floor: float = 1 / 255,
-) -> Float32[Tensor, "n *size"]:
+) -> Float32[Tensor, " n *size"]:
     r"""uint8 images p -> float32 inputs x, in one of six ways.
 
     ============  ==============================================  ==========================================
     how           x                                               MNIST's background becomes
     ============  ==============================================  ==========================================
-    "seed"        (p/255 - 0.5) / 0.25, as the seed notebook       -2
+    "seed"        (p/255 - 0.5) / 0.25, as the 2024 notebook      -2
     "raw"         p/255                                           0
     "unit"        (p/255 - 0.5) / 0.5, range [-1, 1]              -1
     "standard"    (p/255 - m) / s, one m and s for all pixels      -0.42 (m = 0.1307, s = 0.3081)
@@ -82,7 +83,8 @@ def scale(
         images (N, ...), reference (M, ...) -> (N, ...).
 
     Raises:
-        ValueError: unknown name, missing or empty reference, floor that is not positive.
+        ValueError: unknown name; images that are not uint8 (scaled already?); a reference that is missing, empty or
+            of other images; a floor that is not positive and finite.
 
     Example::
 
@@ -90,8 +92,14 @@ def scale(
     """
     if how not in SCALINGS:
         raise ValueError(f"how = {how!r} is no scaling; choose one of {', '.join(SCALINGS)}")
-    if not floor > 0:
-        raise ValueError(f"floor = {floor} must be positive; 1/255 is one grey level")
+    if not 0 < floor < math.inf:
+        raise ValueError(f"floor = {floor} must be positive and finite; 1/255 is one grey level")
+    for name, pixels in (("images", images), ("reference", reference)):
+        if pixels is not None and pixels.dtype != torch.uint8:
+            raise ValueError(
+                f"{name} are {pixels.dtype}; scale takes pixels as published, uint8 from 0 to 255, as tensors() "
+                "gives them"
+            )
     x = images.to(torch.float32).div_(255)
     if how == "raw":
         return x
@@ -99,6 +107,11 @@ def scale(
         return x.sub_(0.5).div_({"seed": 0.25, "unit": 0.5}[how])
     if reference is None or len(reference) == 0:
         raise ValueError(f"scaling {how!r} takes its statistics from training images: pass reference=train_images")
+    if reference.shape[1:] != images.shape[1:]:
+        raise ValueError(
+            f"reference has images of shape {tuple(reference.shape[1:])}, to be scaled are {tuple(images.shape[1:])}; "
+            "take both from one data set"
+        )
     mean, variance = _pixel_moments(reference)
     if how == "standard":
         std = (variance.mean() + (mean - mean.mean()).square().mean()).sqrt()  # within + between pixels
@@ -110,8 +123,8 @@ def scale(
 
 
 def loader(
-    x: Shaped[Tensor, "n *size"],
-    y: Shaped[Tensor, "n *label"],
+    x: Shaped[Tensor, " n *size"],
+    y: Shaped[Tensor, " n *label"],
     batch_size: int = 64,
     shuffle: bool = True,
     drop_last: bool = True,

@@ -3,7 +3,7 @@
 What is true of every layer here
 
 * ``forward`` transforms and remembers; it never changes R. ``update()`` sets ``.grad`` of the decorrelation parameters
-  from the remembered batch and returns the loss. A torch optimizer over :func:`decor_parameters` takes the step.
+  from the remembered batch and returns the loss; ``step()`` moves them. :class:`decorlib.DecorSGD` does so for a model.
 * R gets no gradient from backpropagation; gradients pass through it to the input.
 * A decorrelated layer is a reparametrisation of the plain one: W (R (x - mu) + b_R) + b is again a linear map of x,
   which is what :func:`decorlib.fuse` writes out.

@@ -7,7 +7,7 @@ import math
 from torch import Tensor, nn
 
 from decorlib.rules.catalogue import RULES, make_rule
-from decorlib.rules.rules import KappaRule, Rule, SeedRule
+from decorlib.rules.rules import KappaRule, NotebookRule, Rule
 
 EMPTY = "an empty batch has no statistics: skip it, or use model.eval() to pass it through"
 CENTERS = (None, "batch", "running", "bias")
@@ -56,7 +56,7 @@ def chosen_rule(rule, eta: float | None = None, variance=None) -> Rule:
     if rule is None:
         if eta is None and variance is None:
             return KappaRule()
-        return SeedRule(variance=variance, eta=1.0 if eta is None else eta)
+        return NotebookRule(variance=variance, eta=1.0 if eta is None else eta)
     rule = make_rule(rule) if isinstance(rule, str) else rule
     if eta is not None or variance is not None:
         raise ValueError(f"eta={eta} and variance={variance} belong to the seed's rule; set them on {rule} instead")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from decorlib.layers import centring, integrity, memory
+from decorlib.layers import centring, integrity, memory, operations
 from decorlib.layers.checks import check_options, chosen_rule, features_last
 from decorlib.layers.count import UpdateCount
 from decorlib.layers.recompute import Passes
@@ -35,7 +35,7 @@ class Decorrelation(nn.Module):
         variance: target variance of the 2024 rule: a number, D numbers, or ``"input"``; not together with ``rule``.
             Default: None; where ``eta`` is given that is no target, whose only fixed point is R = 0.
         rule: the learning rule, or a key of :data:`decorlib.RULES` for one with its defaults. Default: ``KappaRule()``;
-            where ``eta`` or ``variance`` is given, ``SeedRule(variance, eta)``.
+            where ``eta`` or ``variance`` is given, ``NotebookRule(variance, eta)``.
         groups: split the features into equal blocks, each with its own R. Default: 1.
         center: None; ``"batch"``, subtract the batch mean (differentiable; running mean in evaluation); ``"running"``,
             subtract the running mean always; ``"bias"``, the same as ``bias=True``. Default: None.
@@ -72,6 +72,9 @@ class Decorrelation(nn.Module):
         >>> loss = layer.update()
         >>> optimizer.step()
     """
+
+    #: Layers are found by this mark rather than by their class, which is another one after a reload of the library.
+    holds_R = True
 
     def __init__(
         self,
@@ -136,8 +139,12 @@ class Decorrelation(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         x = self.flat(input)
         self.enter(x)
-        mean = self.mean(x)
-        y = self.transform(x, mean)
+        mean = centring.tracked_plainly(self, x, self.weight) if x.requires_grad else None
+        if mean is None:
+            mean = self.mean(x)
+            y = self.transform(x, mean)
+        else:
+            y = operations.centred_linear(x, self.weight.detach(), self.bias, mean)
         if self.due:
             self.remember(x, mean, y, handed_out=True)
         return y.reshape(input.shape)
@@ -264,7 +271,7 @@ class Decorrelation(nn.Module):
         return prepared(self, lr, max_step, self._is_turn())
 
     def measure(self) -> Tensor | None:
-        """The loss that ``update()`` would return (or its error), without learning and without counting as an update."""
+        """The loss that ``update()`` would return (or its error), without learning and without counting."""
         return measured(self, self._is_turn())
 
     def idle_reason(self) -> str | None:

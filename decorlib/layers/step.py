@@ -172,11 +172,10 @@ def _moments(layer: nn.Module) -> tuple[Moments, Tensor | None, Tensor | None]:
     """Moments of what is remembered, over all processes; the new average of <x x'>; the direction of b."""
     y, x = layer.memory.joined(layer.transform)
     y, rule, dtype = y.to(layer.weight.dtype), layer.rule, layer.weight.dtype
-    needs_samples = rule.needs_rate and rule.reads is not None
     inputs = None if x is None else _by_group(x.to(dtype), layer.groups)
-    moments = Moments.of(_by_group(y, layer.groups), inputs, dense=False if needs_samples else None)
+    moments = Moments.of(_by_group(y, layer.groups), inputs, gain=rule.needs_gain)
     if distributed():
-        moments = moments.reduced(layer.process_group, gain=needs_samples)
+        moments = moments.reduced(layer.process_group, gain=rule.needs_gain)
     input_moment, toward_zero = None, None
     if layer.input_moment is not None:
         weight = rule.momentum if layer._count.of(layer.num_updates) else 1.0

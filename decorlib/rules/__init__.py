@@ -1,13 +1,13 @@
 """What R learns: learning rules as small frozen dataclasses of pure functions. Read ``rules.py`` first.
 
-``moments`` is what a rule may ask of a batch; ``rules``, ``variants``, ``maps`` and ``whitening`` hold the rules;
-``catalogue`` gives them names. This room imports no other room of decorlib.
+``moments`` is what a rule may ask of a batch; ``base`` what a rule is; ``rules``, ``variants``, ``maps`` and
+``whitening`` hold the rules; ``catalogue`` gives them names. This room imports no other room of decorlib.
 """
 
 from decorlib.rules.catalogue import RULES, make_rule
 from decorlib.rules.maps import AdaptiveGainRule, FoldiakRule
 from decorlib.rules.moments import Moments
-from decorlib.rules.rules import KappaRule, PlainDecorrelation, RowRule, Rule, SeedRule, WhiteningRule
+from decorlib.rules.rules import KappaRule, NotebookRule, PlainDecorrelation, RowRule, Rule, SeedRule, WhiteningRule
 from decorlib.rules.variants import ColumnScaledKappaRule, TriangularRule
 from decorlib.rules.whitening import ExactWhitening
 
@@ -19,6 +19,7 @@ __all__ = [
     "FoldiakRule",
     "KappaRule",
     "Moments",
+    "NotebookRule",
     "PlainDecorrelation",
     "RowRule",
     "Rule",

@@ -6,7 +6,7 @@ from decorlib.rules import maps, rules, variants, whitening
 from decorlib.rules.rules import Rule
 
 RULES: dict[str, type[Rule]] = {
-    "seed": rules.SeedRule,
+    "notebook": rules.NotebookRule,
     "plain": rules.PlainDecorrelation,
     "kappa": rules.KappaRule,
     "kappa_columns": variants.ColumnScaledKappaRule,
@@ -18,8 +18,13 @@ RULES: dict[str, type[Rule]] = {
 }
 
 
+#: Older names, which :func:`make_rule` goes on taking.
+ALIASES = {"seed": "notebook"}
+
+
 def make_rule(name: str, **hyperparameters) -> Rule:
-    """The rule called ``name`` (a key of :data:`RULES`) with its hyperparameters."""
+    """The rule called ``name`` (a key of :data:`RULES`, or an older name) with its hyperparameters."""
+    name = ALIASES.get(name, name)
     if name not in RULES:
         raise ValueError(f"no rule is called {name!r}; there are: {', '.join(RULES)}")
     return RULES[name](**hyperparameters)

@@ -11,8 +11,8 @@ from typing import ClassVar, Literal
 
 import torch
 
+from decorlib.rules.base import Matrix, Rule, as_rows
 from decorlib.rules.moments import Moments
-from decorlib.rules.rules import Matrix, Rule, as_rows
 
 
 def _check_rate(lr: float | int | None) -> None:
@@ -44,6 +44,7 @@ class AdaptiveGainRule(Rule):
 
     norm: Literal["demeaned", "raw"] = "demeaned"
     needs_rate: ClassVar[bool] = True
+    needs_gain: ClassVar[bool] = True
 
     def __post_init__(self):
         if self.norm not in ("demeaned", "raw"):

@@ -21,133 +21,32 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from decorlib.rules.moments import Moments, largest_eigenvalue
+from decorlib.rules.base import RowRule, Rule, Variance, Vector, as_rows, check_range, check_variance
+from decorlib.rules.moments import Moments
 
-Variance = float | Tensor | Literal["input"] | None
-Matrix = Float[Tensor, "*groups features features"]
-Vector = Float[Tensor, "*groups features"]
-Scalar = Float[Tensor, "*groups"]
+__all__ = [
+    "KappaRule",
+    "NotebookRule",
+    "PlainDecorrelation",
+    "RowRule",
+    "Rule",
+    "SeedRule",
+    "WhiteningRule",
+    "as_rows",
+    "check_range",
+    "check_variance",
+]
 
-
-def check_variance(variance) -> None:
-    """Raise ValueError unless ``variance`` is None, "input", or finite and positive (a number or one per feature)."""
-    allowed = "None (no target), a positive number, a tensor with one positive number per feature, or 'input'"
-    if variance is None or (isinstance(variance, str) and variance == "input"):
-        return
-    if isinstance(variance, Tensor):
-        positive = variance.is_floating_point() and bool((variance.isfinite() & (variance > 0)).all())
-        if variance.dim() > 1 or not positive:
-            raise ValueError(
-                f"variance is a {variance.dtype} tensor of shape {tuple(variance.shape)} with other than positive, "
-                f"finite, floating numbers in one dimension; allowed: {allowed}"
-            )
-    elif isinstance(variance, bool) or not isinstance(variance, int | float):
-        raise ValueError(f"variance is {variance!r}; allowed: {allowed}")
-    elif not (math.isfinite(variance) and variance > 0):
-        raise ValueError(f"variance is {variance}; allowed: {allowed}")
-
-
-def check_range(name: str, value: float | int, low: float | int, high: float | int, way_out: str) -> None:
-    """Raise ValueError unless low <= value <= high and the value is finite."""
-    if not (low <= value <= high and math.isfinite(value)):
-        raise ValueError(
-            f"{name} is {value}; it must lie in [{low}, {high}{']' if high < math.inf else ')'}: {way_out}"
-        )
+# ------------------------------------------------------------------------------------ the rule of the 2024 notebook
 
 
 @dataclass(frozen=True)
-class Rule:
-    """What every rule answers about the moments of one batch. Subclasses hold hyperparameters only.
-
-    Rules are pure: they change nothing they are given (but R in :meth:`step_`), and know no training or evaluation
-    mode. Leading dimensions are independent problems. The sign is that of a gradient: R goes *against* ``direction``.
-
-    Shape:
-        - moments: of states :math:`(*, B, D)`.
-        - R, direction: :math:`(*, D, D)`.
-        - loss, sharpness: :math:`(*)`.
-
-    Example::
-
-        >>> x = torch.randn(64, 10)
-        >>> R, rule = torch.eye(10), KappaRule(kappa=0.5)
-        >>> for step in range(100):
-        ...     R = R - 0.1 * rule.direction(Moments.of(x @ R.T), R)
-        >>> bool(rule.loss(Moments.of(x @ R.T)) < 1e-3)
-        True
-    """
-
-    #: What the statistics must hold besides y: nothing, the inputs that R multiplies, or the inputs before centring.
-    reads: ClassVar[Literal[None, "input", "raw input"]] = None
-    #: Whether ``direction`` needs the rate of the step that will be taken.
-    needs_rate: ClassVar[bool] = False
-
-    def direction(self, moments: Moments, R: Matrix, lr: float | None = None) -> Matrix:
-        """dR of the step R <- R - lr * dR. ``lr`` matters only to rules whose published step is not linear in it."""
-        raise NotImplementedError
-
-    def step_(self, moments: Moments, R: Matrix, lr: float, scale: Scalar | float = 1.0) -> None:
-        """R <- R - lr * scale * direction, in place: what plain SGD would do with the gradient."""
-        R.sub_(as_rows(scale, R) * lr * self.direction(moments, R, lr))
-
-    def loss(self, moments: Moments) -> Scalar:
-        """The reported loss: 0 where the rule is content with the batch."""
-        raise NotImplementedError
-
-    def sharpness(self, moments: Moments) -> Scalar:
-        """Largest eigenvalue of what multiplies R in a step, estimated by power iteration; here that of X."""
-        return largest_eigenvalue(moments.times, moments.variance)
-
-
-@dataclass(frozen=True)
-class RowRule(Rule):
-    """Rules of the form dR = diag(a) R + diag(b) X R: a left factor that weighs rows. Subclasses give a and b.
-
-    The product X R is all that costs; :class:`~decorlib.rules.Moments` takes it in the cheaper of its two forms.
-    """
-
-    def rows(self, moments: Moments) -> tuple[Vector | Scalar | float, Vector | Scalar | float]:
-        """The coefficients (a, b), one per row or one for all."""
-        raise NotImplementedError
-
-    def direction(self, moments: Moments, R: Matrix, lr: float | None = None) -> Matrix:
-        a, b = (as_rows(c, R) for c in self.rows(moments))
-        product = moments.times(R)  # a new matrix: it may be written over
-        product = product.mul_(b) if isinstance(b, Tensor) or b != 1 else product
-        return torch.addcmul(product, a, R, out=product) if isinstance(a, Tensor) else product.add_(R, alpha=a)
-
-    def step_(self, moments: Moments, R: Matrix, lr: float, scale: Scalar | float = 1.0) -> None:
-        # Without a gradient in between: at D = 784 and B = 64 allocating and passing over one more D x D matrix costs
-        # as much as one of the two products.
-        a, b = self.rows(moments)
-        if isinstance(scale, Tensor):
-            scale = as_rows(scale, moments.variance)
-            a, b = scale * a, scale * b
-        elif scale != 1:
-            lr = lr * scale
-        moments.add_product_(R, a, b, alpha=-lr)
-
-    def sharpness(self, moments: Moments) -> Scalar:
-        a, b = (as_rows(c, moments.variance.unsqueeze(-1)) for c in self.rows(moments))
-        return largest_eigenvalue(lambda u: a * u + b * moments.times(u), moments.variance)
-
-
-def as_rows(c, R: Tensor):
-    """A coefficient per row (or per group) in the shape that multiplies R; a plain number stays one."""
-    return c.to(R.dtype).reshape(*c.shape, *[1] * (R.dim() - c.dim())) if isinstance(c, Tensor) else c
-
-
-# ------------------------------------------------------------------------------------------------ the seed's rule
-
-
-@dataclass(frozen=True)
-class SeedRule(RowRule):
+class NotebookRule(RowRule):
     r"""Decay by X, each row then normalised to a target variance by the variance it has.
 
-    Source: the seed notebook (March 2024), by its printed numbers; no paper.
+    Source: the 2024 notebook (March 2024), by its printed numbers; no paper. Also under its old name, ``SeedRule``.
 
         dR = R - diag(n) (I - eta X) R,     n_i = t_i / v_i
 
@@ -155,15 +54,15 @@ class SeedRule(RowRule):
        t = 1 and eta = 1. With ``variance=None`` (n = 1) it is dR = eta X R, which has no fixed point but R = 0.
        With any target but ``"input"`` what happens to y does not depend on how x is mixed.
 
-    Loss: the seed's "decorrelation loss" for one batch, the mean over all D^2 entries of (X - diag(t))^2, or of X^2
-    without a target. It is not 0 at the fixed point.
+    Loss: the notebook's "decorrelation loss" for one batch, the mean over all D^2 entries of (X - diag(t))^2, or of
+    X^2 without a target. It is not 0 at the fixed point.
 
     Args:
         variance: the target t: None, a number, one number per feature, or ``"input"`` (the input's own <x_i^2>).
             Default: None.
         eta: weight of the decorrelating term, no unit. Default: 1.0.
-        dead_variance: rows with v below this take n = 1, so that a dead feature is not amplified; the seed's
-            guard. A feature that is only nearly dead still gets n = t / v, however large. Default: 1e-8.
+        dead_variance: rows with v below this take n = 1, so that a dead feature is not amplified; the 2024
+            notebook's guard. A feature that is only nearly dead still gets n = t / v, however large. Default: 1e-8.
 
     Raises:
         ValueError: for a variance that is not positive and finite, a negative eta or dead_variance; and from
@@ -174,7 +73,7 @@ class SeedRule(RowRule):
         >>> x = torch.tensor([[2.0, 0.0], [0.0, 2.0]])  # v = 2 and 2, nothing to decorrelate
         >>> R = torch.eye(2)
         >>> for step in range(200):
-        ...     R = R - 0.1 * SeedRule(variance=1.0).direction(Moments.of(x @ R.T), R)
+        ...     R = R - 0.1 * NotebookRule(variance=1.0).direction(Moments.of(x @ R.T), R)
         >>> [round(v, 4) for v in Moments.of(x @ R.T).variance.tolist()]
         [0.5, 0.5]
     """
@@ -220,6 +119,9 @@ class SeedRule(RowRule):
         elif t is not None:
             total.sub_(v.sum(-1), alpha=2 * t).add_(v.shape[-1] * t**2)
         return total.clamp_(min=0).div_(v.shape[-1] ** 2)
+
+
+SeedRule = NotebookRule  # its name up to version 0.1
 
 
 # ------------------------------------------------------------------------------- decorrelation, and (1 - k) C + k V

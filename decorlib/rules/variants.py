@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
+from decorlib.rules.base import Matrix, Rule
 from decorlib.rules.moments import Moments
-from decorlib.rules.rules import KappaRule, Matrix, Rule
+from decorlib.rules.rules import KappaRule
 
 
 @dataclass(frozen=True)

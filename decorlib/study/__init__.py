@@ -4,7 +4,19 @@ The names below are loaded on first use, so that ``import decorlib.study`` costs
 (which never imports this package) can be used without the plotting and notebook dependencies.
 """
 
+# ruff: noqa: F401 (the names of the block are handed on by __getattr__)
+
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the same for editors, and for sweeps.source, which asks what a notebook imports
+    from decorlib.study.evidence.figures import curves_by_seed, paired_dots, show
+    from decorlib.study.evidence.provenance import Provenance, setup
+    from decorlib.study.evidence.records import Record, RecordDamaged, load_extended, load_records
+    from decorlib.study.evidence.stats import decide, holm, interval, paired, ratio
+    from decorlib.study.evidence.verdicts import Verdict
+    from decorlib.study.sweeps.progress import progress
+    from decorlib.study.sweeps.runs import sweep
 
 _HOME = {
     "setup": "evidence.provenance",
@@ -19,7 +31,7 @@ _HOME = {
     "load_extended": "evidence.records",
     "sweep": "sweeps.runs",
     "Verdict": "evidence.verdicts",
-    "decide": "evidence.verdicts",
+    "decide": "evidence.stats",
     "paired": "evidence.stats",
     "interval": "evidence.stats",
     "holm": "evidence.stats",

@@ -28,6 +28,7 @@ from decorlib.layers.models import decor_modules
 from decorlib.training.history import Epoch, History
 
 FORMAT = 1
+_RENAMED = {"rule=SeedRule(": "rule=NotebookRule(", ", _pairs=0.5)": ")"}  # in descriptions of layers by version 0.1
 _FIRST_LINE = re.compile(rb"decorlib checkpoint (\d+), sha256 ([0-9a-f]{64})\n")
 _LONGEST_FIRST_LINE = 128
 
@@ -218,9 +219,12 @@ def _check_fits(path: Path, content: dict, model: nn.Module, parts: dict[str, Ma
     if different:
         raise ValueError(f"{path} is of another model: {different[:5]} are missing or of another shape; build it alike")
     for name, settings in _layers(model).items():
-        if content["layers"].get(name) != settings:
+        saved = str(content["layers"].get(name))
+        for old, new in _RENAMED.items():
+            saved = saved.replace(old, new)
+        if saved != settings:
             raise ValueError(
-                f"{path}: layer '{name}' was {content['layers'].get(name)}, here it is {settings}. Build it alike; to "
+                f"{path}: layer '{name}' was {saved}, here it is {settings}. Build it alike; to "
                 'go on with other settings take only tensors: model.load_state_dict(read_checkpoint(path)["model"])'
             )
 

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -89,3 +92,35 @@ class History:
             f"\tdecorrelation loss: {row['decorrelation_loss']:3f}"
             for e, row in zip(self.epochs, self.as_seed_printed(), strict=True)
         ]
+
+
+def summarise(epoch: int, seconds: float, losses: list[Tensor], decor_losses: list[dict[str, Tensor | None]]) -> Epoch:
+    """Read the device once: means over the batches, per layer over the batches where it learned."""
+    by_layer: dict[str, list[Tensor]] = {}
+    for step in decor_losses:
+        for name, loss in step.items():
+            if loss is not None:
+                by_layer.setdefault(name, []).append(loss)
+    # float64: a sum over an epoch of float32 losses would lose the digits that runs are compared in
+    means = {name: float(torch.stack(values).double().mean()) for name, values in by_layer.items()}
+    return Epoch(epoch, seconds, len(losses), float(torch.stack(losses).double().mean()), means)
+
+
+def continued(history: History | None) -> History:
+    """A copy to go on with, or a new one."""
+    if history is None:
+        return History()
+    if history.status == "diverged":
+        raise ValueError(
+            f"history diverged in epoch {history.diverged_at}: there is nothing to continue. Restore a checkpoint from "
+            "before, and pass the history saved with it"
+        )
+    return History(list(history))
+
+
+def steps_of(history: History) -> Iterator[int]:
+    """Cumulative number of steps after each epoch, for plots against steps."""
+    total = 0
+    for row in history:
+        total += row.batches if row.epoch > 0 else 0
+        yield total

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from processes import alone
+from code_alone import alone
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 from torch.optim.swa_utils import AveragedModel

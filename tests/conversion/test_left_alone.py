@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torchvision
-from processes import alone
+from code_alone import alone
 from torch import nn
 from torch.nn.utils import prune
 

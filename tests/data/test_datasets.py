@@ -1,6 +1,7 @@
 """The data: what ships is what was published, damage is seen, scalings and batches are torchvision's."""
 
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -84,7 +86,7 @@ def test_torchvisions_own_class_downloads_nothing(root):
     assert data[0][0].shape == (1, 28, 28)
 
 
-def test_seeds_call_with_the_import_line_changed(monkeypatch, tmp_path):
+def test_the_call_of_2024_with_the_import_line_changed(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     data = datasets.MNIST(root="~/Data", train=True, download=True, transform=transforms.ToTensor())
     assert isinstance(data, torchvision.datasets.MNIST)
@@ -238,7 +240,7 @@ def test_tensors_of_a_subset(root):
 
 @pytest.mark.parametrize(("how", "std"), [("seed", 0.25), ("unit", 0.5), ("raw", None)])
 def test_scale_equals_torchvision_to_the_bit(root, how, std):
-    steps = [transforms.ToTensor(), transforms.Grayscale(1)]  # as the seed has them
+    steps = [transforms.ToTensor(), transforms.Grayscale(1)]  # as the 2024 notebook has them
     steps += [transforms.Normalize((0.5), (std))] if std else []
     data = datasets.mnist(root=root, transform=transforms.Compose(steps))
     images, _ = datasets.tensors(data)
@@ -295,11 +297,29 @@ def test_scale_leaves_its_input_alone():
         ({"how": "feature", "reference": torch.zeros(0, 2, dtype=torch.uint8)}, "pass reference="),
         ({"how": "standard", "reference": torch.zeros(3, 2, dtype=torch.uint8)}, "not constant"),
         ({"how": "raw", "floor": 0.0}, "floor = 0.0 must be positive"),
+        ({"how": "feature", "floor": math.inf}, "floor = inf must be positive and finite"),
     ],
 )
 def test_scale_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
         datasets.scale(torch.zeros(3, 2, dtype=torch.uint8), **arguments)
+
+
+@pytest.mark.parametrize("name", ["images", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_scale_takes_pixels_as_published_only(name, dtype):
+    """Images that are float32 already would be divided by 255 once more, in place."""
+    pixels = torch.full((3, 2), 9, dtype=torch.uint8)
+    given = {"images": pixels, "reference": pixels, name: pixels.to(dtype)}
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        with pytest.raises(ValueError, match=r"reference has images of shape \(1,\), to be scaled are \(2,\)"):
+            datasets.scale(pixels, "feature", reference=pixels[:, :1])
+        with pytest.raises(ValueError, match=f"{name} are {dtype}; scale takes pixels as published"):
+            datasets.scale(given["images"], "unit", reference=given["reference"])
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+    assert (given[name] == 9).all()
 
 
 # ------------------------------------------------------------------------------------------------- loader

@@ -312,6 +312,11 @@ def check_rule(case):
         direction, loss = rule.direction(moments, R, RATE), rule.loss(moments)
     except (ValueError, RuntimeError) as error:
         degenerate = case["batch"] <= case["features"] or case["content"] != "normal" or case["scale"] != 1
+        if degenerate and "would leave rounding in its place" in str(error):  # a gradient cannot hold W; R itself can
+            rule.step_(moments, R, 1.0)
+            assert bool(R.isfinite().all())
+            assert not torch.equal(R, start)
+            return
         if not (degenerate and any(word in str(error) for word in ("singular", "converge", "non-finite"))):
             raise
         assert torch.equal(R, start)

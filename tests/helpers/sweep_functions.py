@@ -56,6 +56,14 @@ def train(spec: Spec) -> dict:
     return {"seed": spec.seed, "losses": losses, "threads": torch.get_num_threads(), "status": "finished"}
 
 
+def count_digits(spec: Spec) -> dict:
+    """Can reach the images, whose checksums therefore belong to the key of every run of this module."""
+    from decorlib.data import datasets
+
+    note(spec)
+    return {"digits": len(datasets.mnist(train=True))}
+
+
 def unseeded(spec: Spec) -> dict:
     """Draws from every global generator without seeding one."""
     import numpy as np
@@ -117,6 +125,11 @@ def note(spec: Spec) -> None:
     if spec.folder:
         with open(Path(spec.folder) / "ran", "a") as file:
             file.write(f"{spec.seed} {os.getpid()}\n")
+
+
+def in_folder(folder: Path, *seeds: int, **fields) -> list[Spec]:
+    """Specifications whose runs leave a trace in the folder."""
+    return [Spec(seed=s, folder=str(folder), **fields) for s in seeds]
 
 
 def main(cache: str, result: str) -> None:

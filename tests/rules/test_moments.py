@@ -6,41 +6,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from moment_checks import check_against_samples, near
 from problems import covariance, normal
-from reference import mean_gain, off_diagonal, second_moment
+from reference import mean_gain, second_moment
 from torch.utils.flop_counter import FlopCounterMode
 
-from decorlib.rules.moments import Moments, at_least_float32, largest_eigenvalue
+from decorlib.rules.moments import Moments, at_least_float32, largest_eigenvalue, second_moment_in_parts
 from decorlib.rules.moments import second_moment as fast_second_moment
 
 SHAPES = [(3, 6), (6, 6), (17, 6), (1, 4), (5, 1)]  # B < D, B = D, B > D, one sample, one feature
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-13}
-
-
-def near(value, expected, dtype=torch.float64):
-    expected = torch.as_tensor(expected, dtype=torch.float64).to(dtype)
-    assert value.dtype == dtype
-    assert value.shape == expected.shape
-    scale = max(1.0, float(expected.abs().max()))
-    assert float((value - expected).abs().max()) <= TOLERANCE[dtype] * scale
-
-
-def check_against_samples(batch, features, dense, dtype=torch.float64):
-    """Everything that Moments answers, against loops over samples."""
-    exact = normal(batch, features, seed=batch) * torch.linspace(0.5, 2, features, dtype=torch.float64)
-    x = normal(batch, features, seed=batch + 1) + 1  # inputs need not have anything to do with the states here
-    R = normal(features, features, seed=7)
-    m, X = Moments.of(exact.to(dtype), x.to(dtype), dense), second_moment(exact)
-    assert m.count == batch
-    near(m.variance, X.diagonal(), dtype)
-    near(m.dense(), X, dtype)
-    near(m.times(R.to(dtype)), X @ R, dtype)
-    near(m.squared_norm(), sum(entry**2 for entry in X.flatten()), dtype)
-    near(m.squared_off_diagonal(), sum(entry**2 for entry in off_diagonal(X).flatten()), dtype)
-    near(m.input_variance(), second_moment(x).diagonal(), dtype)
-    near(m.input_second_moment(), second_moment(x), dtype)
-    if not dense:
-        near(m.gain(), mean_gain(x, exact), dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -81,7 +55,7 @@ def flops(batch, features, dense):
 
 
 def test_flops_are_those_of_the_table():
-    """T25: 4BD^2 factored against 2BD^2 + 2D^3 dense, equal at B = D; so each form wins on its side of it."""
+    """4BD^2 factored against 2BD^2 + 2D^3 dense, equal at B = D; so each form wins on its side of it."""
     for batch, features in ((8, 32), (32, 32), (64, 32)):
         assert flops(batch, features, dense=False) == 4 * batch * features**2
         assert flops(batch, features, dense=True) == 2 * batch * features**2 + 2 * features**3
@@ -114,6 +88,31 @@ def test_averages_that_were_pooled_elsewhere_replace_those_of_the_samples():
     assert float(replace(m, gain_mean=torch.tensor(3.0, dtype=torch.float64)).gain()) == 3.0
 
 
+@pytest.mark.parametrize(("batch", "features"), SHAPES)
+def test_the_gain_is_taken_before_the_samples_are_let_go(batch, features):
+    y, x = normal(batch, features), normal(batch, features, seed=1) + 1
+    m = Moments.of(y, x, gain=True)
+    assert (m.samples is None) == (batch >= features)
+    near(m.gain(), mean_gain(x, y))
+
+
+def test_many_samples_never_make_a_matrix_of_samples_by_samples():
+    """It would be 1.3 TB here."""
+    y = normal(400_000, 3)
+    for m in (Moments.of(y, y, gain=True), Moments.of(y, y, dense=False)):
+        near(m.squared_norm(), second_moment_of_columns(y).square().sum())
+
+
+def second_moment_of_columns(y):
+    return torch.tensor([[float((a * b).mean()) for a in y.T] for b in y.T], dtype=torch.float64)
+
+
+def test_a_moment_in_parts_is_the_moment():
+    x = normal(2, 1000, 5, seed=3) + 1
+    near(second_moment_in_parts(x, rows=300), fast_second_moment(x))
+    assert torch.equal(second_moment_in_parts(x, rows=1000), fast_second_moment(x))
+
+
 @pytest.mark.parametrize("shape", [(0, 4), (2, 0, 4)])
 def test_an_empty_batch_is_refused(shape):
     with pytest.raises(ValueError, match=r"empty batch.*at least one sample"):
@@ -124,7 +123,7 @@ def test_what_was_not_kept_is_asked_for_by_name():
     y = normal(9, 4)
     with pytest.raises(RuntimeError, match=r"Moments\.of\(y, x\)"):
         Moments.of(y).input_variance()
-    with pytest.raises(RuntimeError, match="dense=False"):
+    with pytest.raises(RuntimeError, match=r"Moments\.of\(y, x, gain=True\)"):
         Moments.of(y, y, dense=True).gain()
 
 
@@ -141,7 +140,7 @@ def test_half_precision_is_lifted_before_anything_is_multiplied(half):
 
 
 def test_a_large_half_precision_batch_does_not_overflow():
-    """T28: unit variance, B = 1e5: the sum of squares is beyond float16, the mean is 1."""
+    """Unit variance, B = 1e5: the sum of squares is beyond float16, the mean is 1."""
     y = torch.randn(100_000, 4, generator=torch.Generator().manual_seed(0)).half()
     assert not torch.isfinite(y.mT @ y).all(), "the sum fits float16 on this machine: the test shows nothing"
     m = Moments.of(y)

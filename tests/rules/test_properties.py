@@ -1,4 +1,4 @@
-"""What the mathematics promises of the rules: T1 to T17, T36, T37 and T40 of the literature notes, and the seed's rule.
+"""What the mathematics promises of the rules: fixed points, rates, edges of stability, invariances, published tables.
 
 Data are non-exchangeable (unequal variances, no common correlation) unless a formula needs otherwise, and float64.
 """
@@ -14,7 +14,7 @@ from problems import D, covariance, distance, moment_of, moments, normal, off, r
 from decorlib.layers.decorrelation import Decorrelation
 from decorlib.rules.maps import AdaptiveGainRule, FoldiakRule
 from decorlib.rules.moments import Moments
-from decorlib.rules.rules import KappaRule, PlainDecorrelation, SeedRule, WhiteningRule
+from decorlib.rules.rules import KappaRule, NotebookRule, PlainDecorrelation, WhiteningRule
 from decorlib.rules.variants import ColumnScaledKappaRule, TriangularRule
 from decorlib.rules.whitening import cholesky, zca
 
@@ -37,7 +37,7 @@ def rotation(seed=21):
 
 
 def check_dissipation(rule, k):
-    """T1: along dR the Gaussian divergence falls at exactly (1 - k)||C||^2 + k||v||^2."""
+    """Along dR the Gaussian divergence falls at exactly (1 - k)||C||^2 + k||v||^2."""
     for seed in range(5, 15):
         S, R = covariance(), random_R(seed)
         H, h = direction(rule, R, S), 1e-5
@@ -48,17 +48,17 @@ def check_dissipation(rule, k):
 
 
 @pytest.mark.parametrize("k", [0.0, 0.1, 0.5, 0.9, 1.0])
-def test_T1_the_rule_dissipates_the_gaussian_divergence(k):
+def test_the_rule_dissipates_the_gaussian_divergence(k):
     check_dissipation(KappaRule(kappa=k), k)
 
 
-def test_T1_the_published_column_scaling_does_not():
+def test_the_published_column_scaling_does_not_dissipate_it():
     with pytest.raises(AssertionError):
         check_dissipation(ColumnScaledKappaRule(kappa=0.5), 0.5)
 
 
 @pytest.mark.parametrize("k", [0.0, 0.1, 0.5, 0.9, 1.0])
-def test_T2_the_reported_loss_falls_too(k):
+def test_the_reported_loss_falls_too(k):
     """dL/dt = -4 tr(H X H) for L = (1 - k)||C||^2 + k||v||^2, which is D^2 times the reported loss."""
     S, R, rule, h = covariance(), random_R(), KappaRule(kappa=k), 1e-5
     X, dR = moment_of(R, S), direction(rule, R, S)
@@ -68,7 +68,7 @@ def test_T2_the_reported_loss_falls_too(k):
     assert after < before
 
 
-def test_T3_half_the_relative_gradient_at_kappa_one_half():
+def test_at_kappa_one_half_the_rule_is_half_the_relative_gradient():
     S, R = covariance(), random_R()
     relative = (moment_of(R, S) - EYE) @ R
     assert distance(direction(KappaRule(kappa=0.5), R, S), relative / 2) < 1e-14
@@ -79,7 +79,7 @@ def test_T3_half_the_relative_gradient_at_kappa_one_half():
 
 
 @pytest.mark.parametrize(("features", "k", "eta"), [(500, 0.1, 1.0), (100, 0.5, 0.01), (6, 0.01, 0.1), (2, 0.3, 0.2)])
-def test_T4_normalized_is_standard_with_other_constants(features, k, eta):
+def test_normalized_constants_are_standard_ones_at_another_kappa_and_rate(features, k, eta):
     a, b = eta * (1 - k) / (features - 1), 2 * eta * k
     x, R = normal(3, features), torch.eye(features, dtype=torch.float64) + 0.01 * normal(features, features, seed=1)
     normalized = eta * KappaRule(kappa=k, constants="normalized").direction(moments(R, x), R)
@@ -89,10 +89,10 @@ def test_T4_normalized_is_standard_with_other_constants(features, k, eta):
         assert (b / (a + b), a + b) == pytest.approx((0.99106, 0.202), abs=2e-4)
 
 
-# T5, T7, T13, T25, T32 and T33 are held for every rule in rules/test_rules.py.
+# Equivariance, whiteness of the fixed point, and the scale and order of features: for every rule in test_rules.py.
 
 
-def test_T6_a_rotated_start_stays_rotated_only_at_one_half():
+def test_a_rotated_start_stays_rotated_only_at_one_half():
     x, Q = samples_of(covariance()), rotation()
 
     def apart(k):
@@ -104,14 +104,14 @@ def test_T6_a_rotated_start_stays_rotated_only_at_one_half():
 
 
 @pytest.mark.parametrize(("k", "lr", "steps"), [(0.1, 0.1, 1_500), (0.5, 0.1, 400), (0.9, 0.1, 1_500)])
-def test_T7_every_kappa_ends_white(k, lr, steps):
+def test_every_kappa_ends_white(k, lr, steps):
     X = moment_of(run(KappaRule(kappa=k), samples_of(covariance()), lr, steps), covariance())
     assert float(off(X).norm()) < 1e-12
     assert distance(X.diagonal(), EYE.diagonal()) < 1e-10
 
 
 @pytest.mark.slow
-def test_T7_a_tiny_kappa_ends_white_too_but_late():
+def test_a_tiny_kappa_ends_white_too_but_late():
     """Off-diagonals are gone after hundreds of steps; variances take 1 / (2 k lr)."""
     S, rule = covariance(), KappaRule(kappa=1e-3)
     R = run(rule, samples_of(S), 0.1, 300)
@@ -121,7 +121,7 @@ def test_T7_a_tiny_kappa_ends_white_too_but_late():
     assert distance(X.diagonal(), EYE.diagonal()) < 1e-10
 
 
-def test_T8_one_half_from_the_identity_is_zca_and_triangular_is_cholesky():
+def test_kappa_one_half_from_the_identity_ends_at_zca_and_triangular_at_cholesky():
     S = covariance()
     for rule in (KappaRule(kappa=0.5), WhiteningRule()):
         assert distance(run(rule, samples_of(S), 0.1, 600), zca(S)) < 1e-12
@@ -133,7 +133,7 @@ def test_T8_one_half_from_the_identity_is_zca_and_triangular_is_cholesky():
     assert distance(lower, cholesky(S)) < 1e-12
 
 
-def test_T9_plain_decorrelation_conserves_the_determinant():
+def test_plain_decorrelation_conserves_the_determinant():
     S = covariance()
     drift = {}
     for lr in (1e-2, 1e-3):
@@ -146,7 +146,7 @@ def test_T9_plain_decorrelation_conserves_the_determinant():
 
 
 @pytest.mark.parametrize("k", [0.1, 0.5, 0.8])
-def test_T10_local_rates(k):
+def test_rates_of_convergence_near_whiteness(k):
     """Near X = I, off-diagonals shrink by 1 - 2 (1 - k) lr a step and variances by 1 - 2 k lr."""
     lr, steps = 0.05, 20
     E = normal(D, D, seed=3)
@@ -169,13 +169,13 @@ def plain_ends(features, correlation, share):
     return float(run(PlainDecorrelation(), samples_of(S), share / largest, 60).abs().max())
 
 
-def test_T11_edge_of_stability_of_plain_decorrelation():
+def test_edge_of_stability_of_plain_decorrelation():
     """From R = I the edge is lr * lambda_max(C) = 2, sharply, where one mode dominates C."""
     assert plain_ends(20, 0.7, 1.99) < 10
     assert not plain_ends(20, 0.7, 2.01) < 1e6
 
 
-def test_T11_the_edge_is_lower_where_no_mode_dominates():
+def test_the_edge_of_stability_is_lower_where_no_mode_dominates():
     """Then the other modes are not small beside it, and a step just below 2 diverges; half of it does not."""
     assert not plain_ends(6, 0.1, 1.9) < 1e6
     assert plain_ends(6, 0.1, 1.0) < 10
@@ -193,13 +193,13 @@ def scalar_variance(a, variance, steps=1_000):
 
 
 @pytest.mark.parametrize("a", [0.1, 0.5, 0.9])
-def test_T11_edge_of_stability_of_the_whitening_rule(a):
+def test_edge_of_stability_of_the_whitening_rule(a):
     """A variance below (2 + a) / a reaches 1, one above diverges."""
     assert scalar_variance(a, 0.99 * (2 + a) / a) == pytest.approx(1, abs=1e-6)
     assert not math.isfinite(scalar_variance(a, 1.01 * (2 + a) / a))
 
 
-def test_T11_a_rate_above_one_does_not_settle():
+def test_the_whitening_rule_above_rate_one_does_not_settle():
     assert abs(scalar_variance(1.05, 0.9) - 1) > 0.1
     assert scalar_variance(0.95, 0.9) == pytest.approx(1, abs=1e-6)
 
@@ -214,7 +214,7 @@ def dead_samples():
 
 
 @pytest.mark.parametrize("constants", ["standard", "normalized"])
-def test_T12_a_dead_feature_explodes_in_the_published_rule_and_not_in_ours(constants):
+def test_a_dead_feature_explodes_in_the_published_rule_and_not_in_ours(constants):
     k, lr, steps, alive = 0.5, 0.1, 200, [0, 1, 3, 4, 5]
     published = run(KappaRule(kappa=k, constants=constants, dead_variance=0.0), dead_samples(), lr, steps)
     weight = k if constants == "standard" else 2 * k
@@ -224,23 +224,23 @@ def test_T12_a_dead_feature_explodes_in_the_published_rule_and_not_in_ours(const
     assert distance(guarded[alive], published[alive]) < 1e-14
 
 
-@pytest.mark.parametrize("rule", [TriangularRule(), WhiteningRule(), SeedRule(variance=1.0)])
-def test_T12_the_other_rules_with_targets_leave_a_dead_row_bounded(rule):
+@pytest.mark.parametrize("rule", [TriangularRule(), WhiteningRule(), NotebookRule(variance=1.0)])
+def test_the_other_rules_with_targets_leave_the_row_of_a_dead_feature_bounded(rule):
     R = run(rule, dead_samples(), 0.1, 200)
     assert float(R[2].abs().max()) <= 1
     exposed = run(type(rule)(**{**vars(rule), "dead_variance": 0.0}), dead_samples(), 0.1, 20)
     assert not float(exposed[2].abs().max()) < 2  # without the guard it grows, or is NaN (0 / 0)
 
 
-def test_a_nearly_dead_feature_is_amplified_by_the_seeds_rule():
-    """The seed's guard knows exact zeros only: at v = 1e-4 a row grows by 1 + lr (t / v - 1 - eta t) in one step."""
+def test_a_nearly_dead_feature_is_amplified_by_the_2024_rule():
+    """The guard of 2024 knows exact zeros only: at v = 1e-4 a row grows by 1 + lr (t / v - 1 - eta t) in one step."""
     S, lr = torch.diag(torch.tensor([1.0, 1e-4], dtype=torch.float64)), 1e-2
-    R = run(SeedRule(variance=1.0), samples_of(S), lr, 1)
+    R = run(NotebookRule(variance=1.0), samples_of(S), lr, 1)
     assert float(R[1, 1]) == pytest.approx(1 + lr * (1 / 1e-4 - 2), rel=1e-9)
     assert float(R[0, 0]) == pytest.approx(1 - lr, rel=1e-9)
 
 
-# ------------------------------------------------------------------------------------- T14: published tables, legacy
+# ------------------------------------------------------------------------------------------ published tables, legacy
 
 
 def golden(D, samples, strength, seed, scale, lr, k, constants, steps, rule):
@@ -279,7 +279,7 @@ KAPPA_ANALYSIS = {"D": 100, "samples": 1000, "strength": 0.5, "seed": 40, "scale
         (1.0, 0.48548242, 0.99998480),
     ],
 )
-def test_T14_the_published_kappa_table_comes_from_one_mean_variance_for_all(k, covariance, variance):
+def test_the_published_kappa_table_comes_from_one_mean_variance_for_all(k, covariance, variance):
     table = {"k": k, "constants": "normalized", **KAPPA_ANALYSIS}
     _, mean_covariance, mean_variance = golden(rule=legacy(reference.scalar_variance_step), **table)
     assert (mean_covariance, mean_variance) == pytest.approx((covariance, variance), abs=1e-6)
@@ -289,13 +289,13 @@ def test_T14_the_published_kappa_table_comes_from_one_mean_variance_for_all(k, c
     ("k", "covariance", "variance"),
     [(0.02 / 19, 0.12894587, 0.42875504), (0.04 / 19, 0.17299744, 0.67491454), (0.02, 0.16237552, 0.99281931)],
 )
-def test_T14_the_earlier_kappa_table_comes_from_the_missing_rate(k, covariance, variance):
+def test_the_earlier_kappa_table_comes_from_the_missing_rate(k, covariance, variance):
     table = {"k": k, "constants": "normalized", **KAPPA_ANALYSIS}
     _, mean_covariance, mean_variance = golden(rule=legacy(reference.missing_rate_step), **table)
     assert (mean_covariance, mean_variance) == pytest.approx((covariance, variance), abs=1e-6)
 
 
-def test_T14_the_correct_rule_gives_another_table():
+def test_the_correct_rule_gives_another_kappa_table():
     """It differs in the fifth digit only, since these data are exchangeable; the variances behind it spread less."""
     table = {"k": 5 / 29, "constants": "normalized", **KAPPA_ANALYSIS}
     rule = KappaRule(kappa=5 / 29, constants="normalized")
@@ -328,7 +328,7 @@ COMPARISON = {"D": 500, "samples": 1000, "strength": 0.3, "seed": 42, "scale": 1
     ],
     ids=["missing rate", "correct", "columns normalized"],
 )
-def test_T14_comparison_of_methods(rule, setting, expected):
+def test_the_published_comparison_of_methods(rule, setting, expected):
     losses, _, _ = golden(rule=rule, **COMPARISON, **setting)
     assert losses[: len(expected)] == pytest.approx(expected, abs=1e-6)
 
@@ -337,7 +337,7 @@ def test_T14_comparison_of_methods(rule, setting, expected):
 
 
 @pytest.mark.parametrize("center", [None, "batch", "running"])
-def test_T16_a_constant_added_to_the_inputs(center):
+def test_a_constant_added_to_the_inputs_changes_nothing_where_they_are_demeaned(center):
     """Demeaned, it changes nothing in training and in evaluation; otherwise it does."""
     batches, outputs, weights = stream(16, 20), {}, {}
     for shift in (0.0, 3.0):
@@ -368,7 +368,7 @@ def gain_fixed_point(norm, mean):
     return distance(X / c, EYE), c, float(m.gain()) * (1 - lr * c)
 
 
-def test_T17_adaptive_gain_whitens_up_to_a_scale_that_follows_the_norm():
+def test_adaptive_gain_whitens_up_to_a_scale_that_follows_the_norm():
     results = {(norm, mean): gain_fixed_point(norm, mean) for norm in ("demeaned", "raw") for mean in (0.0, 2.0)}
     for white, _, balance in results.values():
         assert white < 1e-10
@@ -381,7 +381,7 @@ def test_T17_adaptive_gain_whitens_up_to_a_scale_that_follows_the_norm():
 # ----------------------------------------------------------------------------------------------------- other whiteners
 
 
-def test_T36_groups_leave_a_mode_that_they_share():
+def test_groups_leave_a_mode_that_they_share():
     """Within a block X = I; the canonical correlations between blocks are what they were; one block is full ZCA."""
     S, half = covariance(), D // 2
     x = samples_of(S)
@@ -407,7 +407,7 @@ def test_T36_groups_leave_a_mode_that_they_share():
     assert distance(whitened(groups=1)[1], zca(S)) < 1e-10
 
 
-def test_T37_foldiak_decorrelates_and_keeps_the_diagonal_of_M():
+def test_foldiak_decorrelates_and_keeps_the_diagonal_of_M():
     S = covariance()
     R = run(FoldiakRule(), samples_of(S), 0.05, 3_000)
     X, M = moment_of(R, S), torch.linalg.inv(R)
@@ -417,7 +417,7 @@ def test_T37_foldiak_decorrelates_and_keeps_the_diagonal_of_M():
     assert distance(X.diagonal(), EYE.diagonal()) > 0.1
 
 
-def test_T37_with_the_diagonal_kept_M_grows_without_bound():
+def test_foldiak_with_the_diagonal_kept_grows_without_bound():
     """Why the rule leaves it out: M_ii = (3 lambda lr t)^(1/3)."""
     lr, steps = 0.01, 200_000
     values = [2.0, 0.5, 0.1]
@@ -434,7 +434,7 @@ def test_T37_with_the_diagonal_kept_M_grows_without_bound():
         assert m == pytest.approx((3 * value * lr * steps) ** (1 / 3), rel=2e-3)
 
 
-def test_T40_the_normalisation_layers_rule_is_ours_at_one_half():
+def test_the_rule_of_the_normalisation_layer_is_kappa_at_one_half():
     """SWBN's relative gradient is twice kappa 1/2; from R = I on full batches its symmetrisation changes nothing."""
     x, R, S = samples_of(covariance()), EYE, covariance()
     assert distance(direction(WhiteningRule(), random_R(), S), 2 * direction(KappaRule(), random_R(), S)) < 1e-14
@@ -443,38 +443,38 @@ def test_T40_the_normalisation_layers_rule_is_ours_at_one_half():
         assert distance(R, R.T) < 1e-13
 
 
-# ------------------------------------------------------------------------------------------------------ the seed's rule
+# ------------------------------------------------------------------------------------------------------ the 2024 rule
 
 
 @pytest.mark.parametrize(("t", "eta"), [(1.0, 1.0), (0.5, 1.0), (2.0, 1.0), (1.0, 0.25), (1.0, 0.0)])
-def test_the_seeds_rule_does_not_reach_its_target(t, eta):
+def test_the_2024_rule_does_not_reach_its_target(t, eta):
     """On uncorrelated features it settles at v = t / (1 + eta t)."""
     S = torch.diag(torch.tensor([2.0, 1.0, 0.3], dtype=torch.float64))
-    v = moment_of(run(SeedRule(variance=t, eta=eta), samples_of(S), 0.1, 800), S).diagonal()
+    v = moment_of(run(NotebookRule(variance=t, eta=eta), samples_of(S), 0.1, 800), S).diagonal()
     assert distance(v, torch.full_like(v, t / (1 + eta * t))) < 1e-10
 
 
-def test_the_seeds_rule_with_one_target_per_feature_and_with_that_of_the_input():
+def test_the_2024_rule_with_one_target_per_feature_and_with_that_of_the_input():
     S = torch.diag(torch.tensor([2.0, 1.0, 0.3], dtype=torch.float64))
     targets = torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64)
-    v = moment_of(run(SeedRule(variance=targets), samples_of(S), 0.1, 800), S).diagonal()
+    v = moment_of(run(NotebookRule(variance=targets), samples_of(S), 0.1, 800), S).diagonal()
     assert distance(v, targets / (1 + targets)) < 1e-10
-    v = moment_of(run(SeedRule(variance="input"), samples_of(S), 0.1, 800), S).diagonal()
+    v = moment_of(run(NotebookRule(variance="input"), samples_of(S), 0.1, 800), S).diagonal()
     assert distance(v, S.diagonal() / (1 + S.diagonal())) < 1e-10
 
 
-def test_the_seeds_rule_removes_covariances_on_gaussian_data():
+def test_the_2024_rule_removes_covariances_on_gaussian_data():
     S = covariance()
-    X = moment_of(run(SeedRule(variance=1.0), samples_of(S), 0.1, 2_000), S)
+    X = moment_of(run(NotebookRule(variance=1.0), samples_of(S), 0.1, 2_000), S)
     assert distance(X, EYE / 2) < 1e-9
 
 
-def test_the_seeds_rule_without_a_target_collapses():
+def test_the_2024_rule_without_a_target_collapses():
     """dR = eta X R has no fixed point but 0: variances fall for ever, as 1 / (2 lr t)."""
     S, lr, variances = covariance(), 0.05, []
     R = EYE
     for _ in range(20):
-        R = run(SeedRule(), samples_of(S), lr, 200, R)
+        R = run(NotebookRule(), samples_of(S), lr, 200, R)
         variances.append(float(moment_of(R, S).diagonal().max()))
     assert all(later < earlier for earlier, later in pairwise(variances))
     assert variances[-1] == pytest.approx(1 / (2 * lr * 4_000), rel=0.1)
@@ -483,7 +483,7 @@ def test_the_seeds_rule_without_a_target_collapses():
 # -------------------------------------------------------------------------------------------------------------- safety
 
 
-@pytest.mark.parametrize("rule", [SeedRule(variance=1.0), KappaRule(), WhiteningRule(), PlainDecorrelation()])
+@pytest.mark.parametrize("rule", [NotebookRule(variance=1.0), KappaRule(), WhiteningRule(), PlainDecorrelation()])
 def test_a_bound_on_the_step_keeps_a_diverging_run_finite(rule):
     batches = [4 * x for x in stream(16, 40)]
 

@@ -1,154 +1,22 @@
-"""Every learning rule, held to its published equation. A new rule is one row of CASES."""
+"""Every learning rule, held to its published equation. A new rule is one row of CASES in ``helpers/rule_cases.py``."""
 
 import doctest
+import inspect
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
 
 import jaxtyping
 import pytest
-import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import D, covariance, distance, moments, normal, run, samples_of, step, stream
+from rule_cases import CASES, check_literal_equation, check_loss, check_step_in_place, measured, start
 
+import decorlib
 from decorlib.layers.decorrelation import Decorrelation
-from decorlib.rules import maps, rules, variants, whitening
+from decorlib.rules import base, maps, rules, variants, whitening
 from decorlib.rules.catalogue import RULES, make_rule
 from decorlib.rules.moments import Moments
-from decorlib.rules.rules import Rule
-
-TARGETS = torch.linspace(0.5, 2.0, D, dtype=torch.float64)
-
-
-@dataclass(frozen=True)
-class Case:
-    """One row: a rule, its literal step (R, x, lr) -> R_new, its loss (y, x), and what it claims.
-
-    Args:
-        equivariant: what happens to y does not depend on how x is mixed (T5).
-        permutable: permuting the features permutes R (T33).
-        scales: x -> a x from R0 = I / a gives the same states (T32).
-        whitens: the only fixed point is X = level * I (T7).
-        batches: below and above D; one entry where the rule is not defined below.
-    """
-
-    name: str
-    rule: Rule
-    step: Callable
-    loss: Callable
-    lr: float = 0.05
-    equivariant: bool = True
-    permutable: bool = True
-    scales: bool = True
-    whitens: float | None = None
-    batches: tuple[int, ...] = (4, 16)
-
-
-def seed_case(name, equivariant=True, permutable=True, **options):
-    given = {"t": options.get("variance"), "eta": options.get("eta", 1.0)}
-    return Case(
-        name,
-        rules.SeedRule(**options),
-        partial(reference.seed_step, **given),
-        partial(reference.seed_loss, t=given["t"]),
-        equivariant=equivariant,
-        permutable=permutable,
-        scales=equivariant,
-    )
-
-
-def kappa_case(name, kind, literal, k, t=1.0, constants="standard", pairs=1.0, **claims):
-    rule = kind(kappa=k, variance=t, constants=constants)
-    step = partial(literal, k=k, t=t, constants=constants)
-    loss = partial(reference.kappa_loss, k=k, t=t, constants=constants, pairs=pairs)
-    return Case(name, rule, step, loss, **claims)
-
-
-def exact_case(kind, **claims):
-    return Case(
-        f"exact {kind}",
-        whitening.ExactWhitening(kind=kind, shrinkage=0.1),
-        partial(reference.exact_step, kind=kind, shrinkage=0.1),
-        reference.whitening_loss,
-        lr=0.5,
-        equivariant=False,
-        **claims,
-    )
-
-
-columns = {"equivariant": False, "whitens": 1.0}
-CASES = [
-    seed_case("seed"),
-    seed_case("seed, variance 1", variance=1.0),
-    seed_case("seed, variance 2, eta 0.5", variance=2.0, eta=0.5),
-    seed_case("seed, per feature", variance=TARGETS, permutable=False),
-    seed_case("seed, input", variance="input", equivariant=False),
-    Case("plain", rules.PlainDecorrelation(), reference.copi_step, reference.covariance_loss),
-    kappa_case("kappa 0.3", rules.KappaRule, reference.kappa_step, 0.3, whitens=1.0),
-    kappa_case("kappa 0.5, variance 2", rules.KappaRule, reference.kappa_step, 0.5, 2.0, whitens=2.0),
-    kappa_case("kappa 0", rules.KappaRule, reference.kappa_step, 0.0),
-    kappa_case("kappa normalized", rules.KappaRule, reference.kappa_step, 0.3, 1.0, "normalized", whitens=1.0),
-    kappa_case("columns", variants.ColumnScaledKappaRule, reference.column_kappa_step, 0.3, **columns),
-    kappa_case(
-        "columns normalized",
-        variants.ColumnScaledKappaRule,
-        reference.column_kappa_step,
-        0.1,
-        1.0,
-        "normalized",
-        **columns,
-    ),
-    kappa_case(
-        "triangular",
-        variants.TriangularRule,
-        reference.triangular_step,
-        0.4,
-        pairs=0.5,
-        permutable=False,
-        whitens=1.0,
-    ),
-    kappa_case(
-        "triangular normalized",
-        variants.TriangularRule,
-        reference.triangular_step,
-        0.3,
-        1.0,
-        "normalized",
-        0.5,
-        permutable=False,
-        whitens=1.0,
-    ),
-    Case("whitening", rules.WhiteningRule(), reference.whitening_step, reference.whitening_loss, whitens=1.0),
-    Case(
-        "whitening, variance 2",
-        rules.WhiteningRule(variance=2.0),
-        partial(reference.whitening_step, t=2.0),
-        partial(reference.whitening_loss, t=2.0),
-        whitens=2.0,
-    ),
-    Case(
-        "adaptive gain",
-        maps.AdaptiveGainRule(),
-        reference.adaptive_gain_step,
-        reference.covariance_loss,
-        equivariant=False,
-        scales=False,
-    ),
-    Case(
-        "foldiak",
-        maps.FoldiakRule(),
-        reference.foldiak_step,
-        reference.covariance_loss,
-        equivariant=False,
-        scales=False,
-    ),
-    exact_case("zca"),
-    exact_case("pca", permutable=False, batches=(16,)),  # below D its null directions have no order
-    exact_case("cholesky", permutable=False),
-]
 
 
 def name_of(case):
@@ -156,51 +24,6 @@ def name_of(case):
 
 
 each_case = pytest.mark.parametrize("case", CASES, ids=name_of)
-
-
-def start(features=D):
-    """An R that is neither diagonal nor symmetric: from R = I several published bugs cannot be seen."""
-    return torch.eye(features, dtype=torch.float64) + 0.1 * normal(features, features, seed=5)
-
-
-def measured(case, R, x, dense=None):
-    """Moments in either form; where a rule needs the samples, dense ones get the gain as if it had been pooled."""
-    if not (case.rule.needs_rate and case.rule.reads):
-        return moments(R, x, dense)
-    factored = moments(R, x, dense=False)
-    return replace(moments(R, x, dense=True), gain_mean=factored.gain()) if dense else factored
-
-
-# ---------------------------------------------------------------------------- checks, also of test_planted_bugs.py
-
-
-def check_literal_equation(case, batch, steps=50):
-    """Our rule, stepped beside the literal equation on the same batches."""
-    ours = literal = start()
-    for x in stream(batch, steps):
-        ours = ours - case.lr * case.rule.direction(measured(case, ours, x), ours, case.lr)
-        literal = case.step(literal, x, case.lr)
-        assert distance(ours, literal) <= 1e-12 * max(1.0, float(literal.abs().max()))
-    assert distance(ours, start()) > 0.05, "R hardly moved: the comparison would show nothing"
-
-
-def check_step_in_place(case, batch, scale=0.7):
-    """``step_`` is the step that plain SGD would take with the direction as gradient, times ``scale``."""
-    R, x = start(), stream(batch, 1)[0]
-    m = measured(case, R, x)
-    expected = R - case.lr * scale * case.rule.direction(m, R, case.lr)
-    stepped = R.clone()
-    case.rule.step_(m, stepped, case.lr, scale)
-    assert distance(stepped, expected) < 1e-13
-    assert distance(stepped, R) > 1e-4
-
-
-def check_loss(case, batch):
-    R = start()
-    for x in stream(batch, 3):
-        value, expected = case.rule.loss(measured(case, R, x)), case.loss(x @ R.T, x)
-        assert float(value) == pytest.approx(float(expected), rel=1e-12)
-        assert float(expected) > 1e-3
 
 
 # ------------------------------------------------------------------------------------------------------- each rule
@@ -237,7 +60,6 @@ def test_loss_is_its_definition(case):
 
 @each_case
 def test_factored_and_dense_moments_give_the_same(case):
-    """T25."""
     for batch in (*case.batches, D) if len(case.batches) > 1 else case.batches:
         x, R = stream(batch, 1)[0], start()
         factored, dense = measured(case, R, x, dense=False), measured(case, R, x, dense=True)
@@ -300,7 +122,7 @@ def test_a_layer_steps_by_the_rule(case):
 
 @each_case
 def test_permuting_features_permutes_R(case):
-    """T33; the triangular rules, PCA's order and one target per feature are about the order of the features."""
+    """The triangular rules, PCA's order and one target per feature are about the order of the features."""
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     x, R = stream(16, 1)[0], start()
     straight = step(case.rule, R, x, case.lr)
@@ -311,7 +133,7 @@ def test_permuting_features_permutes_R(case):
 
 @each_case
 def test_equivariance(case):
-    """T5, the best single discriminator: X does not see how x was mixed if H reads y alone and stands on the left."""
+    """The best single discriminator: X does not see how x was mixed if H reads y alone and stands on the left."""
     S, P, lr = covariance(), normal(D, D, seed=11), 0.02
     x, R = samples_of(S), torch.eye(D, dtype=torch.float64)
     mixed, Q = x @ P.T, torch.linalg.inv(P)
@@ -326,7 +148,7 @@ def test_equivariance(case):
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.whitens], ids=name_of)
 def test_fixed_point_is_white(case):
-    """T7 and T13: every variance, not their mean."""
+    """Every variance, not their mean."""
     S = covariance()
     R = run(case.rule, samples_of(S), 0.15, 1_500 if isinstance(case.rule, variants.TriangularRule) else 800)
     X = R @ S @ R.T
@@ -334,9 +156,9 @@ def test_fixed_point_is_white(case):
     assert float(case.rule.loss(moments(R, samples_of(S)))) < 1e-14
 
 
-@pytest.mark.parametrize("module", [rules, maps, whitening])
+@pytest.mark.parametrize("module", [base, rules, maps, whitening])
 def test_examples_of_the_docstrings(module):
-    results = doctest.testmod(module, extraglobs={"torch": torch})
+    results = doctest.testmod(module, extraglobs={"torch": torch, "Moments": Moments, "KappaRule": rules.KappaRule})
     assert results.failed == 0
     assert results.attempted > 0 or module is maps
 
@@ -346,14 +168,46 @@ def test_every_rule_of_the_catalogue_has_a_case():
     for name in RULES:
         assert isinstance(make_rule(name), RULES[name])
     assert make_rule("kappa", kappa=0.25).kappa == 0.25
-    with pytest.raises(ValueError, match="no rule is called 'capa'; there are: seed, plain"):
+    with pytest.raises(ValueError, match="no rule is called 'capa'; there are: notebook, plain"):
         make_rule("capa")
+
+
+def test_the_rule_of_the_2024_notebook_keeps_its_old_name():
+    assert decorlib.SeedRule is decorlib.NotebookRule is rules.SeedRule is RULES["notebook"]
+    assert make_rule("seed", variance=1.0) == make_rule("notebook", variance=1.0) == decorlib.NotebookRule(1.0)
+    assert repr(decorlib.SeedRule(1.0)) == "NotebookRule(variance=1.0, eta=1.0, dead_variance=1e-08)"
+
+
+HYPERPARAMETERS = {
+    "notebook": ("variance", "eta", "dead_variance"),
+    "plain": (),
+    "kappa": ("kappa", "variance", "constants", "dead_variance"),
+    "kappa_columns": ("kappa", "variance", "constants", "dead_variance"),
+    "triangular": ("kappa", "variance", "constants", "dead_variance"),
+    "whitening": ("variance", "dead_variance"),
+    "adaptive_gain": ("norm",),
+    "foldiak": (),
+    "exact": ("kind", "solver", "shrinkage", "momentum"),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_only_hyperparameters_are_arguments_and_stand_in_the_repr(name):
+    """The repr names a layer in checkpoints: it holds all that tells two rules apart, no more."""
+    kind = RULES[name]
+    assert tuple(inspect.signature(kind).parameters) == HYPERPARAMETERS[name]
+    rule = kind()
+    assert repr(rule) == f"{kind.__name__}({', '.join(f'{h}={getattr(rule, h)!r}' for h in HYPERPARAMETERS[name])})"
+    assert eval(repr(rule), {kind.__name__: kind}) == rule
+    for constant in {n for c in kind.__mro__ for n in vars(c).get("__annotations__", {})} - {*HYPERPARAMETERS[name]}:
+        with pytest.raises(TypeError, match=rf"unexpected keyword argument '{constant}'"):
+            kind(**{constant: 3.0})
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.sampled_from([c for c in CASES if c.scales]), st.floats(0.05, 20.0))
 def test_scale_equivariance(case, a):
-    """T32: x -> a x with R0 = I / a gives the same states at every step."""
+    """x -> a x with R0 = I / a gives the same states at every step."""
     assert scaled_apart(case, a) < 1e-12
 
 
@@ -374,21 +228,21 @@ def scaled_apart(case, a, steps=5):
 
 NAN = float("nan")
 BAD = [
-    (lambda: rules.SeedRule(variance=-1.0), r"variance is -1\.0; allowed: None .*positive number"),
-    (lambda: rules.SeedRule(variance=0.0), r"variance is 0\.0"),
-    (lambda: rules.SeedRule(variance=NAN), "variance is nan"),
-    (lambda: rules.SeedRule(variance=float("inf")), "variance is inf"),
-    (lambda: rules.SeedRule(variance=True), "variance is True"),
-    (lambda: rules.SeedRule(variance="imput"), "variance is 'imput'; allowed: .*'input'"),
-    (lambda: rules.SeedRule(variance=torch.tensor([1.0, -1.0])), "positive number"),
-    (lambda: rules.SeedRule(variance=torch.tensor([1, 2])), "positive number"),
-    (lambda: rules.SeedRule(variance=torch.tensor([1.0, NAN])), "positive number"),
-    (lambda: rules.SeedRule(variance=torch.tensor([1.0, float("inf")])), "positive number"),
-    (lambda: rules.SeedRule(variance=torch.ones(2, 2)), "one dimension"),
-    (lambda: rules.SeedRule(eta=-0.5), r"eta is -0\.5; it must lie in \[0, inf"),
-    (lambda: rules.SeedRule(eta=NAN), "eta is nan"),
-    (lambda: rules.SeedRule(eta=float("inf")), "eta is inf"),
-    (lambda: rules.SeedRule(dead_variance=-1e-8), "dead_variance is -1e-08"),
+    (lambda: rules.NotebookRule(variance=-1.0), r"variance is -1\.0; allowed: None .*positive number"),
+    (lambda: rules.NotebookRule(variance=0.0), r"variance is 0\.0"),
+    (lambda: rules.NotebookRule(variance=NAN), "variance is nan"),
+    (lambda: rules.NotebookRule(variance=float("inf")), "variance is inf"),
+    (lambda: rules.NotebookRule(variance=True), "variance is True"),
+    (lambda: rules.NotebookRule(variance="imput"), "variance is 'imput'; allowed: .*'input'"),
+    (lambda: rules.NotebookRule(variance=torch.tensor([1.0, -1.0])), "positive number"),
+    (lambda: rules.NotebookRule(variance=torch.tensor([1, 2])), "positive number"),
+    (lambda: rules.NotebookRule(variance=torch.tensor([1.0, NAN])), "positive number"),
+    (lambda: rules.NotebookRule(variance=torch.tensor([1.0, float("inf")])), "positive number"),
+    (lambda: rules.NotebookRule(variance=torch.ones(2, 2)), "one dimension"),
+    (lambda: rules.NotebookRule(eta=-0.5), r"eta is -0\.5; it must lie in \[0, inf"),
+    (lambda: rules.NotebookRule(eta=NAN), "eta is nan"),
+    (lambda: rules.NotebookRule(eta=float("inf")), "eta is inf"),
+    (lambda: rules.NotebookRule(dead_variance=-1e-8), "dead_variance is -1e-08"),
     (lambda: rules.KappaRule(kappa=1.5), r"kappa is 1\.5; it must lie in \[0, 1\]"),
     (lambda: rules.KappaRule(kappa=-0.1), r"kappa is -0\.1"),
     (lambda: rules.KappaRule(kappa=NAN), "kappa is nan"),
@@ -424,6 +278,18 @@ def test_bad_hyperparameters_are_refused(make, message):
         make()
 
 
+@each_case
+def test_every_rule_takes_many_samples_of_few_features(case):
+    """No rule makes a matrix of samples by samples, which would be 320 GB here."""
+    x = stream(200_000, 1)[0]
+    layer = Decorrelation(D, rule=case.rule, dtype=torch.float64)
+    layer.weight.data.copy_(start())
+    layer(x)
+    assert float(layer.step(case.lr)) == pytest.approx(float(case.loss(x @ start().T, x)), rel=1e-9)
+    small = Moments.of(x @ start().T, x, gain=True)
+    assert distance(layer.weight.data, start() - case.lr * case.rule.direction(small, start(), case.lr)) < 1e-12
+
+
 @pytest.mark.parametrize("rule", [maps.AdaptiveGainRule(), maps.FoldiakRule()])
 @pytest.mark.parametrize("lr", [None, 0.0, -0.1, NAN])
 def test_rules_that_need_their_rate_say_so(rule, lr):
@@ -434,6 +300,6 @@ def test_rules_that_need_their_rate_say_so(rule, lr):
 
 def test_a_target_of_the_wrong_length_names_both_lengths():
     y = normal(9, D)
-    rule = rules.SeedRule(variance=torch.ones(D + 1, dtype=torch.float64))
+    rule = rules.NotebookRule(variance=torch.ones(D + 1, dtype=torch.float64))
     with pytest.raises(ValueError, match=rf"variance has {D + 1} .*{D} features"):
         rule.direction(Moments.of(y), start())

@@ -11,6 +11,7 @@ from torch import nn
 import decorlib
 from decorlib import DecorConv2d, DecorLinear, History, bp_parameters, decor_modules, decor_parameters
 from decorlib.data.inputs import loader
+from decorlib.training import checkpoint
 from decorlib.training.checkpoint import CheckpointDamaged, load_checkpoint, read_checkpoint, save_checkpoint
 from decorlib.training.train import train
 
@@ -249,6 +250,28 @@ def test_a_checkpoint_of_something_else_is_refused_and_nothing_is_changed(saved,
     with pytest.raises(ValueError, match=r"run\.ckpt does not fit: .*parameter group.*nothing was changed"):
         load_checkpoint(path, run.model, **swapped)
     assert differences(before, run.state()) == []
+
+
+def test_a_checkpoint_of_version_0_1_names_its_rules_otherwise_and_is_taken(tmp_path, monkeypatch):
+    def model(k):
+        rules = decorlib.NotebookRule(variance=1.0), decorlib.TriangularRule(kappa=k)
+        return nn.Sequential(*(decorlib.Decorrelation(4, rule=rule) for rule in rules))
+
+    now = checkpoint._layers
+    names = (("NotebookRule", "SeedRule"), ("08)), m", "08, _pairs=0.5)), m"))
+
+    def then(model):
+        found = now(model)
+        return {"0": found["0"].replace(*names[0]), "1": found["1"].replace(*names[1])}
+
+    monkeypatch.setattr(checkpoint, "_layers", then)
+    assert "SeedRule(variance=1.0" in then(model(0.5))["0"]
+    assert "_pairs=0.5)), m" in then(model(0.5))["1"]
+    save_checkpoint(tmp_path / "old", model(0.5))
+    monkeypatch.undo()
+    load_checkpoint(tmp_path / "old", model(0.5))
+    with pytest.raises(ValueError, match=r"layer '1' was .*kappa=0\.5.*kappa=0\.6"):
+        load_checkpoint(tmp_path / "old", model(0.6))
 
 
 def test_batches_that_were_accumulated_are_not_lost_without_a_word(tmp_path):

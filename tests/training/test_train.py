@@ -25,8 +25,9 @@ from decorlib import (
     decor_update,
     train,
 )
+from decorlib.layers.step import PreparedStep
 from decorlib.study.experiments import notebook_2024 as seed_document
-from decorlib.training.train import steps_of
+from decorlib.training.history import steps_of
 
 D = 5
 HALF = KappaRule(kappa=0.5)
@@ -99,8 +100,8 @@ def test_in_place_steps_are_the_default_of_plain_sgd_and_the_same_but_for_roundi
         trained(model, in_place=in_place)
     assert_equal_models(models[0], models[1])
     assert_equal_models(models[0], models[2], rtol=1e-5, atol=1e-6)
-    for model, plain in [(models[0], True), (models[2], False)]:
-        assert all((layer.weight.grad is None) is plain for _, layer in decor_modules(model))
+    for model in models:  # gradients are taken away after their step, and never set in place
+        assert all(layer.weight.grad is None for _, layer in decor_modules(model))
 
 
 def test_hooks_of_the_optimizer_of_R_see_every_step():
@@ -225,7 +226,7 @@ def test_the_accident_is_caught_at_the_first_step_that_is_due(monkeypatch):
     ):
         trained(network(update_every=3), in_place=False, measure_first=True)
     seen = []
-    monkeypatch.setattr(Decorrelation, "update", lambda self, lr=None, max_step=None: None)
+    monkeypatch.setattr(PreparedStep, "commit_gradient", lambda self: self.layer.forget())
     with pytest.raises(SilentNoOp, match="Restart the kernel if library code was edited"):
         trained(network(), in_place=False, loss=lambda y, t: seen.append(1) or nn.functional.mse_loss(y, t))
     assert len(seen) == 1

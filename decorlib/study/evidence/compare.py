@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from decorlib.study.evidence.provenance import ROOT, _git
+from decorlib.study.evidence.provenance import ROOT, NoGit, git
 from decorlib.study.evidence.records import Record, RecordDamaged
 
 COLUMNS = ["notebook", "value", "old", "new", "change", "tolerance", "result"]
@@ -73,6 +73,10 @@ def compare(old: dict[str, Record], new: dict[str, Record]) -> Comparison:
 
     A notebook that is only in one of them is noted, and its values are not judged. A verdict counts as changed
     when its outcome or its answer about the failed run differs, or when it is gone.
+
+    Args:
+        old: the records compared with.
+        new: those of now.
     """
     rows, changed, notes = [], [], []
     for number in sorted({*old, *new}):
@@ -101,16 +105,16 @@ def read_folder(folder: Path) -> dict[str, Record]:
     return {path.stem: Record.load(path) for path in sorted(Path(folder).glob("[0-9][0-9].json"))}
 
 
-def read_committed(root: Path = ROOT, folder: str = "results/records") -> dict[str, Record] | None:
-    """Records at git HEAD; None where there is no git or no commit."""
-    listed = _git("ls-tree", "--name-only", "HEAD", f"{folder}/", root=root)
-    if listed is None:
-        return None
+def read_committed(root: Path = ROOT, folder: str = "results/records") -> dict[str, Record]:
+    """Records at git HEAD.
+
+    Raises:
+        NoGit: there is no git, no commit, or git refuses; with its reason.
+    """
     records = {}
-    for name in listed.splitlines():
+    for name in git("ls-tree", "--name-only", "HEAD", f"{folder}/", root=root).splitlines():
         if Path(name).suffix == ".json" and Path(name).stem.isdigit():
-            text = _git("show", f"HEAD:{name}", root=root)
-            records[Path(name).stem] = Record.parse(text or "", f"{name} at HEAD")
+            records[Path(name).stem] = Record.parse(git("show", f"HEAD:{name}", root=root), f"{name} at HEAD")
     return records
 
 
@@ -121,8 +125,8 @@ def main(root: Path = ROOT) -> int:
     except RecordDamaged as error:
         print(error, file=sys.stderr)
         return 1
-    if old is None:
-        print("no git history here: nothing to compare with", file=sys.stderr)
+    except NoGit as error:
+        print(f"nothing to compare with: git cannot say what is committed: {error}", file=sys.stderr)
         return 2
     result = compare(old, new)
     print(result.text())

@@ -33,6 +33,7 @@ class Provenance:
     machine: dict[str, str | int]
     started: str
     seconds: float
+    no_commit: str = ""  # why there is no commit, in git's words
 
     def as_dict(self) -> dict:
         """Plain dictionary, for a record."""
@@ -40,7 +41,7 @@ class Provenance:
 
     def lines(self) -> list[str]:
         """Three short lines for people; :func:`setup` prints them."""
-        code = "not under git" if self.commit is None else f"commit {self.commit[:12]}"
+        code = self.no_commit if self.commit is None else f"commit {self.commit[:12]}"
         code += " (modified)" if self.modified else ""
         names = ("decorlib", "python", "torch", "torchvision", "numpy")
         m = self.machine
@@ -51,26 +52,44 @@ class Provenance:
         ]
 
 
-def _git(*arguments: str, root: Path) -> str | None:
+class NoGit(RuntimeError):
+    """git did not answer; the message is its reason."""
+
+
+def git(*arguments: str, root: Path) -> str:
+    """What a git command prints.
+
+    Raises:
+        NoGit: it is not installed, `root` is not a clone, or git refuses, for example because somebody else owns it.
+    """
     try:
-        done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=30, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=30)
+    except FileNotFoundError as error:
+        raise NoGit("git is not installed") from error
+    except (OSError, subprocess.SubprocessError) as error:
+        raise NoGit(str(error)) from error
+    if done.returncode:
+        raise NoGit(done.stderr.strip() or f"`git {' '.join(arguments)}` ended with status {done.returncode}")
     return done.stdout.strip()
 
 
 def commit_of(root: Path = ROOT) -> tuple[str | None, bool | None]:
     """Commit that `root` is at and whether the files differ from it; (None, None) where git cannot say."""
-    top = _git("rev-parse", "--show-toplevel", root=root)
-    if top is None or Path(top).resolve() != Path(root).resolve():
-        return None, None  # an installed copy inside somebody else's repository is not that repository
-    commit = _git("rev-parse", "--verify", "-q", "HEAD", root=root)
-    # What a run itself writes, the results and README's table of answers, is no change of the code.
-    own = (":(exclude)results", ":(exclude)README.md")
-    status = _git("status", "--porcelain", "--", ".", *own, root=root)
-    return (commit, bool(status)) if commit else (None, None)
+    return _commit(root)[:2]
+
+
+def _commit(root: Path) -> tuple[str | None, bool | None, str]:
+    """Commit, whether files differ from it, and why there is neither."""
+    try:
+        if Path(git("rev-parse", "--show-toplevel", root=root)).resolve() != Path(root).resolve():
+            return None, None, "not under git"  # an installed copy inside somebody else's repository is not that one
+        commit = git("rev-parse", "--verify", "HEAD", root=root)
+        # What a run itself writes, the results and README's table of answers, is no change of the code.
+        own = (":(exclude)results", ":(exclude)README.md")
+        return commit, bool(git("status", "--porcelain", "--", ".", *own, root=root)), ""
+    except NoGit as error:
+        reason = str(error).splitlines()[0].replace(str(Path(root).resolve()), ".")  # no path of this machine
+        return None, None, "not under git" if "not a git repository" in reason else f"commit unknown: {reason}"
 
 
 def data_checksums(folder: Path = DATA / "mnist") -> dict[str, str]:
@@ -119,7 +138,7 @@ def provenance(device: str = "cpu") -> Provenance:
     name = str(torch.device(device))
     if name.startswith("cuda") and torch.cuda.is_available():
         name = f"{name} ({torch.cuda.get_device_name(torch.device(device))})"
-    commit, modified = commit_of()
+    commit, modified, no_commit = _commit(ROOT)
     return Provenance(
         commit=commit,
         modified=modified,
@@ -134,7 +153,29 @@ def provenance(device: str = "cpu") -> Provenance:
         },
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(time.perf_counter() - _started, 1),
+        no_commit=no_commit,
     )
+
+
+def unusable(device: str) -> str | None:
+    """Why torch cannot use a device on this machine, in a few words; None where it can."""
+    import torch
+
+    try:
+        asked = torch.device(device)
+    except RuntimeError:
+        return "torch knows no device of that name, such as cpu, cuda or cuda:1"
+    if asked.type == "cuda" and not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    if asked.type == "cuda" and (asked.index or 0) >= (count := torch.cuda.device_count()):
+        return f"torch sees {count} CUDA device(s), the last of which is cuda:{count - 1}"
+    if asked.type == "mps" and not torch.backends.mps.is_available():
+        return "torch sees no MPS device"
+    try:
+        torch.empty(1, device=asked)
+    except Exception as error:  # each backend that is not there has its own
+        return f"torch cannot use it ({str(error).splitlines()[0]})"
+    return None
 
 
 _current: Provenance | None = None
@@ -175,13 +216,10 @@ def setup(threads: int = 1, device: str = "cpu", deterministic: bool = True) -> 
 
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
-    kind = torch.device(device).type
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device 'cuda' was asked for, but torch sees no CUDA device; use device='cpu'")
-    if kind == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device 'mps' was asked for, but torch sees none; use device='cpu'")
+    if reason := unusable(device):
+        raise ValueError(f"device {device!r} was asked for, but {reason}; use device='cpu'")
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic, warn_only=kind != "cpu")
+    torch.use_deterministic_algorithms(deterministic, warn_only=torch.device(device).type != "cpu")
     figures.use_style()
     _started = time.perf_counter()
     _current = provenance(device)

@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from decorlib._files import written_atomically
+from decorlib._plain import canonical, plain
 from decorlib.study.evidence import provenance
 
 FORMAT = 1
 GZIP_FROM = 200_000  # bytes; larger lists of runs are stored compressed
-
-
 EXTENDED = Path("results") / "extended"  # of a clone: what `make reproduce PROFILE=extended` writes
 
 
@@ -30,34 +29,38 @@ class RecordDamaged(RuntimeError):
     """A record cannot be read, or its content is not what its checksum says."""
 
 
-def plain(value: Any, where: str = "value") -> Any:
-    """Turn numbers of numpy and torch, tuples and dataclasses into what JSON knows, and NaN into None.
+def simplified(value: Any, where: str = "value") -> Any:
+    """Plain data (:func:`decorlib._plain.plain`) of numbers of numpy and torch, tuples and dataclasses; NaN is None.
 
     Raises:
         TypeError: something that a record cannot hold, with the place where it is.
     """
-    if value is None or isinstance(value, str | bool):
+    return plain(value, where, _simplify, containers=(list, tuple))
+
+
+def _simplify(value: Any, where: str) -> Any:
+    if isinstance(value, str | bool):
         return value
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {str(key): plain(item, f"{where}[{key!r}]") for key, item in value.items()}
+        return {str(key): simplified(item, f"{where}[{key!r}]") for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return simplified(list(value), where)
     if is_dataclass(value) and not isinstance(value, type):
-        return plain(asdict(value), where)
+        return simplified(asdict(value), where)
     if hasattr(value, "tolist"):  # numpy scalars and arrays, torch tensors
-        return plain(value.tolist(), where)
+        return simplified(value.tolist(), where)
     raise TypeError(
         f"{where} is a {type(value).__name__}; a record holds numbers, text, lists and dictionaries of them"
     )
 
 
 def dumps(content: Any) -> str:
-    """JSON in one fixed form: sorted keys, floats by repr, no NaN."""
-    return json.dumps(content, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    """The text of a record: canonical JSON, a line for each value."""
+    return canonical(content, indent=1) + "\n"
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -101,7 +104,7 @@ class Record:
             raise ValueError(f"notebook must be two digits such as '03', got {self.notebook!r}")
         if not self.question.strip():
             raise ValueError("question is empty: give the notebook's question, as in its title")
-        self.parameters = plain(self.parameters, "parameters")
+        self.parameters = simplified(self.parameters, "parameters")
 
     def value(self, name: str, x: Any, unit: str = "", tolerance: float | int = 0.02) -> None:
         """Keep a headline number.
@@ -118,7 +121,7 @@ class Record:
             raise ValueError(f"there is already a value {name!r} in record {self.notebook}")
         if not (math.isfinite(tolerance) and tolerance >= 0):
             raise ValueError(f"tolerance must be a number of at least 0, got {tolerance}")
-        x = plain(x, name)
+        x = simplified(x, name)
         if x is not None and not isinstance(x, int | float):
             raise TypeError(f"value {name!r} must be a number, got {x!r}; use table() for more than one")
         status = "diverged" if x is None else "finite"
@@ -129,18 +132,18 @@ class Record:
         if name in self.tables:
             raise ValueError(f"there is already a table {name!r} in record {self.notebook}")
         frame = frame.reset_index() if any(label is not None for label in frame.index.names) else frame
-        rows = [[plain(item, f"table {name!r}") for item in row] for row in frame.itertuples(index=False)]
+        rows = [[simplified(item, f"table {name!r}") for item in row] for row in frame.itertuples(index=False)]
         if len(rows) > 2000:
             raise ValueError(f"table {name!r} has {len(rows)} rows; keep runs with runs(), tables are small")
         self.tables[name] = {"columns": [str(column) for column in frame.columns], "rows": rows}
 
     def runs(self, runs: list[dict]) -> None:
         """Keep the full records of the runs beside this record, in ``NN.runs.json`` (``.gz`` where large)."""
-        self._runs = plain(list(runs), "runs")
+        self._runs = simplified(list(runs), "runs")
 
     def verdict(self, verdict) -> None:
         """Keep a :class:`decorlib.study.Verdict`."""
-        kept = plain(verdict, "verdict")
+        kept = simplified(verdict, "verdict")
         if any(other["hypothesis"] == kept["hypothesis"] for other in self.verdicts):
             raise ValueError(f"record {self.notebook} already has a verdict on {kept['hypothesis']!r}")
         self.verdicts.append(kept)

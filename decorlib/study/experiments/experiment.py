@@ -32,7 +32,7 @@ class Experiment:
     Args:
         data: ``"mnist"`` or ``"fashion_mnist"``.
         train_size: training images, drawn by ``subset_seed``; 0: all that ``split`` leaves.
-        subset_seed: which images; the seed notebook's are 42. None: the run's own seed.
+        subset_seed: which images; the 2024 notebook's are 42. None: the run's own seed.
         split: ``"test"`` evaluates on the test set; ``"validation"`` on 10,000 training images that are not trained on.
         scaling: one of :data:`decorlib.data.inputs.SCALINGS`.
         pixels: ``"all"``; ``"alive"`` drops those constant in the training images; ``"lively"`` those that differ from
@@ -207,7 +207,7 @@ def run(spec: Experiment) -> dict:
     history = train(
         model,
         nn.functional.cross_entropy if weights else lambda y, _: y.new_zeros(()),
-        inputs.in_parts(batches, spec.parts) if spec.parts > 1 else batches,
+        inputs.in_parts(batches, spec.parts),
         epochs=spec.epochs * spec.parts,
         optimizer=optimizer,
         decor_optimizer=decor,

@@ -1,4 +1,4 @@
-"""Question (a) of every hypothesis: is its factor why the seed's third run failed? A crossed comparison answers it.
+"""Question (a) of every hypothesis: is its factor why run 3 of the 2024 notebook failed? A crossed comparison.
 
 The run failed with R standing still. So the factor is crossed with whether R is updated: if the loss falls with the
 factor present once R is updated, and does not with the factor removed while R stands still, then the factor neither
@@ -13,7 +13,7 @@ import pandas as pd
 
 from decorlib.study.experiments.experiment import Experiment
 
-#: The seed's third run as an experiment: its 1,000 digits, two layers, both rates; the draws of weights differ by seed.
+#: Run 3 of the 2024 notebook as an experiment: its 1,000 digits, two layers, both rates; weights are drawn by seed.
 RUN3 = Experiment(
     subset_seed=42,
     model="mlp",
@@ -31,7 +31,7 @@ def crossed(seeds: Iterable[int], epochs: int = RUN3.epochs, **removed) -> dict[
 
     Args:
         seeds: of weights and batch order.
-        epochs: passes over the digits. Default: 20, as in the seed.
+        epochs: passes over the digits. Default: 20, as in the 2024 notebook.
         removed: for example ``pixels="alive"``.
     """
     if not removed:

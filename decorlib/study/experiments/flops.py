@@ -1,124 +1,43 @@
-"""Counted work: multiplications and additions per step, by rule and shape. An n x m by m x p product counts 2nmp.
+"""Counted work of whole networks and experiments; that of one layer is :mod:`decorlib.operations`.
 
-Products of matrices and factorisations are counted; entrywise work is not: it is smaller by a factor of the batch size
-or of D. Counts say what a method asks for, seconds what a machine makes of it; the notebooks show both.
+Counts say what a method asks for, seconds what a machine makes of it; the notebooks show both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
+from decorlib.operations import (
+    CHOLESKY,
+    EIGEN,
+    LU,
+    SOLVES,
+    TRIANGULAR_SOLVES,
+    Flops,
+    alone,
+    decor_linear,
+    learning,
+    linear,
+)
 from decorlib.rules.catalogue import make_rule
-from decorlib.rules.maps import AdaptiveGainRule, FoldiakRule
-from decorlib.rules.rules import RowRule, Rule
-from decorlib.rules.variants import TriangularRule
-from decorlib.rules.whitening import ExactWhitening
+from decorlib.rules.rules import Rule
+from decorlib.study.experiments import networks
 
-# Textbook counts for an n x n matrix, in n^3 (Golub & Van Loan): LU, n right-hand sides; Cholesky and its inverse by n
-# triangular solves; the symmetric eigenproblem with vectors, whose constant depends on the algorithm.
-LU, SOLVES = 2 / 3, 2
-CHOLESKY, TRIANGULAR_SOLVES = 1 / 3, 1
-EIGEN = 9
-
-
-@dataclass(frozen=True)
-class Flops:
-    """Work of one step, by what it is for."""
-
-    forward: int | float = 0
-    backward: int | float = 0
-    statistics: int | float = 0
-    update: int | float = 0
-    loss: int | float = 0
-
-    @property
-    def total(self) -> int | float:
-        return self.forward + self.backward + self.statistics + self.update + self.loss
-
-    def __add__(self, other: Flops) -> Flops:
-        return Flops(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
-
-
-def learning(rule: Rule, batch: int, features: int, update_every: int = 1) -> Flops:
-    """Statistics, update and reported loss of one R of D features; those of a rule that learns at every n-th step / n.
-
-    Args:
-        rule: the rule.
-        batch: B, samples that the statistics use.
-        features: D.
-        update_every: n. Default: 1.
-
-    Raises:
-        TypeError: a rule whose work is not known here.
-    """
-    B, D = batch, features
-    factored = B < D  # as Moments chooses: X is never formed
-    moment = 2 * B * D**2
-    loss = 2 * B**2 * D if factored else 0
-    if isinstance(rule, TriangularRule):
-        work = (moment, 2 * D**3, loss)
-    elif isinstance(rule, RowRule):
-        work = (moment, moment if factored else 2 * D**3, loss)
-    elif isinstance(rule, AdaptiveGainRule):  # keeps the samples at every shape, for its gain
-        work = (moment, moment, 2 * B**2 * D)
-    elif isinstance(rule, FoldiakRule):
-        work = (moment, 4 * D**3 + (LU + SOLVES) * D**3, loss)
-    elif isinstance(rule, ExactWhitening):
-        if rule.solver != "eigh":
-            raise TypeError("the work of solver='newton_schulz' depends on its steps and is not counted here")
-        solving = {"zca": EIGEN + 2, "pca": EIGEN, "cholesky": CHOLESKY + TRIANGULAR_SOLVES}[rule.kind]
-        # the moment of the inputs; that of the states is only formed where it is not kept factored
-        work = (moment + (0 if factored else moment), solving * D**3, loss)
-    else:
-        raise TypeError(
-            f"the work of {type(rule).__name__} is not known: add its counts to decorlib.study.experiments.flops"
-        )
-    return Flops(**dict(zip(("statistics", "update", "loss"), (w / update_every for w in work), strict=True)))
-
-
-def alone(rule: Rule, batch: int, features: int, update_every: int = 1) -> Flops:
-    """One step of a Decorrelation layer on its own: y = R x, and what the rule does."""
-    return Flops(forward=2 * batch * features**2) + learning(rule, batch, features, update_every)
-
-
-def linear(batch: int, inputs: int, outputs: int, input_gradient: bool = True) -> Flops:
-    """Forward and backward of a plain linear layer; the first layer of a network needs no gradient of its input."""
-    product = 2 * batch * inputs * outputs
-    return Flops(forward=product, backward=product * (1 + input_gradient))
-
-
-def decor_linear(
-    rule: Rule,
-    batch: int,
-    inputs: int,
-    outputs: int,
-    input_gradient: bool = True,
-    update_every: int = 1,
-    fraction: float = 1.0,
-) -> Flops:
-    """A DecorLinear layer, in the form that it picks by shape: R and then W, or (W R) as one matrix.
-
-    For a convolution with R over patches, ``batch`` counts positions, ``inputs`` the features of a patch.
-    """
-    B, D, M, sampled = batch, inputs, outputs, max(1, round(fraction * batch))
-
-    def step(due: bool) -> Flops:
-        if B * (1 + input_gradient) > 2 * M + due * sampled:  # fused where that is cheaper, see DecorLinear
-            return Flops(forward=2 * M * D**2, backward=2 * M * D**2, statistics=2 * due * sampled * D**2)
-        return Flops(forward=2 * B * D**2, backward=2 * B * D**2 * input_gradient)
-
-    learns = learning(rule, sampled, D, update_every)
-    transform = _mixed(step(True), step(False), 1 / update_every)
-    return linear(B, D, M, input_gradient) + transform + learns
-
-
-def _mixed(a: Flops, b: Flops, share: float) -> Flops:
-    """The mean work of steps of which a share is a and the rest b."""
-    if share == 1:
-        return a
-    return Flops(*(share * getattr(a, n) + (1 - share) * getattr(b, n) for n in Flops.__dataclass_fields__))
+__all__ = [
+    "CHOLESKY",
+    "EIGEN",
+    "LU",
+    "SOLVES",
+    "TRIANGULAR_SOLVES",
+    "Flops",
+    "alone",
+    "decor_linear",
+    "experiment",
+    "learning",
+    "linear",
+    "mlp",
+]
 
 
 def mlp(rule: Rule | None, batch: int, widths: Sequence[int], update_every: int = 1) -> Flops:
@@ -139,9 +58,9 @@ def experiment(spec, features: int = 784) -> Flops:
     options = dict(spec.layer_options)
     every, fraction = options.get("update_every", 1), options.get("fraction", 1.0)
     total = Flops()
-    for depth, (sites, pixels, C, kernel, M) in enumerate(_shapes(spec, features)):
+    for depth, (sites, pixels, C, kernel, M) in enumerate(networks.shapes(spec, features)):
         rows, D = spec.batch_size * sites, C * kernel
-        if rule is None or not {"all": True, "first": depth == 0, "deeper": depth > 0}[spec.decorrelated]:
+        if not networks.decorrelates(spec, depth):
             total += linear(rows, D, M, depth > 0)
         elif options.get("span") == "channel" and kernel > 1:
             over_channels = (rule, spec.batch_size * pixels, C, M * kernel, depth > 0, every, fraction)
@@ -156,10 +75,3 @@ def _channels(rule: Rule, pixels: int, channels: int, outputs: int, gradient: bo
     whole = decor_linear(rule, pixels, channels, outputs, gradient, every, fraction)
     plain = linear(pixels, channels, outputs, gradient)
     return Flops(*(getattr(whole, n) - getattr(plain, n) for n in Flops.__dataclass_fields__))
-
-
-def _shapes(spec, features: int) -> list[tuple[int, int, int, int, int]]:
-    """(output positions, input pixels, input channels, kernel size, outputs) of each layer of the model."""
-    if spec.model == "convnet":
-        return [(196, 784, 1, 9, 16), (49, 196, 16, 9, 32), (16, 49, 32, 9, 32), (1, 1, 512, 1, 10)]
-    return [(1, 1, D, 1, M) for D, M in pairwise((features, *spec.hidden, 10))]

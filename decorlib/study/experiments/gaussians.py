@@ -14,6 +14,7 @@ from torch import Tensor
 
 from decorlib.rules.moments import Moments
 from decorlib.rules.rules import Rule
+from decorlib.study.experiments import stability
 
 Matrix = Float64[Tensor, "features features"]
 
@@ -51,7 +52,7 @@ def draws(S: Matrix, n: int, generator: torch.Generator, mean: Tensor | None = N
     return x if mean is None else x + mean
 
 
-def yardsticks(X: Tensor, condition: bool = True) -> dict[str, float | None]:
+def whiteness(X: Tensor, condition: bool = True) -> dict[str, float | None]:
     """What is left in a second moment X = <y y'>, in measures that mean the same for every rule.
 
     * ``cosine``: root mean square of X_ij / sqrt(X_ii X_jj) over i != j: 0 where nothing is correlated about zero.
@@ -118,11 +119,10 @@ def equivariance(rule: Rule, S: Matrix, M: Matrix, lr: float, steps: int) -> flo
 
 
 def is_stable(path: list[Tensor], steps: int) -> bool:
-    """Finite to the end, less correlated than at the start, and no variance above ten times what it had to be."""
+    """Finite to the end, and :func:`decorlib.study.experiments.stability.still_decorrelates` there."""
     if len(path) <= steps:
         return False
-    first, last = (yardsticks(X, condition=False) for X in (path[0], path[-1]))
-    return last["cosine"] <= first["cosine"] and last["largest_variance"] <= 10 * max(1.0, first["largest_variance"])
+    return stability.still_decorrelates(*(whiteness(X, condition=False) for X in (path[0], path[-1])))
 
 
 def predicted_edge(rule: Rule, S: Matrix, lr: float = 1e-6) -> float:
@@ -137,30 +137,21 @@ def predicted_edge(rule: Rule, S: Matrix, lr: float = 1e-6) -> float:
     return 2 / float(torch.linalg.eigvals(H).abs().max())
 
 
-def largest_stable(rule: Rule, S: Matrix, steps: int = 200, halvings: int = 10, top: float = 1e3) -> float:
-    """The largest rate at which a rule is stable on the population, by bisection of the logarithm.
+def largest_stable(rule: Rule, S: Matrix, steps: int = 200, tolerance: float = 0.002, top: float = 1e3) -> float:
+    """The largest rate at which a rule is stable on the population.
 
     Args:
         rule: the rule; starts at R = I.
         S: second moment.
         steps: length of each trial. Default: 200.
-        halvings: bisections; each halves a span that is first bracketed to a factor 4. Default: 10.
+        tolerance: relative width of the last bracket. Default: 0.002.
         top: stop there and call it the edge: the rule has none that matters. Default: 1e3.
     """
-    high = 4 * predicted_edge(rule, S)
-    while is_stable(trajectory(rule, S, high, steps), steps):
-        high *= 4
-        if high > top:
-            return top
-    low = high / 4
-    while not is_stable(trajectory(rule, S, low, steps), steps):
-        low, high = low / 4, low
-        if low < 1e-12:
-            raise ValueError(f"{rule} is stable at no rate down to {low:.0e} on this second moment")
-    for _ in range(halvings):
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if is_stable(trajectory(rule, S, middle, steps), steps) else (low, middle)
-    return low
+
+    def stable(rate: float) -> bool:
+        return is_stable(trajectory(rule, S, rate, steps), steps)
+
+    return stability.largest_stable(stable, 4 * predicted_edge(rule, S), tolerance, top)[0]
 
 
 def whitened_mean(S: Matrix, mean: Float64[Tensor, " features"]) -> float:

@@ -47,7 +47,22 @@ def _layer_options(spec) -> dict:
     return {"rule": make_rule(spec.rule, **dict(spec.rule_options)), **options}
 
 
-def _decorrelates(spec, depth: int) -> bool:
+CONVNET = ((1, 16), (16, 32), (32, 32))  # channels of the 3 x 3 convolutions of stride 2, each halving the image
+
+
+def shapes(spec, features: int = 784) -> list[tuple[int, int, int, int, int]]:
+    """(output positions, input pixels, input channels, kernel size, outputs) of each layer with weights, in order."""
+    if spec.model != "convnet":
+        return [(1, 1, D, 1, M) for D, M in pairwise((features, *spec.hidden, 10))]
+    sides = [28]
+    for _ in CONVNET:
+        sides.append((sides[-1] + 1) // 2)
+    layers = [(o**2, i**2, C, 9, M) for (C, M), (i, o) in zip(CONVNET, pairwise(sides), strict=True)]
+    return [*layers, (1, 1, sides[-1] ** 2 * CONVNET[-1][1], 1, 10)]
+
+
+def decorrelates(spec, depth: int) -> bool:
+    """Whether the layer of that depth, counted from 0, has an R."""
     return spec.rule is not None and {"all": True, "first": depth == 0, "deeper": depth > 0}[spec.decorrelated]
 
 
@@ -57,7 +72,7 @@ def _mlp(spec, features: int, options: dict) -> nn.Sequential:
     for depth, (D, M) in enumerate(pairwise(widths)):
         if spec.normalisation == "mean" and depth > 0:
             layers.append(Demean(D))
-        layers.append(DecorLinear(D, M, **options) if _decorrelates(spec, depth) else nn.Linear(D, M))
+        layers.append(DecorLinear(D, M, **options) if decorrelates(spec, depth) else nn.Linear(D, M))
         if depth < len(spec.hidden):
             layers += [nn.BatchNorm1d(M)] if spec.normalisation == "batch" else []
             layers.append(nn.LeakyReLU())
@@ -66,12 +81,12 @@ def _mlp(spec, features: int, options: dict) -> nn.Sequential:
 
 def _convnet(spec, options: dict) -> nn.Sequential:
     layers: list[nn.Module] = [nn.Unflatten(1, (1, 28, 28))]
-    for depth, (C, M) in enumerate(((1, 16), (16, 32), (32, 32))):
+    for depth, (C, M) in enumerate(CONVNET):
         geometry = {"kernel_size": 3, "stride": 2, "padding": 1}
-        decorrelates = _decorrelates(spec, depth)
-        layers.append(DecorConv2d(C, M, **geometry, **options) if decorrelates else nn.Conv2d(C, M, **geometry))
+        has_R = decorrelates(spec, depth)
+        layers.append(DecorConv2d(C, M, **geometry, **options) if has_R else nn.Conv2d(C, M, **geometry))
         layers += [nn.BatchNorm2d(M)] if spec.normalisation == "batch" else []
         layers.append(nn.LeakyReLU())
     linear = {k: v for k, v in options.items() if k != "span"}
-    last = DecorLinear(512, 10, **linear) if _decorrelates(spec, 3) else nn.Linear(512, 10)
+    last = DecorLinear(512, 10, **linear) if decorrelates(spec, 3) else nn.Linear(512, 10)
     return nn.Sequential(*layers, nn.Flatten(), last)

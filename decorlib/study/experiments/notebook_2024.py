@@ -1,4 +1,4 @@
-"""The seed notebook's three runs: its data, its models, its printed tables, and the accident that its third run was."""
+"""The 2024 notebook's three runs: its data, its models, its printed tables, and the mistake that its third run was."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from torch.utils.data import DataLoader
 from decorlib.data import datasets, inputs
 from decorlib.layers.decorrelation import Decorrelation
 from decorlib.layers.linear import DecorLinear
+from decorlib.layers.step import PreparedStep
+from decorlib.training.call_2024 import decor_train
 from decorlib.training.history import History
-from decorlib.training.train import decor_train
 
 RUNS = ("run1_decorrelation_only", "run2_single_layer", "run3_two_layer")
 
 
 def printed(run: str) -> list[dict]:
-    """What the seed document prints for one of :data:`RUNS`: a row per epoch; None where the document is cut off."""
+    """What the 2024 notebook prints for one of :data:`RUNS`: a row per epoch; None where the document is cut off."""
     tables = json.loads((resources.files("decorlib") / "data" / "seed_tables.json").read_text())
     return tables["runs"][run]
 
@@ -32,13 +33,19 @@ def printed(run: str) -> list[dict]:
 def loader(seed: int = 42) -> DataLoader:
     """Seed every generator as the first cell does, and load its 1,000 digits: 15 batches of 64, background at -2.
 
-    The batches are the bits that the seed's transforms and its per-sample loader give, from memory.
+    The batches are the bits that the 2024 notebook's transforms and its per-sample loader give, from memory.
     """
     torch.manual_seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - the seed's own generator: another one would give other digits
+    np.random.seed(seed)  # noqa: NPY002 - the 2024 notebook's own generator: another one would give other digits
     images, targets = _digits()
     chosen = torch.as_tensor(np.random.permutation(len(images))[:1000])  # noqa: NPY002
     return inputs.loader(inputs.scale(images[chosen], "seed"), targets[chosen], batch_size=64)
+
+
+def images(count: int = 1000, subset_seed: int = 42) -> Tensor:
+    """Its digits as published, in the order that it draws them: (N, 28, 28) uint8."""
+    digits, _ = _digits()
+    return digits[np.random.RandomState(subset_seed).permutation(len(digits))[:count]]
 
 
 @lru_cache(maxsize=1)
@@ -58,11 +65,11 @@ def model(run: str, variance: float = 1.0) -> nn.Module:
             nn.LeakyReLU(),
             DecorLinear(100, 10, bias=True, variance=variance),
         )
-    raise ValueError(f"run is {run!r}; the seed has {', '.join(RUNS)}")
+    raise ValueError(f"run is {run!r}; the 2024 notebook has {', '.join(RUNS)}")
 
 
 def train(run: str, batches: DataLoader, *, allow_no_op: bool = False, verbose: bool = False) -> History:
-    """One execution of one of the seed's training cells, drawing from torch's global generator as it does."""
+    """One execution of one of the 2024 notebook's training cells, drawing from torch's global generator as it does."""
     rates = {RUNS[0]: (1e-4, 10), RUNS[1]: (1e-4, 10), RUNS[2]: (1e-5, 20)}
     lr, epochs = rates[run]
     lossfun = (lambda y, t: torch.zeros(1, requires_grad=True)) if run == RUNS[0] else nn.CrossEntropyLoss()
@@ -91,23 +98,23 @@ def readings(seed: int = 42) -> dict[str, dict[str, History]]:
 
 @contextmanager
 def hot_reloaded() -> Iterator[None]:
-    """The accident of run 3, replayed: an edited ``update`` that reports its loss and sets no gradient."""
-    update = Decorrelation.update
+    """What went wrong in run 3, replayed: an edited ``update`` that reports its loss and sets no gradient."""
+    commit = PreparedStep.commit_gradient
 
-    def edited(self, lr=None, max_step=None):
-        loss = update(self, lr, max_step)
-        self.weight.grad = None
+    def edited(self):
+        loss = commit(self)
+        self.layer.weight.grad = None
         return loss
 
-    Decorrelation.update = edited
+    PreparedStep.commit_gradient = edited
     try:
         yield
     finally:
-        Decorrelation.update = update
+        PreparedStep.commit_gradient = commit
 
 
 def largest_difference(history: History, run: str, key: str) -> float:
-    """Largest relative difference between a history, in the seed's accounting, and every value the document holds."""
+    """Largest relative difference between a history, in the accounting of 2024, and every value that was printed."""
     pairs = [
         (ours[key], theirs[key])
         for ours, theirs in zip(history.as_seed_printed(), printed(run), strict=False)

@@ -29,8 +29,9 @@ from decorlib.study.experiments import experiment
 from decorlib.study.experiments.experiment import OPTIMIZERS, Experiment
 from decorlib.study.experiments.networks import Demean
 from decorlib.study.sweeps import runs
-from decorlib.training.history import History
-from decorlib.training.train import not_finite, summarise
+from decorlib.training.guards import not_finite
+from decorlib.training.history import History, summarise
+from decorlib.training.train import one_pass
 
 VARIED = ("seed", "lr", "decor_lr")
 SHARED_OPTIONS = ("center", "momentum", "update_every", "accumulate")
@@ -236,6 +237,12 @@ def _aligned(*named) -> Iterator[tuple[str, list[nn.Module]]]:
 # ----------------------------------------------------------------------------------------------------- the trainer
 
 
+def _next_to_each_other(batches: Sequence) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of all models, next to each other."""
+    for parts in zip(*batches, strict=True):
+        yield torch.cat([x for x, _ in parts], 1), torch.stack([t for _, t in parts], 1)
+
+
 def _train(specs: list[Experiment], device: torch.device) -> list[dict] | None:
     """The records, or None where a run diverged or an R stood still: such runs speak for themselves."""
     data = [[part.to(device) for part in experiment.arrays(spec)] for spec in specs]
@@ -257,22 +264,25 @@ def _train(specs: list[Experiment], device: torch.device) -> list[dict] | None:
     before = {name: layer.weight.detach().clone() for name, layer in wide.items()}
     evaluations = [experiment.evaluation(spec, *own) for spec, own in zip(specs, data, strict=True)]
     histories = [History() for _ in specs]
+
+    def loss_of(x: Tensor, t: Tensor) -> Tensor:
+        """Of each model; what one model's loss is does not depend on another's weights."""
+        out = forward(x)
+        if optimizer is None:
+            return out.new_zeros(len(specs))
+        scores = out.unflatten(1, (len(specs), -1)).flatten(0, 1)
+        return F.cross_entropy(scores, t.flatten(), reduction="none").view_as(t).mean(0)
+
     for epoch in range(1, specs[0].epochs * specs[0].parts + 1):
-        start, losses, decor_losses = time.perf_counter(), [], []
+        start = time.perf_counter()
         rates = torch.tensor([o.param_groups[0]["lr"] for o in decor], device=device) if wide else None
-        for parts in zip(*batches, strict=True):
-            x, t = torch.cat([x for x, _ in parts], 1), torch.stack([t for _, t in parts], 1)
-            out = forward(x)
-            if optimizer is None:
-                loss = out.new_zeros(len(specs))
-            else:
-                scores = out.unflatten(1, (len(specs), -1)).flatten(0, 1)
-                loss = F.cross_entropy(scores, t.flatten(), reduction="none").view_as(t).mean(0)
-                optimizer.zero_grad()
-                loss.sum().backward()  # what one model's loss is does not depend on another's weights
-                optimizer.step()
-            decor_losses.append(_stepped(wide, rates, specs[0].max_step))
-            losses.append(loss.detach())
+        losses, decor_losses = one_pass(
+            _next_to_each_other(batches),
+            loss_of,
+            optimizer,
+            partial(_stepped, wide, rates, specs[0].max_step),
+            lambda loss: loss.sum().backward(),
+        )
         seconds = (time.perf_counter() - start) / len(specs)
         for s, (model, history) in enumerate(zip(models, histories, strict=True)):
             own = [{n: None if d is None else d[s] for n, d in step.items()} for step in decor_losses]

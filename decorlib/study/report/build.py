@@ -18,8 +18,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from decorlib.study.evidence.provenance import ROOT
-from decorlib.study.evidence.records import RecordDamaged, dumps, write_atomic
-from decorlib.study.report import freshness, generated, pages
+from decorlib.study.evidence.records import EXTENDED, RecordDamaged, dumps, write_atomic
+from decorlib.study.report import freshness, generated, pages, request
 from decorlib.study.report.pages import ReportError
 from decorlib.study.report.publish import one_at_a_time
 
@@ -40,8 +40,9 @@ _REMOTE = re.compile(r"""<(?:script|link|img|iframe|source|video)\b[^>]*?\b(?:sr
 def state(root: Path, results: Path) -> dict[str, str]:
     """Hashes of everything the report is made of."""
     found = {f"docs/{name}": value for name, value in freshness.digests(root / "docs").items()}
-    for part in ("notebooks", "records"):
-        found.update({f"{part}/{name}": value for name, value in freshness.digests(results / part).items()})
+    for part in (results / "notebooks", results / "records", root / EXTENDED / "records"):
+        name = Path(os.path.relpath(part, root)).as_posix()
+        found.update({f"{name}/{file}": value for file, value in freshness.digests(part).items()})
     # Docstrings are pages too, so here the whole text of the sources counts.
     sources = freshness.digests(freshness.PACKAGE).items()
     found.update({f"decorlib/{name}": value for name, value in sources if name.endswith(".py")})
@@ -207,18 +208,21 @@ def replace(output: Path, site: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point."""
-    from decorlib.study.report.notebooks import PROFILES
-
     parser = argparse.ArgumentParser(prog="python -m decorlib.study.report.build", description=__doc__.splitlines()[0])
-    parser.add_argument("--profile", choices=PROFILES, default="full", help="whose results; default: full")
+    parser.add_argument("--profile", default="full", help="whose results; default: full")
     parser.add_argument("--root", type=Path, default=ROOT, help="folder with docs/ and results/; default: the clone")
     parser.add_argument("--force", action="store_true", help="build even where nothing changed")
     options = parser.parse_args(arguments)
+    try:
+        profile = request.profile(options.profile)
+    except request.BadRequest as error:
+        print(f"report: {error}", file=sys.stderr)
+        return 2
     root = options.root.resolve()
-    results = root / "results" if options.profile == "full" else root / "build" / options.profile
+    results = root / "results" if profile == "full" else root / "build" / profile
     try:
         with one_at_a_time(root):
-            return 0 if build(root, results, root / "build" / "reproduce" / options.profile, options.force) else 1
+            return 0 if build(root, results, root / "build" / "reproduce" / profile, options.force) else 1
     except OSError as error:
         print(f"report: {error}: free space there or make it writable, and call again", file=sys.stderr)
         return 1

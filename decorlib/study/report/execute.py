@@ -17,7 +17,8 @@ def execute(source: Source, target: Path, values: dict, timeout: int | None, env
     """Run one notebook with papermill into `target`; on failure `target` holds what there was until then.
 
     Raises:
-        NotebookFailed: a cell raised, the kernel died or a cell took longer than `timeout` seconds.
+        NotebookFailed: a cell raised, the kernel died, a cell took longer than `timeout` seconds, or a cell ended the
+            notebook: papermill takes ``sys.exit(0)`` for a success and leaves out what comes after it.
     """
     import papermill
     from traitlets.config import Config
@@ -26,7 +27,7 @@ def execute(source: Source, target: Path, values: dict, timeout: int | None, env
     before = {name: os.environ.get(name) for name in env}
     os.environ.update(env)  # the kernel inherits it
     try:
-        papermill.execute_notebook(
+        executed = papermill.execute_notebook(
             str(source.path),
             str(target),
             parameters=values,
@@ -55,6 +56,19 @@ def execute(source: Source, target: Path, values: dict, timeout: int | None, env
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+    _check_whole(source, executed)
+
+
+def _check_whole(source: Source, executed: nbformat.NotebookNode) -> None:
+    cells = [cell for cell in executed.cells if cell.cell_type == "code" and cell.source.strip()]
+    for cell in cells:
+        for output in cell.outputs:
+            if output.output_type == "error":
+                where = _cell(source, cell.source)
+                raise NotebookFailed(f"{source.path.name} ended in {where}: {output.ename}: {output.evalue}")
+    for cell in cells:
+        if cell.execution_count is None:
+            raise NotebookFailed(f"{source.path.name} ended before {_cell(source, cell.source)}, which was not run")
 
 
 def _running(path: Path) -> str | None:

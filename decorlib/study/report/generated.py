@@ -36,7 +36,11 @@ def provenance_lines(record: Record | None, path: Path, to_root: str, results: s
     made = record.made_by
     esc = html.escape  # names, versions and parameters are data: they must not become part of the page
     versions = " · ".join(f"{name} {value}" for name, value in sorted(made["versions"].items()))
-    code = f"commit <code>{esc(made['commit'][:12])}</code>" if made["commit"] else "not under git"
+    code = (
+        f"commit <code>{esc(made['commit'][:12])}</code>"
+        if made["commit"]
+        else esc(made.get("no_commit") or "not under git")
+    )
     code += " with local changes" if made["modified"] else ""
     sums = ", ".join(f"{esc(name)} <code>{esc(value[:12])}</code>" for name, value in sorted(made["data"].items()))
     machine = made["machine"]

@@ -4,11 +4,14 @@ import ast
 import re
 import reprlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import yaml
+
+from decorlib._plain import plain
 
 PROFILES = ("quick", "full", "extended")
 NAME = re.compile(r"(\d\d)_[a-z0-9_]+\.ipynb")
@@ -52,7 +55,9 @@ def find(folder: Path, only: list[str] | None = None) -> list[Source]:
         wanted = [number.zfill(2) for number in only]
         for number in wanted:
             if number not in numbers:
-                raise BadParameters(f"there is no notebook {number}; there are {', '.join(numbers) or 'none'}")
+                raise BadParameters(
+                    f"ONLY={number}: there is no notebook {number}; there are {', '.join(numbers) or 'none'}"
+                )
         found = [source for source in found if source.number in wanted]
     return found
 
@@ -90,12 +95,6 @@ def defaults(notebook: nbformat.NotebookNode, name: str = "notebook") -> dict[st
     return values
 
 
-def _plain(value: Any) -> bool:
-    if isinstance(value, list):
-        return all(isinstance(item, int | float | str | bool) or item is None for item in value)
-    return isinstance(value, int | float | str | bool) or value is None
-
-
 def _kind(value: Any) -> str:
     if isinstance(value, list | tuple):
         kinds = {_kind(item) for item in value} or {"nothing"}
@@ -103,6 +102,13 @@ def _kind(value: Any) -> str:
     if isinstance(value, bool):
         return "bool"
     return {int: "number", float: "number", str: "text", type(None): "nothing"}.get(type(value), type(value).__name__)
+
+
+def _refuse(path: Path, value: Any, name: str) -> None:
+    raise BadParameters(
+        f"{path}: {name} is a {type(value).__name__} ({reprlib.repr(value)}); "
+        "allowed are numbers, text, true/false, null and flat lists of them, and numbers must be finite"
+    )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -124,11 +130,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     for name, value in loaded.items():
         if not isinstance(name, str) or not name.isidentifier():
             raise BadParameters(f"{path}: {name!r} is not a parameter name")
-        if not _plain(value):
-            raise BadParameters(
-                f"{path}: {name} is a {type(value).__name__} ({reprlib.repr(value)}); "
-                "allowed are numbers, text, true/false, null and flat lists of them"
-            )
+        parts = {f"{name}[{i}]": item for i, item in enumerate(value)} if isinstance(value, list) else {name: value}
+        for where, item in parts.items():
+            plain(item, where, partial(_refuse, path), containers=())
     return loaded
 
 

@@ -110,14 +110,22 @@ def module_name(path: str) -> str:
 
 
 # Of the study, what notebooks and a command line use; its other modules are how that is done.
-STUDY = ("provenance", "figures", "records", "runs", "stats", "verdicts", "progress", "compare", "reproduce", "report")
+STUDY = (
+    *("sweeps.runs", "sweeps.progress"),
+    *(f"evidence.{name}" for name in ("provenance", "figures", "records", "stats", "verdicts", "compare")),
+    *("report.reproduce", "report.build"),
+)
 
 
 def modules() -> list[str]:
-    """Dotted names of the modules that get an API page: the core, then the study's public ones."""
-    core = [path.stem for path in sorted(PACKAGE.glob("[a-z]*.py"))]
-    study = [name for name in STUDY if (PACKAGE / "study" / f"{name}.py").exists()]
-    return [f"decorlib.{name}" for name in core] + [f"decorlib.study.{name}" for name in study]
+    """Dotted names of the modules that get an API page: those of the core, room by room, then the study's public ones.
+
+    A package is shown by its modules: what its ``__init__`` hands on would be there twice.
+    """
+    paths = [path.relative_to(PACKAGE).with_suffix("") for path in sorted(PACKAGE.rglob("[a-z]*.py"))]
+    core = [path for path in paths if path.parts[0] != "study"]
+    study = [f"study.{name}" for name in STUDY if (PACKAGE / "study" / f"{name.replace('.', '/')}.py").exists()]
+    return [f"decorlib.{name}" for name in (*(".".join(path.parts) for path in core), *study)]
 
 
 def way(start: Path, end: Path) -> str:

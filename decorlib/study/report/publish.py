@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import shutil
-from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from filelock import FileLock, Timeout
 from decorlib._files import SUFFIX, remove_stale_partials
 from decorlib.study.evidence.records import dumps, write_atomic
 from decorlib.study.report import freshness
-from decorlib.study.report.notebooks import Source
+from decorlib.study.report.freshness import Job
 
 FOLDERS = ("notebooks", "figures", "records")  # of the results; the report is built from them
 
@@ -34,14 +33,14 @@ def one_at_a_time(root: Path) -> Iterator[None]:
         lock.release()
 
 
-def files_of(results: Path, source: Source) -> list[Path]:
+def files_of(job: Job) -> list[Path]:
     """Everything in the results that belongs to one notebook."""
-    number = source.number
+    number = job.number
     patterns = (f"notebooks/{number}_*.ipynb", f"figures/{number}_*", f"records/{number}.*")
-    return [path for pattern in patterns for path in sorted(results.glob(pattern))]
+    return [path for pattern in patterns for path in sorted(job.results.glob(pattern))]
 
 
-def publish(staging: Path, results: Path, source: Source) -> None:
+def publish(job: Job, staging: Path) -> None:
     """Copy one notebook's files into the results and remove what its former run left; the notebook goes last.
 
     All are copied under temporary names first, so a disk that is full or may not be written to shows before a single
@@ -51,6 +50,7 @@ def publish(staging: Path, results: Path, source: Source) -> None:
     Raises:
         OSError: full disk, read-only folder; what was in the results is untouched.
     """
+    results = job.results
     for folder in FOLDERS:
         remove_stale_partials(results / folder, older_than=0.0)  # of a process that was killed; the lock is ours
     new = sorted(path for path in staging.rglob("*") if path.is_file() and path.suffix != SUFFIX)
@@ -74,45 +74,39 @@ def publish(staging: Path, results: Path, source: Source) -> None:
                 partial.unlink()
         raise
     kept = {target for _, target in waiting}
-    for path in files_of(results, source):
+    for path in files_of(job):
         if path not in kept:
             path.unlink()
 
 
-def outputs(results: Path, source: Source) -> dict[str, str]:
+def outputs(job: Job) -> dict[str, str]:
     """Hashes of what the results hold of one notebook."""
-    return {
-        path.relative_to(results).as_posix(): freshness.sha(path.read_bytes()) for path in files_of(results, source)
-    }
+    return {path.relative_to(job.results).as_posix(): freshness.sha(path.read_bytes()) for path in files_of(job)}
 
 
 # ------------------------------------------------------------------- runs that ended and are not in the results
 
 
-def _note(options: Namespace, source: Source) -> Path:
-    return options.build / "staging" / f"{source.number}.json"
-
-
-def ended(staging: Path, found: dict[str, str], options: Namespace, source: Source) -> None:
+def ended(job: Job, staging: Path) -> None:
     """Note that the run in `staging` is whole, and what it was made from."""
-    content = {"folder": staging.name, "inputs": found, "files": freshness.digests(staging)}
-    write_atomic(_note(options, source), dumps(content).encode())
+    content = {"folder": staging.name, "inputs": job.inputs, "files": freshness.digests(staging)}
+    write_atomic(job.ended, dumps(content).encode())
 
 
-def unpublished(found: dict[str, str], options: Namespace, source: Source) -> Path | None:
+def unpublished(job: Job) -> Path | None:
     """Folder of a whole run from the same inputs that did not get into the results: the disk was full, or it died."""
     try:
-        content = json.loads(_note(options, source).read_text(encoding="utf-8"))
-        folder = options.build / "staging" / Path(content["folder"]).name
-        whole = content["inputs"] == found and content["files"] == freshness.digests(folder)
+        content = json.loads(job.ended.read_text(encoding="utf-8"))
+        folder = job.staging / Path(content["folder"]).name
+        whole = content["inputs"] == job.inputs and content["files"] == freshness.digests(folder)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return folder if whole and content["files"] else None
 
 
-def clear(options: Namespace, source: Source) -> None:
+def clear(job: Job) -> None:
     """Remove every folder of former runs of a notebook."""
-    _note(options, source).unlink(missing_ok=True)
-    for path in (options.build / "staging").glob(f"{source.number}*"):
+    job.ended.unlink(missing_ok=True)
+    for path in job.staging.glob(f"{job.number}*"):
         # A kernel whose parent was killed lives up to a second longer and may still write there.
         shutil.rmtree(path, ignore_errors=True)

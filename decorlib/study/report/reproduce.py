@@ -1,4 +1,4 @@
-"""Run the notebooks and write ``results/``: ``python -m decorlib.study.report.build.reproduce``, or ``make reproduce``.
+"""Run the notebooks and write ``results/``: ``python -m decorlib.study.report.reproduce``, or ``make reproduce``.
 
 Each notebook runs by papermill in a folder of its own below ``build/``. Only when all of it has succeeded are
 its executed notebook, record and figures put into the results, together. If it fails, the results of its
@@ -7,7 +7,7 @@ are not thrown away because a later attempt ran out of memory. The failed attemp
 (the message names it), the exit status is not zero, and the notebook runs again next time.
 
 A notebook is skipped when nothing it depends on has changed since this clone last ran it: its source, its
-parameters, decorlib's code, the locked versions, the Python that runs it and, for a notebook that reads
+parameters, the code that it imports, the locked versions, the Python that runs it and, for a notebook that reads
 records, the earlier records. What it depended on is kept in ``build/``, which is not committed: a fresh clone
 runs everything, which is the point of reproducing.
 """
@@ -23,15 +23,15 @@ from pathlib import Path
 import nbformat
 
 from decorlib.study.evidence import answers, compare
-from decorlib.study.evidence.provenance import ROOT
-from decorlib.study.evidence.records import EXTENDED, RecordDamaged, write_atomic
+from decorlib.study.evidence.records import RecordDamaged, write_atomic
 from decorlib.study.report import freshness, notebooks, publish
 from decorlib.study.report.execute import NotebookFailed, execute
+from decorlib.study.report.freshness import Job
 from decorlib.study.report.notebooks import BadParameters, Source
+from decorlib.study.report.request import COMMITTED, BadRequest, parse
 
 FAILED, USAGE, CHANGED = 1, 2, 3  # exit statuses: a notebook failed, bad request, a verdict changed
 NOTHING = "nothing to be done"
-COMMITTED = {"full": Path("results"), "extended": EXTENDED}  # where the profiles write whose results are committed
 
 
 def base_environment(options: argparse.Namespace) -> dict[str, str]:
@@ -44,40 +44,39 @@ def base_environment(options: argparse.Namespace) -> dict[str, str]:
     return env
 
 
-def run_one(source: Source, values: dict, found: dict[str, str], options: argparse.Namespace) -> Path:
+def run_one(job: Job, options: argparse.Namespace) -> Path:
     """Run a notebook in a folder of its own, below build/; return the folder once all of it is there."""
-    freshness.forget(options, source)
-    publish.clear(options, source)
-    (options.build / "staging").mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f"{source.number}.", dir=options.build / "staging"))
-    executed = staging / "notebooks" / source.path.name
+    freshness.forget(job)
+    publish.clear(job)
+    job.staging.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f"{job.number}.", dir=job.staging))
+    executed = staging / "notebooks" / job.source.path.name
     env = {
         **base_environment(options),
         "DECORLIB_RESULTS": str(staging),
-        "DECORLIB_RECORDS": str(options.results / "records"),
-        "DECORLIB_NOTEBOOK": source.number,
+        "DECORLIB_RECORDS": str(job.results / "records"),
+        "DECORLIB_NOTEBOOK": job.number,
     }
-    failed = options.build / "failed" / source.path.name
-    failed.unlink(missing_ok=True)
+    job.failed.unlink(missing_ok=True)
     try:
-        execute(source, executed, values, options.timeout, env)
+        execute(job.source, executed, job.values, options.timeout, env)
     except NotebookFailed as error:
         if executed.exists():
-            failed.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(executed, failed)
-            raise NotebookFailed(f"{error}\n    what it had done: {failed}") from error
+            job.failed.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(executed, job.failed)
+            raise NotebookFailed(f"{error}\n    what it had done: {job.failed}") from error
         raise
     finally:
         if not executed.exists():
             shutil.rmtree(staging, ignore_errors=True)
     notebook = notebooks.normalise(nbformat.read(executed, as_version=4))
     notebook.metadata["decorlib"] = {
-        "profile": options.profile,
-        "parameters": values,
+        "profile": job.profile,
+        "parameters": job.values,
         "outputs": freshness.digests(staging, skip=executed),
     }
     notebooks.write(notebook, executed)
-    publish.ended(staging, found, options, source)
+    publish.ended(job, staging)
     return staging
 
 
@@ -139,7 +138,8 @@ def reproduce(options: argparse.Namespace) -> int:
     if failures:
         print("\n".join(["", f"{len(failures)} notebook(s) FAILED:", *failures.values()]), file=sys.stderr)
         print("their results are those of the last successful run, where there is one", file=sys.stderr)
-    status = finish(options, before)
+    compared = [source.number for source in sources if source.number not in failures]
+    status = finish(options, before, compared)
     return FAILED if failures else status
 
 
@@ -150,8 +150,8 @@ def run_all(sources: list[Source], values: dict, options: argparse.Namespace) ->
         begin = time.perf_counter()
         try:
             did = bring_up_to_date(source, values[source.number], options)
-        except (NotebookFailed, OSError) as error:
-            message = str(error) if isinstance(error, NotebookFailed) else not_written(error, source)
+        except (NotebookFailed, OSError, SyntaxError) as error:
+            message = not_written(error, source) if isinstance(error, OSError) else str(error)
             failures[source.number] = message
             print(f"{source.number}  FAILED after {time.perf_counter() - begin:.1f} s: {message}", file=sys.stderr)
             continue
@@ -167,28 +167,27 @@ def bring_up_to_date(source: Source, values: dict, options: argparse.Namespace) 
         NotebookFailed: it did not run to its end.
         OSError: a file could not be written; the results are as they were.
     """
-    found = freshness.collect(source, values, options)
-    here = publish.outputs(options.results, source)
-    reason = "--force" if options.force else freshness.why_run(found, source, options, here)
+    job = freshness.settle(source, values, options)
+    reason = "--force" if options.force else freshness.why_run(job, publish.outputs(job))
     if reason is None:
         return False
-    staging = None if options.force else publish.unpublished(found, options, source)
+    staging = None if options.force else publish.unpublished(job)
     if staging is not None:
         reason = "its last run could not be published"
     name = source.path.stem[3:].replace("_", " ")
-    print(f"{source.number}  {name} ({options.profile}: {reason})", flush=True)
+    print(f"{source.number}  {name} ({job.profile}: {reason})", flush=True)
     if staging is None:
-        staging = run_one(source, values, found, options)
+        staging = run_one(job, options)
     try:
-        publish.publish(staging, options.results, source)
+        publish.publish(job, staging)
     except OSError as error:
         error.add_note(
-            f"it ran to its end and its results wait in {staging}: free space or make {options.results} writable and "
+            f"it ran to its end and its results wait in {staging}: free space or make {job.results} writable and "
             "call again, which will only publish them"
         )
         raise
-    freshness.remember(found, source, options, publish.outputs(options.results, source))
-    publish.clear(options, source)
+    freshness.remember(job, publish.outputs(job))
+    publish.clear(job)
     return True
 
 
@@ -198,19 +197,27 @@ def not_written(error: OSError, source: Source) -> str:
     return "; ".join([f"{source.path.name}: {error}", *notes])
 
 
-def finish(options: argparse.Namespace, before: dict) -> int:
-    """Compare the records with the committed ones and build the report where something changed."""
+def finish(options: argparse.Namespace, before: dict, numbers: list[str]) -> int:
+    """Compare the records of these notebooks with the committed ones; build the report where something changed."""
+    against, old = "the records from before this run", before
     try:
-        committed = None
         if options.profile in COMMITTED:
-            committed = compare.read_committed(options.root, f"{COMMITTED[options.profile].as_posix()}/records")
+            old = compare.read_committed(options.root, f"{COMMITTED[options.profile].as_posix()}/records")
+            against = "the committed records"
+    except compare.NoGit as error:
+        print(f"\ngit cannot say what is committed: {error}")
+    except RecordDamaged as error:
+        print(f"reproduce: {error}", file=sys.stderr)
+        return FAILED
+    try:
         new = compare.read_folder(options.results / "records")
     except RecordDamaged as error:
         print(f"reproduce: {error}", file=sys.stderr)
         return FAILED
-    against = "the committed records" if committed is not None else "the records from before this run"
     print(f"\ncompared with {against}:")
-    result = compare.compare(committed if committed is not None else before, new)
+    result = compare.compare(*({n: r for n, r in records.items() if n in numbers} for records in (old, new)))
+    if others := sorted({*old, *new} - set(numbers)):
+        result.notes.append(f"not run, so not compared: {', '.join(others)}")
     print(result.text())
     readme = options.root / "README.md"
     try:
@@ -227,38 +234,13 @@ def finish(options: argparse.Namespace, before: dict) -> int:
     return CHANGED if result.verdicts else 0
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Command line, with the folders that follow from it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m decorlib.study.report.build.reproduce",
-        description="Run the notebooks; write results/.",
-    )
-    parser.add_argument("--only", nargs="+", metavar="NN", help="numbers of the notebooks to run")
-    parser.add_argument("--profile", choices=notebooks.PROFILES, default="full", help="default: full")
-    parser.add_argument("--seeds", type=int, metavar="N", help="seeds, where a notebook has `seeds`")
-    parser.add_argument("--device", help="torch device, where a notebook has `device`")
-    parser.add_argument("--jobs", type=int, metavar="N", help="processes of a sweep; default: cores")
-    parser.add_argument("--engine", help="serial, local, or tcp://host:port of a Dask scheduler")
-    parser.add_argument("--force", action="store_true", help="run even where nothing changed")
-    parser.add_argument("--timeout", type=int, metavar="S", help="seconds a cell may take; default: no limit")
-    parser.add_argument("--no-report", dest="report", action="store_false", help="do not build the report")
-    parser.add_argument(
-        "--refresh-sources", action="store_true", help="store the quick run's outputs in notebooks/ instead"
-    )
-    parser.add_argument("--root", type=Path, default=ROOT, help="folder with notebooks/; default: the clone")
-    options = parser.parse_args(arguments)
-    options.root = options.root.resolve()
-    # A quick look must never replace what an afternoon computed, nor the longer study what a newcomer can repeat.
-    build = options.root / "build"
-    options.results = options.root / COMMITTED.get(options.profile, build / options.profile)
-    options.report = options.report and options.profile != "extended"  # the full run's report shows what it found
-    options.build = build / "reproduce" / options.profile
-    return options
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; one at a time in a clone."""
-    options = parse(arguments)
+    try:
+        options = parse(arguments)
+    except BadRequest as error:
+        print(f"reproduce: {error}", file=sys.stderr)
+        return USAGE
     os.environ.pop("JUPYTER_PATH", None)  # another environment's kernel `python3` would win
     try:
         with publish.one_at_a_time(options.root):

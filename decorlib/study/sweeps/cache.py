@@ -1,15 +1,15 @@
 """Finished runs on the disk: one JSON file each, whole or not there, checked when it is read."""
 
-import hashlib
 import json
 import os
 import warnings
 from pathlib import Path
-from typing import Any
 
 import platformdirs
 
 from decorlib._files import written_atomically
+from decorlib._plain import canonical
+from decorlib.study.sweeps.identity import Run, sha256
 
 
 class CacheWarning(UserWarning):
@@ -20,16 +20,6 @@ def default_folder() -> Path:
     """The environment variable DECORLIB_CACHE, else "runs" in the user's cache folder."""
     chosen = os.environ.get("DECORLIB_CACHE")
     return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("decorlib")) / "runs"
-
-
-def canonical(content: Any) -> str:
-    """The one JSON text of plain content: sorted keys, no spaces, floats by repr, NaN refused."""
-    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def sha256(text: str) -> str:
-    """Hex digest of a text."""
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Cache:
@@ -49,9 +39,9 @@ class Cache:
         """File of an entry."""
         return self.folder / key[:2] / f"{key}.json"
 
-    def get(self, key: str, spec: dict) -> dict | None:
-        """The record, or None where there is none that can be trusted."""
-        path = self.path(key)
+    def get(self, run: Run) -> dict | None:
+        """The record of a run, or None where there is none that can be trusted."""
+        path = self.path(run.key)
         try:
             text = path.read_text(encoding="utf-8")
         except (FileNotFoundError, NotADirectoryError):
@@ -67,23 +57,19 @@ class Cache:
             whole = False
         if not whole:
             return self._distrust(path, "its checksum does not fit its content")
-        if entry["key"] != key or entry["spec"] != json.loads(canonical(spec)):
+        if entry["key"] != run.key or entry["spec"] != json.loads(canonical(run.question["spec"])):
             return self._distrust(path, "it belongs to another run")
         return entry["record"]
 
-    def put(self, key: str, **content: Any) -> None:
-        """Write an entry.
-
-        Args:
-            key: its name.
-            **content: "spec" and "record", and whatever else says where they come from.
+    def put(self, run: Run, record: dict) -> None:
+        """Store the record of a run, with the question that it answers and what else it depends on.
 
         Raises:
             OSError: full disk, read-only folder.
         """
-        entry = {"key": key, **content}
+        entry = {"key": run.key, **run.question, "environment": run.environment, "record": record}
         entry["sha256"] = sha256(canonical(entry))
-        with written_atomically(self.path(key)) as file:
+        with written_atomically(self.path(run.key)) as file:
             file.write((canonical(entry) + "\n").encode())
 
     @staticmethod

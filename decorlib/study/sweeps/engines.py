@@ -16,67 +16,33 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from decorlib.data import datasets
+from decorlib._plain import canonical, kind_of, plain
 from decorlib.study.sweeps import workers
-from decorlib.study.sweeps.cache import canonical
-from decorlib.study.sweeps.source import code_hash, importable, in_decorlib
+from decorlib.study.sweeps.identity import Run, environment
 
 CLUSTER_TIMEOUT = 20  # seconds to wait for a scheduler, and for its first worker
 
 
-class Task(NamedTuple):
-    """One run to be executed: the specification, its place in the sweep, the seed of anything that nobody seeded."""
-
-    index: int
-    spec: Any
-    seed: int
-
-
 class Outcome(NamedTuple):
-    """How it ended: either the record as canonical JSON, or an error in one line and the full traceback."""
+    """How a run ended: either the record as canonical JSON, or an error in one line and the full traceback."""
 
-    index: int
+    key: str
     record: str | None = None
     error: str | None = None
     traceback: str = ""
-    environment: dict | None = None
 
 
-def environment(function: Callable, spec_type: type) -> dict:
-    """What the result of a run depends on besides its specification, in this process."""
-    return {
-        "code": code_hash(importable(function), importable(spec_type)),
-        "data": {name: datasets.checksum(name) for name in datasets.NAMES},
-        "device": "cuda" if torch.cuda.is_available() else "cpu",
-        "torch": torch.__version__,
-    }
+# A process does not import code anew, so it asks once what it is that it runs.
+_environment_once = functools.cache(environment)
 
 
-_environment_once = functools.cache(environment)  # a worker does not import code anew, so it asks once
-
-
-def plain(value: Any, where: str) -> None:
-    """Refuse what would not come back from JSON as it was.
-
-    Raises:
-        TypeError, ValueError: naming the place, the value and the way out.
-    """
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if type(key) is not str:
-                raise TypeError(f"{where} has the key {key!r}; keys must be strings, use str(key)")
-            plain(item, f"{where}[{key!r}]")
-    elif type(value) in (list, tuple):
-        for i, item in enumerate(value):
-            plain(item, f"{where}[{i}]")
-    elif type(value) is float:
-        if not np.isfinite(value):
-            raise ValueError(f"{where} is {value}; a record says None and a status, such as 'diverged'")
-    elif value is not None and type(value) not in (str, int, bool):
-        raise TypeError(
-            f"{where} is a {type(value).__module__}.{type(value).__qualname__}; a record holds numbers, strings, "
-            "None, and lists and dicts of these: use .item(), .tolist() or float()"
-        )
+def _refuse(value: Any, where: str) -> None:
+    if type(value) is float:
+        raise ValueError(f"{where} is {value}; a record says None and a status, such as 'diverged'")
+    raise TypeError(
+        f"{where} is a {kind_of(value)}; a record holds numbers, strings, None, and lists and dicts of these: use "
+        ".item(), .tolist() or float()"
+    )
 
 
 @contextlib.contextmanager
@@ -107,75 +73,84 @@ def pinned(seed: int) -> Iterator[None]:
             random.setstate(python_state)
 
 
-def execute(function: Callable, task: Task) -> Outcome:
-    """Run one task; an error of its function is an outcome, not an exception."""
+def execute(run: Run) -> Outcome:
+    """Do one run; an error of its function is an outcome, not an exception."""
     try:
         # Not all exceptions survive the way between processes; their text does.
-        with pinned(task.seed):
-            record = function(task.spec)
+        with pinned(run.seed):
+            record = run.function(run.spec)
         if not isinstance(record, dict):
-            raise TypeError(f"{function.__qualname__} returned a {type(record).__name__}; it must return a dict")
-        plain(record, "record")
-        text = canonical(record)
+            raise TypeError(f"{run.function.__qualname__} returned a {type(record).__name__}; it must return a dict")
+        text = canonical(plain(record, "record", _refuse))
     except (Exception, SystemExit) as error:
         line = traceback.format_exception_only(error)[-1].strip()
-        return Outcome(task.index, error=line, traceback=traceback.format_exc())
-    return Outcome(task.index, text, environment=_environment_once(function, type(task.spec)))
+        return Outcome(run.key, error=line, traceback=traceback.format_exc())
+    if moved := run.moved(_environment_once(run.function, type(run.spec))):
+        return Outcome(
+            run.key,
+            error=f"it ran with other {' and '.join(moved)} than the sweep began with, so its record is not kept; was "
+            "a file edited since this process started? Restart the kernel and call again",
+        )
+    return Outcome(run.key, text)
 
 
 # ---------------------------------------------------------------------------------------------- this process
 
 
-def serial(function: Callable, tasks: Iterable[Task]) -> Iterator[Outcome]:
+def serial(runs: Iterable[Run]) -> Iterator[Outcome]:
     """One after the other, here: for a debugger."""
-    for task in tasks:
-        yield execute(function, task)
+    for run in runs:
+        yield execute(run)
 
 
 # ------------------------------------------------------------------------------------------- local processes
 
 
-def local(function: Callable, tasks: Iterable[Task], jobs: int) -> Iterator[Outcome]:
+def local(runs: Iterable[Run], jobs: int, *, keep: bool) -> Iterator[Outcome]:
     """In `jobs` processes on this machine, one thread each (:mod:`decorlib.study.sweeps.workers`).
 
     When a worker dies (a segmentation fault, the system's out-of-memory killer) the standard pool gives up all its
     runs. Here those that were running then are tried again, each in a process of its own: the one that kills that
     too is named, and all others are finished.
+
+    Args:
+        runs: what to do.
+        jobs: processes.
+        keep: let them rest afterwards for the next sweep, see :func:`decorlib.study.sweeps.workers.pool`.
     """
-    waiting = deque(tasks)
-    keep = bool(waiting) and in_decorlib(function, type(waiting[0].spec))
+    waiting = deque(runs)
     while waiting:
-        suspects: list[Task] = []
+        suspects: list[Run] = []
         with workers.pool(min(jobs, len(waiting)), keep=keep) as pool:
-            running: dict[Any, Task] = {}
+            running: dict[Any, Run] = {}
             broken = False
             while (waiting or running) and not broken:
                 try:
                     # Never more than can run, so that those that run when a worker dies are few.
                     while waiting and len(running) < jobs:
-                        running[pool.submit(execute, function, waiting[0])] = waiting[0]
+                        running[pool.submit(execute, waiting[0])] = waiting[0]
                         waiting.popleft()
                 except BrokenProcessPool:
                     broken = True
                 done, _ = wait(running, return_when=ALL_COMPLETED if broken else FIRST_COMPLETED)
                 for future in done:
-                    task = running.pop(future)
+                    run = running.pop(future)
                     try:
                         yield future.result()
                     except BrokenProcessPool:
                         broken = True
-                        suspects.append(task)
+                        suspects.append(run)
             suspects += running.values()
-        for task in suspects:
-            yield _alone(function, task)
+        for run in suspects:
+            yield _alone(run)
 
 
-def _alone(function: Callable, task: Task) -> Outcome:
+def _alone(run: Run) -> Outcome:
     with workers.pool(1, keep=False) as pool:
         try:
-            return pool.submit(execute, function, task).result()
+            return pool.submit(execute, run).result()
         except BrokenProcessPool:
-            return Outcome(task.index, error="its worker process died (twice): a crash, or killed for want of memory")
+            return Outcome(run.key, error="its worker process died (twice): a crash, or killed for want of memory")
 
 
 # -------------------------------------------------------------------------------------------------- a cluster
@@ -191,7 +166,7 @@ def cluster(address: str) -> Iterator[Any]:
     try:
         from distributed import Client
     except ImportError as error:
-        raise RuntimeError('engine "tcp://..." needs Dask: pip install "decorlib[cluster]"') from error
+        raise RuntimeError('engine "tcp://..." needs Dask: pip install distributed') from error
     try:
         client = Client(address, timeout=CLUSTER_TIMEOUT, set_as_default=False)
     except OSError as error:
@@ -218,23 +193,23 @@ def cluster_environment(client: Any, function: Callable, spec_type: type) -> dic
     for worker, there in found.items():
         for name in ("code", "data"):
             if there[name] != here[name]:
-                raise RuntimeError(f"worker {worker} has other {name} of decorlib than this machine; install the same")
+                raise RuntimeError(f"worker {worker} has other {name} than this machine; install the same there")
         if there != reference:
             raise RuntimeError(f"workers {first} and {worker} differ ({reference} and {there}); use equal ones")
     return reference
 
 
-def on_cluster(function: Callable, tasks: Iterable[Task], client: Any) -> Iterator[Outcome]:
+def on_cluster(runs: Iterable[Run], client: Any) -> Iterator[Outcome]:
     """On the workers of a Dask cluster; Dask moves the runs of a worker that dies to another."""
     executor = client.get_executor(pure=False)
-    futures = {executor.submit(execute, function, task): task for task in tasks}
+    futures = {executor.submit(execute, run): run for run in runs}
     try:
         for future in as_completed(futures):
             try:
                 yield future.result()
             except (Exception, CancelledError) as error:  # KilledWorker, a lost scheduler
                 line = traceback.format_exception_only(error)[-1].strip()
-                yield Outcome(futures[future].index, error=line, traceback=traceback.format_exc())
+                yield Outcome(futures[future].key, error=line, traceback=traceback.format_exc())
     finally:
         for future in futures:
             future.cancel()

@@ -49,7 +49,7 @@ def pool(jobs: int, *, keep: bool) -> Iterator[ProcessPoolExecutor]:
     Args:
         jobs: how many.
         keep: take those that rest, if files, environment and folders are what they were, and let them rest afterwards
-            for :data:`REST` seconds. Only for functions of decorlib: what others import is not watched.
+            for :data:`REST` seconds. Only where all code is of this package: other files are not watched.
 
     Raises:
         RuntimeError: they could not start.

@@ -1,13 +1,16 @@
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import decorlib.study
 from decorlib.study.evidence import provenance
+from decorlib.study.sweeps import source
 from decorlib.study.sweeps.progress import progress
 
 
@@ -37,7 +40,39 @@ def test_commit_and_modified(tmp_path):
 def test_without_git(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert provenance.commit_of() == (None, None)
+    assert provenance.provenance().lines()[0] == "commit unknown: git is not installed"
+
+
+def test_a_clone_that_git_refuses_says_so(tmp_path, monkeypatch):
+    """git does not read a clone of another user; whoever hears "not under git" looks in the wrong place."""
+    git(tmp_path, "init", "-q")
+    (tmp_path / "a.py").write_text("x = 1\n")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "one")
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # git's own switch for this case
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    found = provenance.provenance()
+    assert (found.commit, found.modified) == (None, None)
+    assert found.lines()[0].startswith("commit unknown: fatal: detected dubious ownership in repository")
+    assert str(tmp_path) not in found.no_commit  # records and pages hold no path of this machine
+    with pytest.raises(provenance.NoGit, match=r"safe\.directory"):  # git's own way out
+        provenance.git("status", root=tmp_path)
+
+
+def test_outside_of_a_clone(tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
     assert provenance.provenance().lines()[0] == "not under git"
+
+
+def test_evidence_imports_no_other_room():
+    folder = Path(provenance.__file__).parent
+    names = [f"decorlib.study.evidence.{path.stem}" for path in folder.glob("*.py")]
+    texts = [path.read_text() for name, path in source.reach(names).items() if name in names]
+    imported = {name for text in texts for name in source.imports(text) if name.startswith("decorlib")}
+    allowed = ("decorlib._files", "decorlib._plain", "decorlib.study.evidence")
+    assert [name for name in imported if not name.startswith(allowed)] == []
 
 
 def test_data_are_checked_as_they_lie_there(tmp_path):
@@ -72,6 +107,7 @@ def test_setup_sets_and_prints(capsys):
         ({"threads": 0}, "threads must be at least 1, got 0"),
         ({"device": "cuda"}, "sees no CUDA device"),
         ({"device": "mps"}, "device='cpu'"),
+        ({"device": "gpu"}, "device 'gpu' was asked for, but torch knows no device of that name.*device='cpu'"),
     ],
 )
 def test_setup_refuses(arguments, message, monkeypatch):

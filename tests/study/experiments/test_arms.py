@@ -30,7 +30,7 @@ def fake(monkeypatch):
             asked.extend(specs)
             return [result(spec) for spec in specs]
 
-        monkeypatch.setattr(arms.stacked, "sweep", sweep)
+        monkeypatch.setattr(arms.side_by_side, "sweep", sweep)
         return asked
 
     return install

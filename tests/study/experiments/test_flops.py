@@ -6,9 +6,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from decorlib import DecorLinear, Decorrelation
-from decorlib.layers.models import decor_update
+from decorlib.layers.models import decor_parameters, decor_update
 from decorlib.rules.catalogue import make_rule
-from decorlib.study.experiments import flops
+from decorlib.study.experiments import flops, networks
+from decorlib.study.experiments.experiment import Experiment
 from decorlib.study.questions.rules.comparison import ARMS
 
 
@@ -73,6 +74,20 @@ def test_a_network_counts_as_it_runs(rule, batch):
 
     def step():
         model(x).sum().backward()
-        decor_update(model, 1e-3)
+        if rule is not None:
+            decor_update(model, 1e-3)
 
     assert counted(step) == pytest.approx(flops.mlp(rule, batch, widths).total)
+
+
+@pytest.mark.parametrize("model", ["mlp", "convnet"])
+def test_counted_layers_are_those_of_the_network(model):
+    """One list of shapes serves counting, building and budgeting: it must be what is built."""
+    for where in ("all", "first", "deeper"):
+        spec = Experiment(model=model, hidden=(7, 5), rule="kappa", decorrelated=where)
+        built = [m for m in networks.build(spec, 784).modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+        shapes = networks.shapes(spec)
+        assert [M for *_, M in shapes] == [len(layer.weight) for layer in built]
+        assert [C * kernel for _, _, C, kernel, _ in shapes] == [layer.weight[0].numel() for layer in built]
+        has_R = [any(True for _ in decor_parameters(layer)) for layer in built]
+        assert [networks.decorrelates(spec, depth) for depth in range(len(shapes))] == has_R

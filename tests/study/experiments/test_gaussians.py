@@ -30,27 +30,27 @@ def test_states_are_the_population_and_draws_come_near_it():
     assert torch.allclose(z.mean(0), mean, atol=0.03)
 
 
-def test_yardsticks_by_hand():
+def test_whiteness_by_hand():
     X = torch.tensor([[4.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
-    found = gaussians.yardsticks(X)  # the third feature is dead
+    found = gaussians.whiteness(X)  # the third feature is dead
     assert found["cosine"] == pytest.approx(0.5)  # 1 / sqrt(4 x 1)
     assert found["off_diagonal"] == pytest.approx(2 / 17)
     assert found["variance_error"] == pytest.approx(1.5)
     assert found["largest_variance"] == 4
     assert found["condition"] == pytest.approx((5 + math.sqrt(13)) / (5 - math.sqrt(13)))
-    assert gaussians.yardsticks(X, condition=False)["condition"] is None
-    assert gaussians.yardsticks(torch.ones(2, 2) * 1.0)["condition"] is None  # singular
+    assert gaussians.whiteness(X, condition=False)["condition"] is None
+    assert gaussians.whiteness(torch.ones(2, 2) * 1.0)["condition"] is None  # singular
 
 
 def test_cosine_is_the_one_of_metrics_and_does_not_know_the_scale():
     x = gaussians.draws(S, 40, torch.Generator().manual_seed(1)) * torch.logspace(-3, 3, 6, dtype=torch.float64)
-    found = gaussians.yardsticks(x.T @ x / 40)["cosine"]
+    found = gaussians.whiteness(x.T @ x / 40)["cosine"]
     assert found == pytest.approx(metrics.mean_correlation(x, centred=False), rel=1e-10)
 
 
 def test_exact_whitening_leaves_nothing():
     R = zca(S)
-    found = gaussians.yardsticks(R @ S @ R.mT)
+    found = gaussians.whiteness(R @ S @ R.mT)
     assert found["cosine"] < 1e-13
     assert found["variance_error"] < 1e-13
     assert found["condition"] == pytest.approx(1, abs=1e-12)
@@ -58,7 +58,7 @@ def test_exact_whitening_leaves_nothing():
 
 def test_whitening_rule_ends_at_the_exact_matrix():
     path = gaussians.trajectory(make_rule("whitening"), S, 0.1, 400)
-    assert gaussians.yardsticks(path[-1])["cosine"] < 1e-10
+    assert gaussians.whiteness(path[-1])["cosine"] < 1e-10
     assert len(gaussians.trajectory(make_rule("whitening"), S, 5.0, 400)) < 400  # blows up, and ends there
 
 

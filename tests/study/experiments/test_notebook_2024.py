@@ -1,6 +1,6 @@
-"""The seed notebook's cells, verbatim but for two import lines and the data root, print what the seed printed.
+"""The cells of the 2024 notebook, verbatim but for two import lines and the data root, print what it printed.
 
-``data/seed_cells.txt`` holds the document's cells as they are, ``decorlib/data/seed_tables.json`` its printed tables.
+``notebook_2024_cells.txt`` holds the cells as they are, ``decorlib/data/seed_tables.json`` the printed tables.
 """
 
 import contextlib
@@ -16,13 +16,13 @@ import pytest
 import torch
 
 from decorlib.data.datasets import mnist_root
-from decorlib.layers.decorrelation import Decorrelation
-from decorlib.training.train import SilentNoOp, decor_train
+from decorlib.layers.step import PreparedStep
+from decorlib.training import SilentNoOp, decor_train
 
 PRINTED = json.loads(files("decorlib").joinpath("data/seed_tables.json").read_text())["runs"]
 CHANGED = {  # everything that differs from the document
-    "from decorrelation.decorrelation import": "from decorlib.layers import",
-    "from decorrelation.train import decor_train": "from decorlib.train import decor_train",
+    "from decorrelation.decorrelation import": "from decorlib import",
+    "from decorrelation.train import decor_train": "from decorlib import decor_train",
     "%load_ext autoreload\n%autoreload 2\n": "",  # orders to IPython
     "root='~/Data'": "root=DATA_ROOT",
 }
@@ -32,7 +32,7 @@ RELATIVE = 1e-5
 
 def cells():
     """{number: code} of the document's cells, as changed by CHANGED."""
-    text = (Path(__file__).parent / "data" / "seed_cells.txt").read_text()
+    text = Path(__file__).with_name("notebook_2024_cells.txt").read_text()
     for old, new in CHANGED.items():
         assert text.count(old) == 1
         text = text.replace(old, new)
@@ -47,7 +47,7 @@ def execute(number, namespace):
         exec(compile(cells()[number], f"<In [{number}]>", "exec"), namespace)
     lines = printed.getvalue().splitlines()
     rows = [LINE.fullmatch(line) for line in lines]
-    assert all(rows), f"a line is not in the seed's form: {lines}"
+    assert all(rows), f"a line is not in the form of 2024: {lines}"
     return [(int(row[1]), float(row[2]), float(row[3])) for row in rows]
 
 
@@ -64,7 +64,7 @@ def same(rows, table):
 @pytest.fixture(scope="module")
 def notebook(tmp_path_factory):
     """The kernel after cells 1 to 4: {"namespace", "tables", "random state"}; other tests' randomness is restored."""
-    numpy_state = np.random.get_state()  # noqa: NPY002 (the seed draws from it)
+    numpy_state = np.random.get_state()  # noqa: NPY002 (the 2024 notebook draws from it)
     with torch.random.fork_rng():
         namespace = {"DATA_ROOT": mnist_root(tmp_path_factory.mktemp("data"))}
         tables = {number: execute(number, namespace) for number in (1, 2, 3, 4)}
@@ -85,14 +85,14 @@ def test_run_2_single_layer(notebook):
 
 def without_gradient(monkeypatch):
     """What the edited and reloaded code did: update() reports its loss and sets no gradient."""
-    true = Decorrelation.update
+    true = PreparedStep.commit_gradient
 
-    def update(self, lr=None, max_step=None):
-        loss = true(self, lr, max_step)
-        self.weight.grad = None
+    def commit(self):
+        loss = true(self)
+        self.layer.weight.grad = None
         return loss
 
-    monkeypatch.setattr(Decorrelation, "update", update)
+    monkeypatch.setattr(PreparedStep, "commit_gradient", commit)
 
 
 def test_run_3_is_refused_at_the_first_step(notebook, monkeypatch):

@@ -5,34 +5,35 @@ import pytest
 import torch
 
 from decorlib import RULES
+from decorlib.rules.catalogue import ALIASES
 from decorlib.study.experiments import gaussians
 from decorlib.study.experiments.experiment import Experiment
 from decorlib.study.questions.rules import comparison, tracking
-from decorlib.study.questions.rules.tracking import Edge, Follow, follow
+from decorlib.study.questions.rules.tracking import Edge, Track, track
 
 
 def test_every_rule_of_the_library_is_an_arm():
-    assert {arm.rule for arm in comparison.ARMS.values()} == set(RULES)
+    assert {ALIASES.get(arm.rule, arm.rule) for arm in comparison.ARMS.values()} == set(RULES)
     assert {dict(a.options)["kind"] for a in comparison.ARMS.values() if a.exact} == {"zca", "pca", "cholesky"}
 
 
 def test_following_a_gaussian_gives_the_steps_of_the_rule_alone():
-    spec = Follow("kappa", (("kappa", 0.3),), lr=0.02, steps=20, points=3, features=5, batch_size=7)
-    record = follow(spec)
+    spec = Track("kappa", (("kappa", 0.3),), lr=0.02, steps=20, points=3, features=5, batch_size=7)
+    record = track(spec)
     S, generator = gaussians.covariance(5, 30.0, spec.seed), torch.Generator().manual_seed(spec.seed)
     R = torch.eye(5, dtype=torch.float64)
     for _ in range(20):
         R = gaussians.step(comparison.make_rule("kappa", kappa=0.3), R, gaussians.draws(S, 7, generator), 0.02)
-    expected = gaussians.yardsticks(R @ S @ R.T)
+    expected = gaussians.whiteness(R @ S @ R.T)
     assert record["status"] == "finished"
     assert record["final"]["cosine"] == pytest.approx(expected["cosine"], rel=1e-10)
     assert record["final"]["condition"] == pytest.approx(expected["condition"], rel=1e-10)
-    assert record["curve"][0]["cosine"] == pytest.approx(gaussians.yardsticks(S)["cosine"])
+    assert record["curve"][0]["cosine"] == pytest.approx(gaussians.whiteness(S)["cosine"])
     assert [row["step"] for row in record["curve"]] == [0, *sorted(tracking.measured_steps(20, 3))]
 
 
 def test_following_digits_starts_where_the_data_are():
-    raw, demeaned = (follow(Follow("plain", data="digits", demean_inputs=d, lr=1e-5, steps=2)) for d in (False, True))
+    raw, demeaned = (track(Track("plain", data="digits", demean_inputs=d, lr=1e-5, steps=2)) for d in (False, True))
     assert raw["curve"][0]["cosine"] > 0.6 > 0.2 > demeaned["curve"][0]["cosine"]
     assert raw["curve"][0]["mean"] > 1
     assert demeaned["curve"][0]["mean"] < 1e-5
@@ -41,7 +42,7 @@ def test_following_digits_starts_where_the_data_are():
 
 
 def test_a_rate_beyond_the_edge_is_recorded_as_diverged():
-    record = follow(Follow("whitening", lr=50.0, steps=100))
+    record = track(Track("whitening", lr=50.0, steps=100))
     assert record["status"] == "diverged"
     assert 1 <= record["diverged_at"] <= 100
     assert record["final"] == {}
@@ -51,9 +52,9 @@ def test_a_rate_beyond_the_edge_is_recorded_as_diverged():
 
 def test_refused_specifications():
     with pytest.raises(ValueError, match="'cifar'"):
-        Follow(data="cifar")
+        Track(data="cifar")
     with pytest.raises(ValueError, match="steps is 0"):
-        Follow(steps=0)
+        Track(steps=0)
 
 
 def test_an_edge_has_prediction_and_measurement():
@@ -69,7 +70,7 @@ def fake(lr, cosine, variance=1.0, status="finished"):
 
 def test_ranges_from_records_made_by_hand():
     rates, shrinkages = [1e-4, 1e-3, 1e-2, 1e-1], [0.1, 0.2, 0.3, 0.4]
-    named = comparison.tries(Follow(), rates, shrinkages)
+    named = comparison.tries(Track(), rates, shrinkages)
     outcomes = [fake(0, 0.7), fake(0, 0.3), fake(0, 0.35), fake(0, 0, status="diverged")]
     records = [outcomes[i % 4] for i in range(len(named))]
     table = comparison.ranges(named, records)
@@ -83,11 +84,11 @@ def test_ranges_from_records_made_by_hand():
     assert dict(best["exact PCA"].rule_options)["shrinkage"] == 0.2
     assert comparison.ranges(named, [fake(0, 0.3, variance=21.0)] * len(named))["stable"].sum() == 0  # blown up
     with pytest.raises(ValueError, match="as many tries"):
-        comparison.tries(Follow(), rates, [0.1])
+        comparison.tries(Track(), rates, [0.1])
 
 
 def test_what_it_costs_to_reach_a_target():
-    named = [("seed", Follow(seed=1)), ("whitening", Follow(seed=1))]
+    named = [("seed", Track(seed=1)), ("whitening", Track(seed=1))]
     table = comparison.curves(
         named, [fake(0, 0.3), fake(0, 0.7)], {"GFLOP": {"seed": (1.0, 2.0), "whitening": (1.0, 3.0)}}
     )
@@ -100,7 +101,7 @@ def test_what_it_costs_to_reach_a_target():
 
 
 def test_finals_leave_diverged_runs_in_the_table():
-    named = [("seed", Follow(seed=1)), ("seed", Follow(seed=2))]
+    named = [("seed", Track(seed=1)), ("seed", Track(seed=2))]
     table = comparison.finals(named, [fake(0, 0.3), fake(0, 0, status="diverged")])
     assert table["status"].tolist() == ["finished", "diverged"]
     assert table["cosine"].notna().tolist() == [True, False]
@@ -125,9 +126,9 @@ def test_comparisons_are_paired_and_corrected():
 
 
 @pytest.mark.parametrize("name", comparison.ARMS)
-def test_the_accident_stops_every_rule_and_nothing_else_does(name):
-    assert comparison.stands_still(comparison.ARMS[name], accident=True)
-    assert not comparison.stands_still(comparison.ARMS[name], accident=False)
+def test_an_update_without_a_gradient_stops_every_rule_and_nothing_else_does(name):
+    assert comparison.stands_still(comparison.ARMS[name], unmoved=True)
+    assert not comparison.stands_still(comparison.ARMS[name], unmoved=False)
 
 
 def test_recommendation_never_takes_what_is_not_useful_everywhere():
@@ -145,7 +146,7 @@ def test_recommendation_never_takes_what_is_not_useful_everywhere():
 
 def test_run_all_keeps_settings_and_order(monkeypatch):
     monkeypatch.setattr(comparison, "sweep", lambda specs, function, **_: [{"seed": spec.seed} for spec in specs])
-    best = {"seed": Follow("seed"), "whitening": Follow("whitening")}
+    best = {"seed": Track("seed"), "whitening": Track("whitening")}
     named = {"a": comparison.over_seeds(best, [1, 2]), "b": comparison.over_seeds(best, [3])}
     found = comparison.run_all(named)
     assert {setting: [r["seed"] for r in records] for setting, records in found.items()} == {

@@ -47,13 +47,13 @@ def test_steps_of_a_layer_learn_what_their_settings_say(monkeypatch):
     steps = layer_cost.layer_steps(12, 5, 8, {"every step": {}, "update_every=3": {"update_every": 3}})
     assert list(steps) == ["plain", "every step", "update_every=3"]
     before = [(layer.weight.detach().clone(), layer.decorrelation.weight.clone()) for layer in made]
-    for call in layer_cost.values():
+    for call in steps.values():
         call()
     for layer, (W, R) in zip(made, before, strict=True):
         assert not torch.equal(layer.weight, W)
         assert not torch.equal(layer.decorrelation.weight, R)
     R = [layer.decorrelation.weight.clone() for layer in made]
-    for call in layer_cost.values():
+    for call in steps.values():
         call()
     moved = [not torch.equal(layer.decorrelation.weight, old) for layer, old in zip(made, R, strict=True)]
     assert moved == [True, False]

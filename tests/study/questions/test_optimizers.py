@@ -65,7 +65,7 @@ def test_arms_are_distinct_and_differ_where_they_say():
     assert len(set(R.values())) == 5
     assert {arm.but(decor_optimizer="sgd", decor_schedule=None) for arm in R.values()} == {base}
     assert [arm.rule for arm in W.values()] == ["seed", None, "seed", None]
-    assert len(set(optimizers.cures(base).values())) == len(optimizers.cures(base))
+    assert len(set(optimizers.remedies(base).values())) == len(optimizers.remedies(base))
 
 
 def test_spacings_keep_rate_times_steps():
@@ -76,7 +76,7 @@ def test_spacings_keep_rate_times_steps():
 
 
 def test_no_accident_is_silent():
-    said = wiring_mistakes.accidents()
+    said = wiring_mistakes.mistakes()
     assert len(said) == 6
     silent = [name for name, answer in said.items() if answer == "nothing"]
     assert not silent
@@ -85,7 +85,7 @@ def test_no_accident_is_silent():
 
 def test_a_sound_wiring_says_nothing(monkeypatch):
     monkeypatch.setattr(wiring_mistakes, "_ACCIDENTS", {"sound": wiring_mistakes._train})
-    assert wiring_mistakes.accidents() == {"sound": "nothing"}
+    assert wiring_mistakes.mistakes() == {"sound": "nothing"}
 
 
 def test_rates_are_scaled_by_kind_and_equally_many():

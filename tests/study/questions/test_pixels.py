@@ -9,13 +9,14 @@ import torch
 from decorlib.data import inputs
 from decorlib.metrics import decorrelation_loss
 from decorlib.rules.rules import SeedRule
+from decorlib.study.experiments import notebook_2024
 from decorlib.study.experiments.experiment import Experiment
 from decorlib.study.questions.zero_pixels import pixels
 
 
 @pytest.fixture(scope="module")
 def images():
-    return pixels.seed_images()
+    return notebook_2024.images()
 
 
 def test_kinds_split_all_pixels_and_count_the_constant_ones(images):

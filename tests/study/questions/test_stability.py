@@ -9,9 +9,10 @@ import torch
 
 from decorlib.layers.decorrelation import Decorrelation
 from decorlib.rules.rules import SeedRule
+from decorlib.study.experiments import notebook_2024
+from decorlib.study.experiments import stability as search
 from decorlib.study.questions.scaling import stability
 from decorlib.study.questions.scaling.stability import Search
-from decorlib.study.questions.zero_pixels import pixels
 
 
 @pytest.fixture
@@ -42,25 +43,42 @@ def test_every_mode_follows_its_own_map(x):
 
 
 def test_bisection_ends_within_the_tolerance_around_the_edge():
-    low, high = stability.bisect(lambda rate: rate < math.pi, 1.0, 10.0, 0.001)
+    low, high = search.bisect(lambda rate: rate < math.pi, 1.0, 10.0, 0.001)
     assert low < math.pi <= high
     assert high <= low * 1.001
 
 
 @pytest.mark.parametrize("start", [1e-4, 1e3])
 def test_bracket_from_either_side(start):
-    low, high = stability.bracket(lambda rate: rate < math.pi, start)
+    low, high = search.bracket(lambda rate: rate < math.pi, start)
     assert low < math.pi <= high <= 4.001 * low
+
+
+@pytest.mark.parametrize(("start", "expected"), [(1.0, 100.0), (1e4, 100.0)])
+def test_a_search_ends_at_the_top_where_everything_is_stable(start, expected):
+    assert search.largest_stable(lambda rate: True, start, 0.01, top=100.0) == (expected, expected)
+
+
+def test_a_start_above_the_top_is_searched_downwards():
+    low, high = search.largest_stable(lambda rate: rate < math.pi, 1e6, 0.001, top=100.0)
+    assert low < math.pi <= high <= 1.001 * low
+
+
+def test_a_loss_that_is_not_finite_is_not_bounded():
+    assert search.bounded([1.0, 999.0], 1.0)
+    assert not search.bounded([1.0, 1001.0], 1.0)
+    assert not search.bounded([1.0, float("nan"), 1.0], 1.0)
+    assert not search.bounded([float("inf")], 1.0)
 
 
 def test_bracket_gives_up_with_its_range():
     with pytest.raises(RuntimeError, match="all stable"):
-        stability.bracket(lambda rate: True, 1.0)
+        search.bracket(lambda rate: True, 1.0)
 
 
 def test_bisection_refuses_an_empty_bracket():
     with pytest.raises(ValueError, match="0 < low < high"):
-        stability.bisect(lambda rate: True, 1.0, 1.0, 0.01)
+        search.bisect(lambda rate: True, 1.0, 1.0, 0.01)
 
 
 def test_search_on_digits_finds_the_prediction():
@@ -133,7 +151,7 @@ def test_a_learned_bias_removes_the_mean_at_its_predicted_speed(reduction, weigh
 
 
 def test_laws_hold_for_every_scaling():
-    table = stability.laws(pixels.seed_images(100))
+    table = stability.laws(notebook_2024.images(100))
     assert len(table) == 10
     assert (table["rms^4 / participation"] / table["loss"]).tolist() == pytest.approx([1] * 10, rel=1e-9)
     assert table.loc[("seed", "as it is"), "loss"] == pytest.approx(
@@ -154,7 +172,7 @@ def test_search_table_pairs_every_search_with_its_result():
 
 
 def test_figures_show_the_numbers():
-    table = stability.laws(pixels.seed_images(64), ["seed", "raw"])
+    table = stability.laws(notebook_2024.images(64), ["seed", "raw"])
     left, right = stability.draw_laws(table, [0.5, 1.0], {"without a target": [1.0, 16.0]}).axes
     shown = sorted(y for line in left.lines[:2] for y in line.get_ydata())
     assert shown == pytest.approx(sorted(table["loss"]))

@@ -16,7 +16,7 @@ S = covariance(6, seed=1)
 
 @pytest.mark.parametrize("target", [0.25, 1.0, 4.0])
 @pytest.mark.parametrize("eta", [0.5, 1.0, 2.0])
-def test_the_seeds_rule_settles_where_the_law_says(target, eta):
+def test_the_2024_rule_settles_where_the_law_says(target, eta):
     found = target_variance.settle(SeedRule(target, eta), S, steps=2500)
     torch.testing.assert_close(found, torch.full_like(found, target / (1 + eta * target)), rtol=1e-3, atol=0)
 

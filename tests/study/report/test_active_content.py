@@ -1,19 +1,16 @@
 """Whatever text data, parameters and records hold, the report shows it as text and executes nothing of it."""
 
-import shutil
 from html.parser import HTMLParser
-from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
 from nbformat import v4
-from test_build import figure, png, put_results  # noqa: F401 (png is a fixture)
+from small_report import figure, put_results
 
 from decorlib.study.evidence.records import Record, dumps
-from decorlib.study.report import build, freshness, generated, notebooks, pages
+from decorlib.study.report import build, freshness, generated, notebooks
 
-ROOT = Path(__file__).resolve().parents[3]
 EVIL = (
     "<script>alert(1)</script>",
     "<img src=x onerror=alert(1)>",
@@ -56,21 +53,6 @@ def poison(content, text):
     return text if isinstance(content, str) else content
 
 
-@pytest.fixture
-def small_docs(tmp_path, monkeypatch):
-    """A report of the notebooks alone: the frame and the generated parts, without the pages of the library."""
-    docs = tmp_path / "docs"
-    shutil.copytree(ROOT / "docs" / "_static", docs / "_static")
-    shutil.copy(ROOT / "docs" / "conf.py", docs)
-    parts = "\n".join(
-        f"```{{include}} _generated/{n}.md\n```\n" for n in ("headline", "answers", "gallery", "contents")
-    )
-    (docs / "index.md").write_text(f"# Report\n\n{parts}")
-    monkeypatch.setattr(pages, "modules", list)
-    monkeypatch.setattr(freshness, "PACKAGE", tmp_path / "docs")
-    return docs
-
-
 def rewrite(results, change):
     """Edit the executed notebook, as somebody or something did who was not `make reproduce`."""
     (path,) = (results / "notebooks").glob("*.ipynb")
@@ -82,7 +64,7 @@ def rewrite(results, change):
     notebooks.write(notebook, path)
 
 
-def test_the_report_shows_markup_in_data_as_text(tmp_path, monkeypatch, small_docs, png, capsys):  # noqa: F811
+def test_the_report_shows_markup_in_data_as_text(tmp_path, monkeypatch, small_docs, png, capsys):
     results = put_results(tmp_path, monkeypatch, png)
     path = results / "records" / "07.json"
     content = poison(Record.load(path).content(), ALL)
@@ -114,24 +96,27 @@ def test_the_report_shows_markup_in_data_as_text(tmp_path, monkeypatch, small_do
         assert seen.count('<a href="javascript:alert(1)">x</a>') >= times // 2
 
 
-@pytest.mark.parametrize("where", ["markdown", "output"])
-def test_a_page_that_would_execute_something_is_refused(where, tmp_path, monkeypatch, small_docs, png, capsys):  # noqa: F811
+def test_a_page_that_would_execute_something_is_refused(tmp_path, monkeypatch, small_docs, png, capsys):
     results = put_results(tmp_path, monkeypatch, png, formula="text")
     assert build.build(tmp_path, results, tmp_path / "build"), capsys.readouterr().err
     before = freshness.digests(results / "report")
+    (good,) = (results / "notebooks").glob("*.ipynb")
+    plain = good.read_bytes()
 
-    def add(notebook):
-        if where == "markdown":
-            notebook.cells.append(v4.new_markdown_cell("<script>alert(1)</script>", id="z"))
-        else:
-            evil = v4.new_output("display_data", data={"text/html": EVIL[1], "text/plain": "x"})
-            notebook.cells.append(v4.new_code_cell("evil", id="z", outputs=[evil], execution_count=2))
+    def in_markdown(notebook):
+        notebook.cells.append(v4.new_markdown_cell("<script>alert(1)</script>", id="z"))
 
-    rewrite(results, add)
-    capsys.readouterr()
-    assert not build.build(tmp_path, results, tmp_path / "build")
-    assert "07_why.html has active content, <" in capsys.readouterr().err
-    assert freshness.digests(results / "report") == before
+    def in_output(notebook):
+        evil = v4.new_output("display_data", data={"text/html": EVIL[1], "text/plain": "x"})
+        notebook.cells.append(v4.new_code_cell("evil", id="z", outputs=[evil], execution_count=2))
+
+    for add in (in_markdown, in_output):
+        good.write_bytes(plain)
+        rewrite(results, add)
+        capsys.readouterr()
+        assert not build.build(tmp_path, results, tmp_path / "build")
+        assert "07_why.html has active content, <" in capsys.readouterr().err
+        assert freshness.digests(results / "report") == before
 
 
 @pytest.mark.parametrize(

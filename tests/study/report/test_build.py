@@ -1,74 +1,17 @@
 """From executed notebooks and records to pages."""
 
-import base64
 import json
 import re
 from pathlib import Path
 
 import nbformat
-import pandas as pd
 import pytest
 import torch
 from nbformat import v4
+from small_report import ROOT, figure, put_results
 
-from decorlib.study.evidence import figures
-from decorlib.study.evidence.records import Record
-from decorlib.study.report import build, freshness, generated, notebooks, pages
+from decorlib.study.report import build, freshness, generated, pages
 from decorlib.study.report.pages import ReportError
-
-ROOT = Path(__file__).resolve().parents[3]
-
-
-@pytest.fixture(scope="module")
-def png() -> str:
-    import matplotlib.pyplot as plt
-
-    fig, ax = plt.subplots()
-    ax.plot([1, 2])
-    data = base64.b64encode(figures.png(fig)).decode()
-    plt.close(fig)
-    return data
-
-
-def figure(png, alt="A line."):
-    metadata = {"image/png": {"alt": alt, "width": 672}} if alt else {}
-    return v4.new_output("display_data", data={"image/png": png, "text/plain": "f"}, metadata=metadata)
-
-
-def verdict(outcome="supported"):
-    return {
-        **dict.fromkeys(("hypothesis", "claim", "criterion", "evidence", "cure"), "it helps | a lot"),
-        **{"estimate": 0.5, "low": 0.25, "high": 0.75, "n": 5, "unit": "epochs", "p_value": 0.01},
-        **{"outcome": outcome, "explains_failed_run": "no"},
-    }
-
-
-def put_results(
-    root, monkeypatch, png, number="07", formula="$\\frac12 \\bm{R}$ and\n\n$$ a &= \\hat R_{ij} \\\\ b &= 2 $$"
-):
-    """Results of one notebook, as `reproduce` leaves them."""
-    results = root / "results"
-    monkeypatch.setenv("DECORLIB_RESULTS", str(results))
-    record = Record(number, "Why?", {"seeds": 5})
-    record.value("x", 1.0)
-    record.table("answer", pd.DataFrame({"sentence": ["It *needs* 2 epochs.", "A gain: <yes>."]}))
-    record.verdict(verdict())
-    record.write()
-    links = (
-        "[next](99_nowhere.ipynb) [rules](../decorlib/rules/rules.py) [licence](../LICENSE) [web](https://example.org)"
-    )
-    cells = [
-        v4.new_markdown_cell(f"# {number} · Why?\n\n{links}", id="a"),
-        v4.new_code_cell("show()", id="b", outputs=[figure(png), figure(png, "Another line.")], execution_count=1),
-        v4.new_markdown_cell(formula, id="c"),
-    ]
-    notebook = notebooks.normalise(v4.new_notebook(cells=cells))
-    sums = {f"records/{name}": value for name, value in freshness.digests(results / "records").items()}
-    notebook.metadata["decorlib"] = {"outputs": sums}
-    path = results / "notebooks" / f"{number}_why.ipynb"
-    path.parent.mkdir(exist_ok=True)
-    notebooks.write(notebook, path)
-    return results
 
 
 def test_every_figure_keeps_its_own_text_and_code_is_folded(png):
@@ -93,7 +36,7 @@ def test_a_figure_without_text_and_an_error_are_refused(png):
     [
         ("[a](01_there.ipynb)", "[a](01_there.ipynb)"),
         ("[a](02_not_yet.ipynb)", "a"),
-        ("[a](../decorlib/rules/rules.py)", "[a](../api/decorlib.rules.md)"),
+        ("[a](../decorlib/rules/rules.py)", "[a](../api/decorlib.rules.rules.md)"),
         ("[a](../tests/reference.py#L3)", '<a href="../../../tests/reference.py#L3">a</a>'),
         ("[a](https://example.org)", "[a](https://example.org)"),
         ("[a](#design)", "[a](#design)"),
@@ -165,7 +108,7 @@ def test_the_whole_report(tmp_path, monkeypatch, png, capsys):
     made_by = json.loads((results / "records" / "07.json").read_text())["made_by"]
     for text in (made_by["started"], made_by["machine"]["cpu"], next(iter(made_by["data"].values()))[:12]):
         assert text in page
-    api = (site / "api" / "decorlib.rules.html").read_text(encoding="utf-8")
+    api = (site / "api" / "decorlib.rules.rules.html").read_text(encoding="utf-8")
     assert "SeedRule" in api
     assert (site / "searchindex.js").exists()
     size = sum(path.stat().st_size for path in site.rglob("*") if path.is_file())
@@ -179,6 +122,39 @@ def test_the_whole_report(tmp_path, monkeypatch, png, capsys):
     assert not build.build(tmp_path, results, tmp_path / "build")
     assert "cannot show the formula" in capsys.readouterr().err
     assert freshness.digests(site) == before
+
+
+def test_everything_that_the_report_is_made_of_makes_it_anew(tmp_path):
+    """The longer study's records, too: their verdicts stand below the table of answers."""
+    results = tmp_path / "results"
+    inputs = [
+        tmp_path / "docs" / "index.md",
+        results / "notebooks" / "07_why.ipynb",
+        results / "records" / "07.json",
+        results / "extended" / "records" / "07.json",
+    ]
+    for path in inputs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("1")
+    before = build.state(tmp_path, results)
+    for path in inputs:
+        path.write_text("2")
+        assert build.state(tmp_path, results) != before, path
+        path.write_text("1")
+    assert build.state(tmp_path, results) == before
+
+
+def test_modules_with_a_page_exist_and_the_core_has_one_each():
+    found = pages.modules()
+    assert len(found) == len(set(found))
+    assert {"decorlib.rules.rules", "decorlib.layers.decorrelation", "decorlib.training.train"} <= set(found)
+    missing = [name for name in pages.STUDY if f"decorlib.study.{name}" not in found]
+    assert not missing, "renamed?"
+
+
+def test_an_unknown_profile_is_refused_in_makes_words(capsys):
+    assert build.main(["--profile", "foo"]) == 2
+    assert capsys.readouterr().err == "report: PROFILE=foo: there are quick, full, extended\n"
 
 
 def test_blocks_of_the_page_for_users_run(capsys):

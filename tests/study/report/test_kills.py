@@ -15,14 +15,12 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbformat import v4
-from test_active_content import small_docs  # noqa: F401 (fixtures)
-from test_build import png, put_results  # noqa: F401
+from small_report import ROOT, put_results
 
 from decorlib._files import SUFFIX
 from decorlib.study.report import freshness
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[2]
+HELPERS = ROOT / "tests" / "helpers"
 
 # 01 sweeps (its runs outlive a kill in the cache), writes two figures and a record; 02 reads that record.
 SWEEPS = """import os, pathlib, sys
@@ -52,7 +50,7 @@ def put(root, number, *cells):
 
 
 def clone(root):
-    put(root, "01", SWEEPS.format(tests=str(HERE)), WRITES)
+    put(root, "01", SWEEPS.format(tests=str(HELPERS)), WRITES)
     put(root, "02", READS)
     return root
 
@@ -60,7 +58,7 @@ def clone(root):
 def start(root, module="reproduce", *arguments):
     """The command in a process group of its own, with a cache of its own."""
     environment = {**os.environ, "DECORLIB_CACHE": str(root / "cache"), "PYTHONHASHSEED": "0"}
-    program = [str(module)] if isinstance(module, Path) else ["-m", f"decorlib.study.{module}"]
+    program = [str(module)] if isinstance(module, Path) else ["-m", f"decorlib.study.report.{module}"]
     command = [sys.executable, *program, "--root", str(root), *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, env=environment, start_new_session=True, cwd=ROOT, **pipes)
@@ -144,7 +142,7 @@ def test_publishing_killed_between_any_two_files(tmp_path):
     dying = tmp_path / "dying.py"
     dying.write_text(
         "import os, signal, sys\n"
-        "from decorlib.study import publish, reproduce\n"
+        "from decorlib.study.report import publish, reproduce\n"
         "real, left = os.replace, [int(sys.argv.pop(1))]\n"
         "def replace(a, b):\n"
         "    if 'results' in os.fspath(b).split(os.sep):\n"
@@ -155,7 +153,7 @@ def test_publishing_killed_between_any_two_files(tmp_path):
         "os.replace = replace\n"
         "sys.exit(reproduce.main(sys.argv[1:]))\n"
     )
-    put(tmp_path, "01", SWEEPS.format(tests=str(HERE)), WRITES)
+    put(tmp_path, "01", SWEEPS.format(tests=str(HELPERS)), WRITES)
     finish(start(tmp_path, "reproduce", "--no-report"))
     expected = findings(tmp_path)
     environment = {**os.environ, "DECORLIB_CACHE": str(tmp_path / "cache")}
@@ -202,14 +200,14 @@ def findings_of_one(root):
 
 
 REPORT = """import pathlib, sys
-from decorlib.study import inputs, pages, report
+from decorlib.study.report import build, freshness, pages
 pages.modules = list  # the library's pages say what its sources say, which somebody may edit while this runs
 freshness.PACKAGE = pathlib.Path({docs!r})
-sys.exit(report.main(sys.argv[1:]))"""
+sys.exit(build.main(sys.argv[1:]))"""
 
 
 @pytest.mark.slow
-def test_the_report_killed_at_random_moments(tmp_path, monkeypatch, png, small_docs):  # noqa: F811
+def test_the_report_killed_at_random_moments(tmp_path, monkeypatch, png, small_docs):
     results = put_results(tmp_path, monkeypatch, png)
     monkeypatch.delenv("DECORLIB_RESULTS")
     script = tmp_path / "report.py"

@@ -4,13 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import nbformat
 import pytest
 from nbformat import v4
+from small_report import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 ELSEWHERE = "192.0.2.1"  # reserved for documentation (RFC 5737): nobody has it
 
 # Imported by every Python process that starts: an audit hook cannot be taken away again, and it speaks before the
@@ -44,9 +43,10 @@ note("started", *sys.orig_argv)
 sys.addaudithook(guard)
 """
 TRAINS = """import torch
-from decorlib.study import Record, experiments, figures, sweep
-specs = [experiments.Experiment(train_size=64, batch_size=32, epochs=1, hidden=(8,), seed=s) for s in range(2)]
-found = sweep(specs, experiments.run, jobs=1)
+from decorlib.study import Record, sweep
+from decorlib.study.experiments import experiment
+specs = [experiment.Experiment(train_size=64, batch_size=32, epochs=1, hidden=(8,), seed=s) for s in range(2)]
+found = sweep(specs, experiment.run, jobs=1)
 record = Record("01", "Does it need a network?", {})
 record.value("loss", found[0]["final"]["test_loss"])
 _ = record.write()"""
@@ -71,7 +71,7 @@ def guarded(root, *arguments):
         "DECORLIB_CACHE": str(root / "cache"),
         "PYTHONHASHSEED": "0",
     }
-    command = [sys.executable, "-m", "decorlib.study.report.build.reproduce", "--root", str(root), *arguments]
+    command = [sys.executable, "-m", "decorlib.study.report.reproduce", "--root", str(root), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return done.stdout, [json.loads(line) for line in log.read_text().splitlines()]
@@ -102,7 +102,7 @@ def test_a_whole_run_with_its_report_reaches_for_nothing(tmp_path):
     said, noted = guarded(tmp_path)
     assert "report: 1 notebook(s)" in said
     started = [" ".join(line[1:]) for line in noted if line[0] == "started"]
-    for process in ("decorlib.study.report.build.reproduce", "ipykernel", "multiprocessing", "-m sphinx"):
+    for process in ("decorlib.study.report.reproduce", "ipykernel", "multiprocessing", "-m sphinx"):
         assert any(process in line for line in started), f"the guard was not in {process}"
     assert [line for line in noted if line[0] == "REACHED"] == []
     assert (tmp_path / "results" / "report" / "notebooks" / "01_why.html").exists()

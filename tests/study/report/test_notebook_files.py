@@ -45,6 +45,8 @@ def test_seeds_becomes_a_list_where_the_notebook_has_a_list(tmp_path):
         ("widths: [[1]]", "allowed are numbers, text"),
         ("seeds: {a: 1}", "allowed are numbers, text"),
         ("name: 2020-01-01", "allowed are numbers, text"),
+        ("rate: .nan", "numbers must be finite"),
+        ("widths: [1, .inf]", r"widths\[1\] is a float \(inf\).*numbers must be finite"),
         ("- seeds", "must be lines of `name: value`"),
         ("a b: 1", "'a b' is not a parameter name"),
         ("seeds: !!python/object/apply:os.getcwd []", "not YAML with plain values"),

@@ -5,8 +5,11 @@ import errno
 import json
 import os
 import re
+import shutil
+import socket
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import nbformat
@@ -14,7 +17,8 @@ import pytest
 from filelock import FileLock
 from nbformat import v4
 
-from decorlib.study.report import reproduce
+from decorlib.study.report import freshness, notebooks, reproduce, request
+from decorlib.study.sweeps import source
 
 WRITE_FIGURE = (
     "import os, pathlib\n"
@@ -119,6 +123,76 @@ def test_a_dead_kernel_and_a_time_out_are_failures(tmp_path, capsys):
     assert not (tmp_path / "results").exists()
 
 
+RECORD = (
+    "from decorlib.study import Record\n"
+    "record = Record('01', 'why?')\n"
+    "record.value('x', value)\n"
+    "record.verdict(dict(hypothesis='h', outcome=outcome, explains_failed_run=None))\n"
+    "_ = record.write()"
+)
+
+
+@pytest.mark.parametrize("last", ["import sys; sys.exit(0)", "import sys; sys.exit()", "raise SystemExit", "quit()"])
+def test_a_cell_that_ends_the_notebook_is_a_failure_and_the_old_results_stay(last, tmp_path, capsys):
+    """papermill takes SystemExit with status 0 for a success and leaves out the cells after it."""
+    values = "value = 1.0\noutcome = 'supported'\nname = 'line'"
+    put(tmp_path, "01", RECORD, WRITE_FIGURE, parameters=values)
+    assert make(tmp_path, "--only", "01") == 0
+    before = contents(tmp_path / "results")
+    assert {"records/01.json", "figures/01_line.png"} < set(before)
+    put(tmp_path, "01", last, RECORD, WRITE_FIGURE, parameters=values)
+    capsys.readouterr()
+    assert make(tmp_path, "--only", "01") == reproduce.FAILED
+    said = capsys.readouterr()
+    assert "01  FAILED" in said.err
+    assert re.search(r"01_why\.ipynb (ended|failed) in cell \d", said.err)
+    assert "done in" not in said.out
+    assert contents(tmp_path / "results") == before
+    assert make(tmp_path, "--only", "01") == reproduce.FAILED
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--engine", "tcp://127.0.0.1:9"], "ENGINE=tcp://127.0.0.1:9: no scheduler answers there .*dask scheduler"),
+        (["--engine", "slurm"], "ENGINE=slurm: it must be local, serial or the address tcp://host:port"),
+        (["--device", "gpu"], "DEVICE=gpu: torch knows no device of that name, such as cpu, cuda"),
+        (["--device", "cuda"], "DEVICE=cuda: torch sees no CUDA device"),
+        (["--seeds", "x"], "SEEDS=x: it must be a whole number of at least 1, such as SEEDS=5"),
+        (["--seeds", "0"], "SEEDS=0: it must be a whole number"),
+        (["--jobs", "1.5"], r"JOBS=1\.5: it must be a whole number"),
+        (["--profile", "foo"], "PROFILE=foo: there are quick, full, extended"),
+        (["--only", "07"], "ONLY=07: there is no notebook 07; there are 01"),
+    ],
+)
+def test_what_was_asked_is_checked_up_front_in_makes_words(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    put(tmp_path, "01", "print('fine')", parameters="seeds = 2\ndevice = 'cpu'")
+    assert make(tmp_path, *arguments) == reproduce.USAGE
+    said = capsys.readouterr()
+    assert re.search(message, said.err)
+    assert said.err.startswith("reproduce: ")
+    assert "01  " not in said.out
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_live_engine_is_let_through(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert request.unreachable(f"tcp://127.0.0.1:{server.getsockname()[1]}") is None
+    assert request.unreachable("local") is None
+
+
+def test_the_device_reaches_every_notebook_that_has_one():
+    root = Path(__file__).resolve().parents[3]
+    sources = notebooks.find(root / "notebooks")
+    having = [one for one in sources if "device" in notebooks.defaults(one.read())]
+    assert having
+    for profile in notebooks.PROFILES:
+        for one in sources:
+            values = notebooks.parameters(one, profile, device="cuda:1")
+            assert values.get("device") == ("cuda:1" if one in having else None)
+
+
 def test_bad_requests_stop_before_anything_is_written(tmp_path, capsys):
     put(tmp_path, "01", "print('fine')")
     put(tmp_path, "02", "print('fine')", yaml="typo: 5\n")
@@ -141,13 +215,19 @@ def test_a_malicious_parameter_file_is_refused_before_anything_runs(tmp_path, ca
     assert not (tmp_path / "results").exists()
 
 
-@pytest.mark.parametrize("quote", ["'", '"', '"""', "\\", "'); ("])
-def test_code_in_a_parameter_stays_text(quote, tmp_path):
+def test_code_in_a_parameter_stays_text(tmp_path):
     marker = tmp_path / "marker"
-    text = f"{quote}\n__import__('os').mkdir({str(marker)!r})\n# {quote} {{name}} %time !ls"
-    put(tmp_path, "01", "print(ascii(name))", yaml=json.dumps({"name": text}))
+    quotes = ["'", '"', '"""', "\\", "'); ("]
+    texts = {
+        f"name_{i}": f"{q}\n__import__('os').mkdir({str(marker)!r})\n# {q} {{name}} %time !ls"
+        for i, q in enumerate(quotes)
+    }
+    defaults = "\n".join(f"{name} = 'line'" for name in texts)
+    shows = "\n".join(f"print(ascii({name}))" for name in texts)
+    put(tmp_path, "01", shows, parameters=defaults, yaml=json.dumps(texts))
     assert make(tmp_path) == 0
-    assert printed(tmp_path / "results" / "notebooks" / "01_why.ipynb") == [ascii(text) + "\n"]
+    shown = "".join(printed(tmp_path / "results" / "notebooks" / "01_why.ipynb"))
+    assert shown.splitlines() == [ascii(text) for text in texts.values()]
     assert not marker.exists()
 
 
@@ -173,15 +253,6 @@ def test_settings_reach_the_kernel(tmp_path):
     assert "DECORLIB_BATCH" not in os.environ
 
 
-RECORD = (
-    "from decorlib.study import Record\n"
-    "record = Record('01', 'why?')\n"
-    "record.value('x', value)\n"
-    "record.verdict(dict(hypothesis='h', outcome=outcome, explains_failed_run=None))\n"
-    "_ = record.write()"
-)
-
-
 def test_a_changed_verdict_sets_the_exit_status_and_reruns_who_reads_it(tmp_path, capsys):
     put(tmp_path, "01", RECORD, parameters="value = 1.0\noutcome = 'supported'", yaml="value: 1.0\n")
     reads = "import os  # load_records\nprint(os.listdir(os.environ['DECORLIB_RECORDS']))"
@@ -203,6 +274,75 @@ def test_a_changed_verdict_sets_the_exit_status_and_reruns_who_reads_it(tmp_path
     assert "1 values compared, 1 outside" in out
 
 
+def test_what_ran_is_compared_and_what_did_not_is_named(tmp_path, capsys):
+    """A failed notebook's record is that of another day: it is not compared, or it would be "within"."""
+    for number in ("01", "02", "03"):
+        put(tmp_path, number, RECORD.replace("'01'", repr(number)), parameters="value = 1.0\noutcome = 'supported'")
+    assert make(tmp_path) == 0
+    put(tmp_path, "02", "1 / 0")
+    put(tmp_path, "03", RECORD.replace("'01'", "'03'"), parameters="value = 3.0\noutcome = 'supported'")
+    capsys.readouterr()
+    assert make(tmp_path, "--only", "02", "03") == reproduce.FAILED
+    out = capsys.readouterr().out
+    assert "not run, so not compared: 01, 02" in out
+    assert "1 values compared, 1 outside" in out
+    capsys.readouterr()
+    assert make(tmp_path, "--only", "01", "--force") == 0
+    assert "not run, so not compared: 02, 03" in capsys.readouterr().out
+
+
+def test_git_that_refuses_is_quoted(tmp_path, monkeypatch, capsys):
+    put(tmp_path, "01", "print('fine')")
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    for name, value in {
+        "GIT_TEST_ASSUME_DIFFERENT_OWNER": "1",
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_CONFIG_SYSTEM": os.devnull,
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert make(tmp_path) == 0
+    out = capsys.readouterr().out
+    assert "git cannot say what is committed: fatal: detected dubious ownership" in out
+    assert "safe.directory" in out
+    assert "compared with the records from before this run" in out
+
+
+def test_a_notebook_is_stale_when_what_it_imports_changes(tmp_path, monkeypatch):
+    """An edit of the cost question's modules makes 08 stale, and 00 and 06, which import them, and no other."""
+    root = Path(__file__).resolve().parents[3]
+    copy = tmp_path / "decorlib"
+    shutil.copytree(source.PACKAGE, copy, ignore=shutil.ignore_patterns("data", "__pycache__"))
+    shutil.copytree(source.PACKAGE / "data", copy / "data", ignore=shutil.ignore_patterns("mnist"))
+    monkeypatch.setattr(source, "PACKAGE", copy)
+    options = Namespace(root=root, results=tmp_path, profile="quick", build=tmp_path)
+
+    def stale(*edited):
+        before = {s.number: freshness.settle(s, {}, options) for s in notebooks.find(root / "notebooks")}
+        for name in edited:
+            path = copy / f"{name}.py"
+            path.write_text(path.read_text() + "\nedited = 1\n")
+        after = {s.number: freshness.settle(s, {}, options) for s in notebooks.find(root / "notebooks")}
+        return {number for number in before if before[number].inputs != after[number].inputs}
+
+    assert stale("study/questions/cost/layer_cost") == {"00", "06", "08"}
+    assert stale("study/questions/cost/workloads") == {"06", "08"}
+    assert stale("study/questions/variance/figures") == {"03"}
+    assert stale("study/report/reproduce", "study/questions/answers/spread") == set()
+    assert stale("rules/rules") == {f"{number:02}" for number in range(10)}
+    assert stale("study/sweeps/runs") == {"01", "02", "03", "04", "05", "06", "07", "08"}
+
+
+def test_a_module_beside_the_notebook_counts(tmp_path, capsys):
+    put(tmp_path, "01", "import aside\nprint(aside.x)", "%time 1")
+    (tmp_path / "notebooks" / "aside.py").write_text("x = 1\n")
+    assert make(tmp_path) == 0
+    (tmp_path / "notebooks" / "aside.py").write_text("x = 2  # a comment\n")
+    capsys.readouterr()
+    assert make(tmp_path) == 0
+    assert "01  why (full: aside changed)" in capsys.readouterr().out
+    assert printed(tmp_path / "results" / "notebooks" / "01_why.ipynb")[0] == "2\n"
+
+
 def test_refresh_stores_the_quick_outputs_in_the_source(tmp_path, capsys):
     source = put(
         tmp_path, "01", "print(seeds)\nimport os\nprint(os.environ.get('DECORLIB_RESULTS'))", yaml="seeds: 5\n"
@@ -221,12 +361,17 @@ def test_refresh_stores_the_quick_outputs_in_the_source(tmp_path, capsys):
 def test_two_at_once_take_turns(tmp_path):
     put(tmp_path, "01", "print('fine')")
     (tmp_path / "build").mkdir()
-    command = [sys.executable, "-m", "decorlib.study.report.build.reproduce", "--root", str(tmp_path), "--no-report"]
-    with FileLock(tmp_path / "build" / "reproduce.lock"):
-        other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert "waiting for it" in other.stdout.readline()
-        assert not (tmp_path / "results").exists()
-    out, _ = other.communicate(timeout=60)
+    command = [sys.executable, "-m", "decorlib.study.report.reproduce", "--root", str(tmp_path), "--no-report"]
+    lock = FileLock(tmp_path / "build" / "reproduce.lock")
+    with lock, subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert "waiting for it" in other.stdout.readline()
+            assert not (tmp_path / "results").exists()
+            lock.release()
+            out, _ = other.communicate(timeout=60)
+        except BaseException:
+            other.kill()  # or it would wait, and be left to another test
+            raise
     assert other.returncode == 0
     assert "01  done" in out
 

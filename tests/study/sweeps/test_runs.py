@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -17,10 +16,13 @@ import numpy as np
 import pytest
 import sweep_functions
 import torch
-from sweep_functions import Boxed, Spec, Thawed, slow, train, trouble, unseeded
+from processes import alive, children, run_script, wait_until
+from sweep_functions import Boxed, Spec, Thawed, count_digits, in_folder, slow, train, trouble, unseeded
 
 from decorlib.data import datasets
-from decorlib.study.sweeps import engines, runs, source
+from decorlib.layers import decorrelation
+from decorlib.rules import rules
+from decorlib.study.sweeps import engines, identity, runs, source
 from decorlib.study.sweeps.cache import Cache, CacheWarning, canonical
 from decorlib.study.sweeps.runs import SweepFailed, sweep
 
@@ -50,10 +52,6 @@ def ran(folder: Path) -> list[int]:
     """Seeds that were run, in order."""
     path = folder / "ran"
     return [int(line.split()[0]) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def in_folder(folder: Path, *seeds: int, **fields) -> list[Spec]:
-    return [Spec(seed=s, folder=str(folder), **fields) for s in seeds]
 
 
 # ------------------------------------------------------------------------------------------------ the records
@@ -240,23 +238,6 @@ def test_records_that_json_would_change(serially, kind, message, cache):
     assert entries(cache) == []
 
 
-def test_a_worker_that_dies_takes_nothing_with_it(cache, tmp_path):
-    specs = in_folder(tmp_path, *range(6))
-    specs[2] = Spec(seed=2, kind="killed", folder=str(tmp_path))
-    with pytest.raises(SweepFailed, match=r"1 of 6 runs failed") as failed:
-        sweep(specs, trouble, engine="local", jobs=2, cache=cache)
-    assert [error.spec for error in failed.value.errors] == [specs[2]]
-    assert "worker process died" in failed.value.errors[0].error
-    assert failed.value.records == [{"seed": s} if s != 2 else None for s in range(6)]
-    assert len(entries(cache)) == 5
-
-
-@pytest.mark.slow
-def test_a_worker_that_died_by_accident_is_no_error(cache, tmp_path):
-    specs = [*in_folder(tmp_path, 0, 1, 2), *in_folder(tmp_path, 3, kind="crash once")]
-    assert sweep(specs, trouble, engine="local", jobs=2, cache=cache) == [{"seed": s} for s in range(4)]
-
-
 @pytest.mark.slow
 def test_workers_that_cannot_start_are_an_error_at_once(cache, tmp_path):
     """A script that calls sweep without a guard: each worker would run the script again."""
@@ -273,29 +254,56 @@ def test_workers_that_cannot_start_are_an_error_at_once(cache, tmp_path):
 # -------------------------------------------------------------------------------------------- what invalidates
 
 
-def test_what_a_run_depends_on_is_in_its_key(monkeypatch):
-    environment = engines.environment(train, Spec)
-    key = runs.key_of(Spec(1), train, environment)
-    assert key == runs.key_of(Spec(1), train, engines.environment(train, Spec))
+def settled(spec, function=train, **environment):
+    (run,) = identity.settle([spec], function, identity.environment(function, type(spec)) | environment)
+    return run
+
+
+def test_what_a_run_depends_on_is_in_its_key():
+    run = settled(Spec(1))
+    assert settled(Spec(1)) == run
     others = [
-        runs.key_of(Spec(2), train, environment),
-        runs.key_of(Spec(1, rate=0.2), train, environment),
-        runs.key_of(Spec(1, widths=(4, 3, 1)), train, environment),
-        runs.key_of(Spec(1), slow, environment),
-        *(runs.key_of(Spec(1), train, {**environment, name: "other"}) for name in environment),
+        settled(Spec(2)),
+        settled(Spec(1, rate=0.2)),
+        settled(Spec(1, widths=(4, 3, 1))),
+        settled(Spec(1), slow),
+        *(settled(Spec(1), **{name: "other"}) for name in run.environment),
     ]
-    assert len({key, *others}) == 1 + len(others)
-    assert set(environment) == {"code", "data", "device", "torch"}
-    assert environment["torch"] == torch.__version__
+    assert len({run.key, *(other.key for other in others)}) == 1 + len(others)
+    assert set(run.environment) == {"code", "data", "device", "torch"}
+    assert run.environment["torch"] == torch.__version__
+    assert run.environment["data"]["decorlib.data.datasets"]["mnist"] == datasets.checksum("mnist")
+    # Another environment does not change what an unseeded function draws: only so does an edit show as such.
+    assert {settled(Spec(1), **{name: "other"}).seed for name in run.environment} == {run.seed}
+
+
+def test_a_sweep_asks_once_what_its_runs_are(serially, monkeypatch, tmp_path):
+    """The door settles it; engines, workers and cache are handed the answer."""
+    asked = {"environment": 0, "settle": 0, "files": 0}
+
+    def counting(real):
+        def counted(*arguments):
+            asked[real.__name__] += 1
+            return real(*arguments)
+
+        return counted
+
+    for module, name in ((identity, "environment"), (identity, "settle"), (source, "files")):
+        monkeypatch.setattr(module, name, counting(getattr(module, name)))
+    engines._environment_once(train, Spec)  # what the process that runs says of itself, once for all sweeps
+    asked["files"] = 0
+    serially(in_folder(tmp_path, 1, 2, 3), train)
+    assert asked == {"environment": 1, "settle": 1, "files": 1}
+    assert ran(tmp_path) == [1, 2, 3]
 
 
 def test_other_torch_or_data_are_run_again(serially, tmp_path, monkeypatch):
     specs = in_folder(tmp_path, 1)
-    serially(specs, train)
+    serially(specs, count_digits)
     for thing, name, value in [(torch, "__version__", "0.0.1"), (datasets, "FASHION_MD5", {"train": "0"})]:
         monkeypatch.setattr(thing, name, value)
-        monkeypatch.setattr(engines, "_environment_once", engines.environment)
-        serially(specs, train)
+        monkeypatch.setattr(engines, "_environment_once", identity.environment)
+        serially(specs, count_digits)
     assert ran(tmp_path) == [1, 1, 1]
 
 
@@ -308,14 +316,18 @@ def package(tmp_path, monkeypatch):
     return copy
 
 
+def code_hash(*modules):
+    return source.Code.of(*modules).sha256
+
+
 def test_code_counts_and_comments_do_not(package):
-    before = source.code_hash()
-    rules = package / "rules.py"
-    text = rules.read_text()
-    rules.write_text("# a comment\n" + text.replace('"""', '"""Another explanation. ', 1))
-    assert source.code_hash() == before
-    rules.write_text(text + "\nx = 1\n")
-    assert source.code_hash() != before
+    before = code_hash(decorrelation)
+    path = package / "rules" / "rules.py"
+    text = path.read_text()
+    path.write_text("# a comment\n" + text.replace('"""', '"""Another explanation. ', 1))
+    assert code_hash(decorrelation) == before
+    path.write_text(text + "\nx = 1\n")
+    assert code_hash(decorrelation) != before
 
 
 def test_what_a_run_can_reach_counts_and_nothing_else(package, monkeypatch):
@@ -327,42 +339,81 @@ def test_what_a_run_can_reach_counts_and_nothing_else(package, monkeypatch):
     found = source.files(module)
     study = {"decorlib.study.aside", "decorlib.study.helper", "decorlib.study.deep"}
     assert {name for name in found if name.startswith("decorlib.study.")} == study
-    assert {"decorlib", "decorlib.study", "decorlib.rules", "decorlib.train", "decorlib.rules.moments"} <= set(found)
-    before = source.code_hash(module)
-    (package / "study" / "figures.py").write_text("x = 1\n")
-    assert source.code_hash(module) == before
+    core = {"decorlib", "decorlib.study", "decorlib.rules", "decorlib.training.train", "decorlib.rules.moments"}
+    assert core <= set(found)
+    before = code_hash(module)
+    (package / "study" / "evidence" / "figures.py").write_text("x = 1\n")
+    assert code_hash(module) == before
     (package / "study" / "deep.py").write_text("import decorlib.study.aside, os\nx = 2\n")
-    assert source.code_hash(module) != before
+    assert code_hash(module) != before
 
 
-def test_the_functions_own_module_counts(tmp_path, monkeypatch):
-    home = tmp_path / "my_experiment.py"
-    home.write_text("def f(spec):\n    return {}\n")
+def test_a_name_that_a_package_loads_on_first_use_is_found_where_it_is():
+    import decorlib.study as study
+
+    text = Path(study.__file__).read_text()
+    homes = {name: f"decorlib.study.{home}" for name, home in study._HOME.items()}
+    assert source._lazily(text, "decorlib.study.__init__") == homes
+    assert "decorlib.study.evidence.stats" in source.reach(["decorlib.study.paired"])
+    assert not [name for name in source.reach(["decorlib.study"]) if "evidence" in name]
+
+
+def test_the_functions_own_module_counts_and_its_helpers(tmp_path, monkeypatch):
+    home, helper = tmp_path / "my_experiment.py", tmp_path / "my_helper.py"
+    home.write_text("import my_helper, numpy, json\ndef f(spec):\n    return {}\n")
+    helper.write_text("x = 1\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     import my_experiment
 
-    before = source.code_hash(my_experiment)
-    home.write_text("def f(spec):\n    return {'a': 1}\n")
-    assert source.code_hash(my_experiment) != before
-    assert source.code_hash() != before
+    found = source.Code.of(my_experiment)
+    assert set(found.files) == {"my_experiment", "my_helper"}  # numpy and json have versions
+    assert not found.ours  # so that workers that have read them do not rest
+    home.write_text("import my_helper, numpy, json\ndef f(spec):\n    return {'a': 1}\n")
+    assert code_hash(my_experiment) != found.sha256
+    home.write_text("import my_helper, numpy, json\ndef f(spec):\n    return {}\n")
+    assert code_hash(my_experiment) == found.sha256
+    helper.write_text("x = 2\n")
+    assert code_hash(my_experiment) != found.sha256
+
+
+def test_a_package_is_followed_where_it_is_installed_if_the_function_is_in_it(tmp_path, monkeypatch):
+    folder = tmp_path / "lib" / "site-packages" / "theirs"
+    folder.mkdir(parents=True)
+    for name, text in {"__init__": "", "a": "from theirs import b\n", "b": "x = 1\n"}.items():
+        (folder / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(str(folder.parent))
+    import theirs.a
+
+    assert set(source.files(theirs.a)) == {"theirs", "theirs.a", "theirs.b"}
+    assert source.reach(["theirs.a"]) == {}
 
 
 def test_edited_code_is_not_run_in_the_process_that_has_the_old(serially, monkeypatch):
-    path = source.PACKAGE / "rules.py"
+    path = Path(rules.__file__)
     monkeypatch.setitem(source.AT_START, path, "# another comment\n" + source.AT_START[path])
     assert len(serially(FOUR[:1], train)) == 1
     monkeypatch.setitem(source.AT_START, path, source.AT_START[path] + "\nx = 1\n")
-    with pytest.raises(RuntimeError, match=r"decorlib\.rules was edited since this process imported it.*restart"):
+    with pytest.raises(
+        RuntimeError, match=r"decorlib\.rules\.rules was edited since this process imported it.*restart"
+    ):
         serially(FOUR, train)
 
 
 def test_code_edited_during_a_sweep_is_seen(serially, monkeypatch, cache):
-    fine = engines.execute
-    other = {**engines.environment(train, Spec), "code": "edited"}
-    monkeypatch.setattr(engines, "execute", lambda f, task: fine(f, task)._replace(environment=other))
+    other = {**identity.environment(train, Spec), "code": "edited"}
+    monkeypatch.setattr(engines, "_environment_once", lambda function, spec_type: other)
     with pytest.raises(SweepFailed, match="other code than the sweep began with"):
         serially(FOUR, train)
     assert entries(cache) == []
+
+
+def test_sweeps_know_nothing_of_what_is_computed():
+    """Of the project they import two leaves and each other, and they name nothing else of it."""
+    reached = source.reach(f"decorlib.study.sweeps.{path.stem}" for path in Path(runs.__file__).parent.glob("*.py"))
+    texts = [path.read_text() for name, path in reached.items() if ".sweeps." in name]
+    named = {name for text in texts for name in source.imports(text) if name.startswith("decorlib")}
+    allowed = ("decorlib._files", "decorlib._plain", "decorlib.study.sweeps")
+    assert [name for name in named if not name.startswith(allowed)] == []
 
 
 # ------------------------------------------------------------------------------------------------ damage
@@ -397,15 +448,14 @@ def test_a_flipped_bit_in_any_byte_is_seen(serially, cache):
     serially([Spec(1)], trouble)
     (path,) = entries(cache)
     good = path.read_bytes()
-    store = Cache(cache)
-    fields = runs.spec_dict(Spec(1))
-    assert store.get(path.stem, fields) == {"seed": 1}
+    store, run = Cache(cache), settled(Spec(1), trouble)
+    assert store.get(run) == {"seed": 1}
     for position in range(len(good)):
         flipped = bytearray(good)
         flipped[position] ^= 1 << position % 8
         path.write_bytes(flipped)
         with pytest.warns(CacheWarning, match="is damaged"):
-            assert store.get(path.stem, fields) is None
+            assert store.get(run) is None
 
 
 def test_an_entry_under_another_name_is_not_used(serially, tmp_path, cache):
@@ -469,35 +519,6 @@ def test_the_cache_holds_no_pickle_and_says_what_it_is(serially, cache):
 # ----------------------------------------------------------------------------------------- processes that die
 
 
-def run_script(script, *arguments, wait=True):
-    path = os.pathsep.join([str(Path(sweep_functions.__file__).parent), str(source.PACKAGE.parent)])
-    environment = {**os.environ, "PYTHONPATH": path, "DECORLIB_PROGRESS": "off"}
-    process = subprocess.Popen(
-        [sys.executable, str(script), *map(str, arguments)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    if not wait:
-        return process
-    out, err = process.communicate(timeout=120)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-
-def children(pid: int) -> set[int]:
-    found = Path(f"/proc/{pid}/task/{pid}/children")
-    direct = {int(child) for child in found.read_text().split()} if found.exists() else set()
-    return direct.union(*(children(child) for child in direct))
-
-
-def wait_until(condition, seconds=60.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.01)
-
-
 def kill_and_resume(folder: Path, moments: list[tuple[int, float, int]]) -> None:
     """Stop the sweep after some entries and some seconds by a signal, each time; then finish it and compare."""
     cache, result = folder / "cache", folder / "result.json"
@@ -525,13 +546,6 @@ def kill_and_resume(folder: Path, moments: list[tuple[int, float, int]]) -> None
     assert json.loads(result.read_text()) == expected
     names = {path.name: path.read_bytes() for path in entries(cache)}
     assert names == {path.name: path.read_bytes() for path in entries(folder / "other")}
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def test_killed_and_called_again_it_gives_the_same_records(tmp_path):
@@ -605,19 +619,15 @@ def test_a_cluster_collects_errors_and_survives_a_crash(scheduler, cache):
     assert failed.value.records == [{"seed": 0}, None, None, {"seed": 3}, None]
 
 
-def test_a_cluster_with_other_code_is_refused(scheduler, cache, monkeypatch):
-    here = engines.environment
-
-    def other(function, spec_type):
-        return {**here(function, spec_type), "code": "other"}
-
-    monkeypatch.setattr(engines, "environment", other)
+def test_a_cluster_with_other_code_is_refused(monkeypatch):
+    here = identity.environment(train, Spec)
+    monkeypatch.setattr(engines, "environment", lambda function, spec_type: {**here, "code": "other"})
 
     class Client:
         def run(self, _, function, spec_type):
-            return {"worker": here(function, spec_type)}
+            return {"worker": here}
 
-    with pytest.raises(RuntimeError, match="worker worker has other code of decorlib than this machine"):
+    with pytest.raises(RuntimeError, match="worker worker has other code than this machine"):
         engines.cluster_environment(Client(), train, Spec)
 
 

@@ -12,12 +12,12 @@ from decorlib.layers.decorrelation import Decorrelation
 from decorlib.layers.models import decor_parameters
 from decorlib.rules.moments import largest_eigenvalue, second_moment
 from decorlib.study.experiments import notebook_2024
+from decorlib.training import SilentNoOp, train
 from decorlib.training.history import Epoch, History
-from decorlib.training.train import SilentNoOp, train
 
 
 def did_r_move() -> str:
-    """Replay the accident of run 3 under a trainer that looks."""
+    """Replay what went wrong in run 3 under a trainer that looks."""
     try:
         with notebook_2024.hot_reloaded():
             notebook_2024.train(notebook_2024.RUNS[2], notebook_2024.loader())
@@ -27,13 +27,13 @@ def did_r_move() -> str:
 
 
 def is_a_mean_a_mean() -> str:
-    """Report a constant loss of 1 over 15 batches in the seed's accounting."""
+    """Report a constant loss of 1 over 15 batches in the 2024 notebook's accounting."""
     row = History([Epoch(1, 0.0, batches=15, loss=1.0, decor_losses={"": 1.0})]).as_seed_printed()[0]
     return f"a constant 1 is printed as {row['bp_loss']:.3f} and {row['decorrelation_loss']:.0f}"
 
 
 def who_owns_r() -> str:
-    """Give all parameters to the weights' optimizer, as the seed does."""
+    """Give all parameters to the weights' optimizer, as the 2024 notebook does."""
     model = notebook_2024.model(notebook_2024.RUNS[1])
     try:
         train(
@@ -66,7 +66,7 @@ def how_much_is_one_mode() -> str:
 
 
 def is_the_target_reached(steps: int = 4000, lr: float = 2e-2) -> str:
-    """The seed's rule on white noise of variance 1 with target 1."""
+    """The 2024 rule on white noise of variance 1 with target 1."""
     generator = torch.Generator().manual_seed(0)
     layer = Decorrelation(4, variance=1.0, dtype=torch.float64)
     for _ in range(steps):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from decorlib import metrics
 from decorlib.data import inputs
 from decorlib.study.evidence import provenance
 from decorlib.study.evidence.records import Record, dumps, load_records, write_atomic
@@ -40,7 +41,7 @@ SEEDS = 3
 
 
 def seed_values() -> dict[str, list[float]]:
-    """Every number that the seed's document holds, by run and column, as our epochs give it.
+    """Every number that the 2024 notebook holds, by run and column, as our epochs give it.
 
     The third run as it was: the cell executed once, and again with an edited library that left R as it is.
     """
@@ -59,13 +60,11 @@ def seed_values() -> dict[str, list[float]]:
 
 def record_values(arms: dict[str, Experiment] | None = None, seeds: int = SEEDS) -> dict[str, list[float]]:
     """Headline values of the records at small size: the spectrum, the initial loss, and what training ends with."""
-    from decorlib.study.questions.scaling import stability
-    from decorlib.study.questions.zero_pixels import pixels
-
-    x = inputs.scale(pixels.seed_images(), "seed").flatten(1)
+    x = inputs.scale(notebook_2024.images(), "seed").flatten(1)
+    X = metrics.second_moment(x)
     found = {
-        "top eigenvalue of the digits": [pixels.spectra(x)["top eigenvalue"]],
-        "initial loss of the digits": [stability.loss_law(x)["with target 1"]],
+        "top eigenvalue of the digits": [float(metrics.spectrum(x)[0])],
+        "initial loss of the digits": [float((X - torch.eye(len(X), dtype=X.dtype)).square().mean())],
     }
     for name, spec in (ARMS if arms is None else arms).items():
         ended = [run(spec.but(seed=s))["final"] for s in range(seeds)]
@@ -80,7 +79,7 @@ def tolerance_of(name: str, records: dict[str, Record]) -> tuple[float, str]:
     of_values = {"top eigenvalue of the digits": ("01", "top eigenvalue, zero at −2")}
     of_values["initial loss of the digits"] = ("02", "initial loss per batch of all 1,000 digits, seed's scaling")
     if name.startswith(notebook_2024.RUNS):
-        return float(records["00"].parameters["tolerance"]), "notebook 00, `test_seed.py`"
+        return float(records["00"].parameters["tolerance"]), "notebook 00, `study/experiments/test_notebook_2024.py`"
     if name.startswith("test accuracy"):
         of_values[name] = ACCURACY
     if name in of_values:

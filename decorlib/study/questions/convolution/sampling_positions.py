@@ -78,7 +78,7 @@ def sampling_errors(
 ) -> pd.DataFrame:
     """Relative errors of X as a layer with these fractions sees it; one row per fraction and trial.
 
-    What the layer sees is read off its update: without a target, the seed's rule asks for dR = X R, at R = I.
+    What the layer sees is read off its update: without a target, the 2024 rule asks for dR = X R, at R = I.
     """
     p = patches(x, kernel, padding)
     X = (p.mT @ p).mean(0) / p.shape[1]

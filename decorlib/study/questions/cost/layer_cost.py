@@ -30,7 +30,7 @@ def decorrelation_step(features: int, batch: int, lr: float = 1e-6, **options) -
 
 
 def dense_step(features: int, batch: int, lr: float = 1e-6, literal: bool = False) -> Callable[[], object]:
-    """The same step of the seed's rule as its equations are written: C in full, C R as a D^3 product, loss from C.
+    """The same step of the 2024 rule as its equations are written: C in full, C R as a D^3 product, loss from C.
 
     ``literal`` multiplies by diag(n) as a matrix, too, which the equation says and a careful reader would not.
     """
@@ -80,7 +80,7 @@ def _layer_step(layer: nn.Linear, x: torch.Tensor, lr: float) -> Callable[[], ob
 
 
 def parts(features: int, batch: int) -> dict[str, Callable[[], object]]:
-    """The pieces of a step of the seed's rule, each alone, and the two it is compared with."""
+    """The pieces of a step of the 2024 rule, each alone, and the two it is compared with."""
     rule, x = SeedRule(variance=1.0), _inputs(features, batch)
     R = torch.eye(features)
     y = x @ R.T

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Subset
 
 from decorlib.conversion.convert import decorrelate
 from decorlib.data import datasets
-from decorlib.layers.models import bp_parameters, decor_step
+from decorlib.layers.models import bp_parameters, decor_modules, decor_step
 from decorlib.rules.rules import KappaRule
 from decorlib.study.experiments import notebook_2024
 from decorlib.study.questions.cost.layer_cost import dense_update
@@ -20,9 +20,9 @@ from decorlib.training.train import train
 
 
 def textbook_loader(random_seed: int = 42) -> DataLoader:
-    """The seed's loader: 1,000 digits, transformed one by one at every pass."""
+    """The 2024 notebook's loader: 1,000 digits, transformed one by one at every pass."""
     torch.manual_seed(random_seed)
-    np.random.seed(random_seed)  # noqa: NPY002 - the seed's own generator
+    np.random.seed(random_seed)  # noqa: NPY002 - the 2024 notebook's own generator
     digits = _transformed_digits()
     digits = Subset(digits, np.random.permutation(len(digits.data))[:1000])  # noqa: NPY002
     return DataLoader(digits, batch_size=64, shuffle=True, num_workers=0, drop_last=True)
@@ -89,13 +89,15 @@ def training_step(model: nn.Module, shape: tuple[int, ...], classes: int = 10) -
     x, t = torch.randn(shape, generator=generator), torch.randint(classes, shape[:1], generator=generator)
     optimizer = torch.optim.Adam(bp_parameters(model), lr=1e-4)
     model.train()
+    decorrelated = any(True for _ in decor_modules(model))
 
     def step() -> None:
         loss = nn.functional.cross_entropy(model(x), t)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        decor_step(model, lr=1e-6)
+        if decorrelated:
+            decor_step(model, lr=1e-6)
 
     return step
 

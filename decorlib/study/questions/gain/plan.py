@@ -17,7 +17,7 @@ from torch import nn
 from decorlib.data import inputs
 from decorlib.data.datasets import DataUnavailable
 from decorlib.layers import bp_parameters, decor_parameters
-from decorlib.study.experiments import flops, timing
+from decorlib.study.experiments import flops, networks, timing
 from decorlib.study.experiments.experiment import OPTIMIZERS, Experiment, arrays, build
 from decorlib.training.train import train
 
@@ -86,8 +86,8 @@ def relative_time(spec: Experiment) -> float:
     two processor cores; :func:`costs` measures how well they hold.
     """
     plain = replace(spec, rule=None, layer_options=(), normalisation=None)
-    layers = len(spec.hidden) + 1 if spec.model == "mlp" else 4
-    decorrelated = 0 if spec.rule is None else {"all": layers, "first": 1, "deeper": layers - 1}[spec.decorrelated]
+    layers = len(networks.shapes(spec))
+    decorrelated = sum(networks.decorrelates(spec, depth) for depth in range(layers))
     passes = decorrelated * (1 + ("center" in dict(spec.layer_options)))
     passes += 0 if spec.normalisation is None else layers - 1
     return (1 + work_of_epoch(spec) / work_of_epoch(plain)) / 2 + passes / 12
@@ -123,7 +123,7 @@ def rates(
         arms: of this module.
         lr: rates of the weights; arms with a second setting get all of them times all of its values, the others as
             many rates over the same range.
-        decor_lr: rates of R for updates at every step; the seed's rule, whose normaliser multiplies by 1/v, tries
+        decor_lr: rates of R for updates at every step; the 2024 rule, whose normaliser multiplies by 1/v, tries
             them divided by 10, and an amortised R, which takes n times fewer steps, times 10, where the mode that all
             pixels share does not forbid it: where it is demeaned.
         shrinkage: of whitened inputs and of exact whitening; as many as ``decor_lr``.

@@ -157,7 +157,7 @@ def answer(
     annealed: Mapping[str, Interval],
     margin: float,
 ) -> list[str]:
-    """The seed's question, answered in plain sentences out of the numbers: a gain in epochs, in seconds, in accuracy?
+    """The question of 2024, answered in plain sentences out of the numbers: a gain in epochs, seconds or accuracy?
 
     Args:
         table: of :func:`medians`.

@@ -15,7 +15,7 @@ from decorlib.study.questions.optimizer.optimizers import ORDERS
 
 
 def orders(wide: pd.DataFrame) -> tuple[Figure, str, dict[str, Interval]]:
-    """Test accuracy of each order of calls minus that of the seed's; one row per seed, one column per order."""
+    """Test accuracy of each order of calls minus that of the order of 2024; one row per seed, one column per order."""
     ours, others = ORDERS[0], ORDERS[1:]
     effects = {order: paired(wide[order].tolist(), wide[ours].tolist()) for order in others}
     worst = min(effect.estimate for effect in effects.values())

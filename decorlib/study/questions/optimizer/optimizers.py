@@ -1,9 +1,9 @@
-"""Who steps R, in what order, and how far: the seed's loop with its calls in other orders, and what no rate can cure.
+"""Who steps R, in what order, and how far: the loop of 2024 with its calls in other orders, and what no rate can mend.
 
 Two things make R diverge, and they are not the same:
 
 * a step that is too long: the largest mode of X overshoots where lr * lambda_max > 2. A bound on the step cures it.
-* the seed's normaliser: n = t / v grows without bound where v falls, and what R holds in directions that carry no
+* the 2024 rule's normaliser: n = t / v grows without bound where v falls, and what R holds in directions that carry no
   variance grows by lr (n - 1) per step. That is the rule's own flow, not an error of its steps: it depends on
   lr * steps, so a smaller rate, a bound or a schedule only moves it. For K copies of one feature see :func:`copies`.
 """
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from decorlib.data import inputs
-from decorlib.layers import bp_parameters, decor_parameters, decor_update
+from decorlib.layers import bp_parameters, decor_modules, decor_parameters
 from decorlib.layers.memory import NonFiniteInput
 from decorlib.rules.rules import SeedRule
 from decorlib.study.experiments.experiment import Experiment, arrays, build, measure
@@ -30,7 +30,7 @@ ORDERS = ("as in the seed", "update before step", "gradient not cleared", "own o
 
 @dataclass(frozen=True)
 class Order:
-    """One run of the seed's explicit loop, with its calls in a given order.
+    """One run of the 2024 notebook's explicit loop, with its calls in a given order.
 
     Args:
         order: one of :data:`ORDERS`.
@@ -59,7 +59,7 @@ class Order:
 
 
 def learn_in_order(spec: Order) -> dict:
-    """Train the seed's two-layer network by an explicit loop and say who moved R how far.
+    """Train the 2024 notebook's two-layer network by an explicit loop and say who moved R how far.
 
     Returns:
         ``moved_by_adam`` and ``moved_by_own``: root mean square change of the first R per step, over all steps;
@@ -103,13 +103,18 @@ def _epoch(order: str, model: nn.Module, batches, adam, sgd, moved: dict[str, li
             adam.zero_grad()
         loss.backward()
         if update_first:
-            decor_losses.append(sum(decor_update(model).values()))
+            decor_losses.append(_update(model))
         moved["adam"].append(_distance(R, adam.step))
         if not update_first:
-            decor_losses.append(sum(decor_update(model).values()))
+            decor_losses.append(_update(model))
         moved["own"].append(_distance(R, sgd.step))
         losses.append(loss.detach())
     return {"loss": float(torch.stack(losses).mean()), "decor_loss": float(torch.stack(decor_losses).mean())}
+
+
+def _update(model: nn.Module) -> Tensor:
+    """Set the gradients of every R layer by layer: ``decor_update`` would refuse the orders that go wrong."""
+    return sum(layer.update() for _, layer in decor_modules(model))
 
 
 def compare_orders(seeds: Iterable[int], epochs: int) -> tuple[pd.DataFrame, dict[str, list]]:
@@ -144,7 +149,7 @@ def _moved(moved: dict[str, list[Tensor]]) -> dict[str, float]:
 
 
 def copies(K: int, *, lr: float, steps: int, target: float = 1.0, eta: float = 1.0) -> dict[str, float]:
-    """K copies of one feature of variance 1 under the seed's rule: what R holds between them grows, at every rate.
+    """K copies of one feature of variance 1 under the 2024 rule: what R holds between them grows, at every rate.
 
     The copies cannot be decorrelated; their variance settles at v = t / (1 + eta t K), where n = 1 + eta t K. The
     differences between copies carry no variance, so nothing limits R there: it grows by 1 + lr (n - 1) per step, in
@@ -209,7 +214,7 @@ def arms_of_weights(base: Experiment, kinds: Iterable[str], decor_lr: float) -> 
     return {f"{kind}, {side}": arm.but(optimizer=kind) for kind in kinds for side, arm in sides.items()}
 
 
-def cures(middle: Experiment) -> dict[str, Experiment]:
+def remedies(middle: Experiment) -> dict[str, Experiment]:
     """A run of R that undoes itself, and what might help: six times R's optimizer, three times the rule."""
     small_rows = (("variance", 1.0), ("dead_variance", 0.1))
     return {

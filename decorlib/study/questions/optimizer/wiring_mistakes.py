@@ -7,11 +7,11 @@ from torch import nn
 
 from decorlib.layers import DecorLinear, bp_parameters, decor_parameters
 from decorlib.layers.decorrelation import Decorrelation
-from decorlib.study.experiments import notebook_2024 as the_seed
+from decorlib.study.experiments import notebook_2024
 from decorlib.training.train import train
 
 
-def accidents() -> dict[str, str]:
+def mistakes() -> dict[str, str]:
     """Mistakes in wiring R to an optimizer, each made once on a small network, and what the trainer says to it.
 
     Returns:
@@ -38,8 +38,8 @@ def _train(model, batches, weights=None, R=None, in_place=None):
 
 
 def _edited_update(model, batches):
-    with the_seed.hot_reloaded():
-        _train(model, batches, in_place=False)  # the form of the seed: update() sets a gradient, an optimizer steps
+    with notebook_2024.hot_reloaded():
+        _train(model, batches, in_place=False)  # the form of 2024: update() sets a gradient, an optimizer steps
 
 
 def _adam_owns_all(model, batches):

@@ -18,9 +18,9 @@ from decorlib.study.evidence.stats import holm, paired
 from decorlib.study.experiments import flops, timing
 from decorlib.study.experiments.experiment import Experiment
 from decorlib.study.experiments.notebook_2024 import hot_reloaded
-from decorlib.study.questions.rules.tracking import Follow, follow, stable, useful
+from decorlib.study.questions.rules.tracking import Track, stable, track, useful
 from decorlib.study.sweeps.runs import sweep
-from decorlib.training.train import SilentNoOp, train
+from decorlib.training import SilentNoOp, train
 
 REFRESH = 10  # steps between refreshes of an exact whitening matrix
 
@@ -64,7 +64,7 @@ ARMS: dict[str, Arm] = {
 # ------------------------------------------------------------------------------------------- tries, the same for all
 
 
-def tries(base: Follow, rates: Sequence[float], shrinkages: Sequence[float]) -> list[tuple[str, Follow]]:
+def tries(base: Track, rates: Sequence[float], shrinkages: Sequence[float]) -> list[tuple[str, Track]]:
     """Every arm with as many tries: the rates, or for an exact arm, which has none, the shrinkages."""
     if len(rates) != len(shrinkages):
         raise ValueError(f"{len(rates)} rates but {len(shrinkages)} shrinkages: every arm must get as many tries")
@@ -82,7 +82,7 @@ def settings(arm: Arm, rates: Sequence[float], shrinkages: Sequence[float]) -> l
     return [(float(rate), arm.options) for rate in rates]
 
 
-def ranges(named: Sequence[tuple[str, Follow]], records: Sequence[dict], factor: float = 0.5) -> pd.DataFrame:
+def ranges(named: Sequence[tuple[str, Track]], records: Sequence[dict], factor: float = 0.5) -> pd.DataFrame:
     """Per arm: where it is stable and useful among its tries, and its best one (least remaining cosine).
 
     ``factor`` of the cosine at the start is the most that a useful try may leave. ``decades``: logarithm of largest
@@ -108,31 +108,31 @@ def ranges(named: Sequence[tuple[str, Follow]], records: Sequence[dict], factor:
     return table.astype(dict.fromkeys(("start", "left", "smallest useful", "largest stable", "decades"), float))
 
 
-def run_all(named: Mapping[str, Sequence[tuple[str, Follow]]], desc: str = "", **engine) -> dict[str, list[dict]]:
-    """Follow everything in one sweep; setting -> records, in the order of ``named``."""
-    records = iter(sweep([spec for these in named.values() for _, spec in these], follow, desc=desc, **engine))
+def run_all(named: Mapping[str, Sequence[tuple[str, Track]]], desc: str = "", **engine) -> dict[str, list[dict]]:
+    """Track everything in one sweep; setting -> records, in the order of ``named``."""
+    records = iter(sweep([spec for these in named.values() for _, spec in these], track, desc=desc, **engine))
     return {setting: [next(records) for _ in these] for setting, these in named.items()}
 
 
-def over_seeds(best: Mapping[str, Follow], seeds: Sequence[int], **changes) -> list[tuple[str, Follow]]:
+def over_seeds(best: Mapping[str, Track], seeds: Sequence[int], **changes) -> list[tuple[str, Track]]:
     """The chosen tries with every seed, and with some other fields changed."""
     return [(name, replace(spec, seed=seed, **changes)) for name, spec in best.items() for seed in seeds]
 
 
-def best_tries(named: Sequence[tuple[str, Follow]], table: pd.DataFrame) -> dict[str, Follow]:
+def best_tries(named: Sequence[tuple[str, Track]], table: pd.DataFrame) -> dict[str, Track]:
     """Each arm's best try; arms that were stable at none are left out."""
     groups = {name: [spec for n, spec in named if n == name] for name in table.index}
     return {n: groups[n][int(best)] for n, best in table["best"].items() if pd.notna(best)}
 
 
 def curves(
-    named: Sequence[tuple[str, Follow]], records: Sequence[dict], per_step: Mapping | None = None
+    named: Sequence[tuple[str, Track]], records: Sequence[dict], per_step: Mapping | None = None
 ) -> pd.DataFrame:
-    """One row per run and measured step: arm, seed, step and yardsticks, and what was spent until then.
+    """One row per run and measured step: arm, seed, step and measures of whiteness, and what was spent until then.
 
     Args:
         named: (arm, specification).
-        records: of :func:`decorlib.study.questions.rules.tracking.follow`.
+        records: of :func:`decorlib.study.questions.rules.tracking.track`.
         per_step: column -> {arm: (cost of a step that does not learn, cost of one that does)}, for columns such as
             "GFLOP" and "seconds". Default: None, none.
     """
@@ -151,8 +151,8 @@ def spent(arm: Arm, steps: int, idle: float, learning: float) -> float:
     return learned * learning + (steps - learned) * idle
 
 
-def finals(named: Sequence[tuple[str, Follow]], records: Sequence[dict]) -> pd.DataFrame:
-    """One row per run: arm, seed, status and the last yardsticks, missing where it diverged."""
+def finals(named: Sequence[tuple[str, Track]], records: Sequence[dict]) -> pd.DataFrame:
+    """One row per run: arm, seed, status and the last measures of whiteness, missing where it diverged."""
     rows = [
         {"arm": name, "seed": spec.seed, "status": record["status"], **record["final"]}
         for (name, spec), record in zip(named, records, strict=True)
@@ -203,7 +203,7 @@ def compared(wide: pd.DataFrame, baseline: str, inputs: str) -> pd.DataFrame:
 def recommend(tuning: Mapping[str, pd.DataFrame], ranges: Mapping[str, pd.DataFrame], metric: str) -> str:
     """The rule to use, chosen without the test set: the smallest sum of validation losses over the settings.
 
-    Candidates are local rules other than the seed's that are useful somewhere in every setting of R alone.
+    Candidates are local rules other than the 2024 notebook's that are useful somewhere in every setting of R alone.
 
     Args:
         tuning: setting -> table of tries from :func:`decorlib.study.experiments.arms.tune`.
@@ -265,19 +265,19 @@ def step_seconds(repeats: int, batch: int = 64, features: int = 784) -> dict[str
     return {name: (medians["idle"], medians[name]) for name in ARMS}
 
 
-def stands_still(arm: Arm, accident: bool) -> bool:
+def stands_still(arm: Arm, unmoved: bool) -> bool:
     """Whether the trainer finds that R does not move, in one step on random data.
 
     Args:
         arm: the rule.
-        accident: replay what happened to the seed's third run, an update that sets no gradient.
+        unmoved: replay what happened to the 2024 notebook's third run, an update that sets no gradient.
     """
     x = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
     layer = Decorrelation(16, rule=make_rule(arm.rule, **dict(settings(arm, [1e-3], [0.5])[0][1])))
     optimizer = torch.optim.SGD([layer.weight], lr=1e-3)
-    with hot_reloaded() if accident else nullcontext():
+    with hot_reloaded() if unmoved else nullcontext():
         try:
-            # in_place=False: the step of the seed, an update that sets a gradient and an optimizer that uses it
+            # in_place=False: the step of 2024, an update that sets a gradient and an optimizer that uses it
             options = {"optimizer": None, "decor_optimizer": optimizer, "in_place": False}
             train(layer, lambda y, _: y.sum(), [(x, x)], epochs=1, **options)
         except SilentNoOp:

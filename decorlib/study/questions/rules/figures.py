@@ -25,7 +25,7 @@ PANELS = {
 def curve_panels(
     curves: Mapping[str, pd.DataFrame], x: str, y: str = "cosine", *, xlabel: str, ylabel: str, title: str
 ) -> Figure:
-    """A row of panels per setting; the seed's rule in black in every panel, every seed thin, the median bold.
+    """A row of panels per setting; the 2024 rule in black in every panel, every seed thin, the median bold.
 
     Args:
         curves: setting -> one row per arm, seed and measured step, with columns arm, seed, and those of x and y.

@@ -1,4 +1,4 @@
-"""R alone, following a stream of batches at a given rate: what a rule does before any network is asked."""
+"""R alone, tracking a stream of batches at a given rate: what a rule does before any network is asked."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from decorlib.layers.memory import NonFiniteInput
 from decorlib.rules.catalogue import make_rule
 from decorlib.study.experiments import gaussians
 from decorlib.study.experiments.experiment import Experiment, arrays
+from decorlib.study.experiments.stability import still_decorrelates
 
 
 @dataclass(frozen=True)
-class Follow:
-    """R alone, following a stream of batches.
+class Track:
+    """R alone, tracking a stream of batches.
 
     Args:
         rule, rule_options, lr, update_every: as in :class:`decorlib.study.experiments.experiment.Experiment`.
         data: ``"gaussian"``, fresh draws of a known covariance that the seed turns, float64; or ``"digits"``, 1,000
-            digits at the seed notebook's scaling, drawn by the seed (42: the seed notebook's own), float32.
+            digits at the 2024 notebook's scaling, drawn by the seed (42: the 2024 notebook's own), float32.
         demean_inputs: digits only: subtract their mean, once.
         features, condition: of the Gaussian.
         batch_size, steps, seed: as everywhere.
         points: how often to measure, evenly in the logarithm of the step; the start and the end always. A row has the
-            yardsticks of :func:`decorlib.study.experiments.gaussians.yardsticks` and ``mean``, the RMS mean of y.
+            those of :func:`decorlib.study.experiments.gaussians.whiteness` and ``mean``, the RMS mean of y.
     """
 
     rule: str = "seed"
@@ -75,8 +76,8 @@ def edge(spec: Edge) -> dict:
     }
 
 
-def follow(spec: Follow) -> dict:
-    """Step R along the stream; returns status, a row of yardsticks per measured step, and the last row."""
+def track(spec: Track) -> dict:
+    """Step R along the stream; returns status, a row of measures per measured step, and the last row."""
     batches, second_moment, mean = _stream(spec)
     layer = Decorrelation(
         second_moment.shape[0],
@@ -108,11 +109,8 @@ def measured_steps(steps: int, points: int) -> set[int]:
 
 
 def stable(record: dict) -> bool:
-    """Finished, less correlated than at the start, and no variance above ten times what it had to be."""
-    if record["status"] != "finished":
-        return False
-    first, last = record["curve"][0], record["final"]
-    return last["cosine"] <= first["cosine"] and last["largest_variance"] <= 10 * max(1.0, first["largest_variance"])
+    """Finished, and :func:`decorlib.study.experiments.stability.still_decorrelates` there."""
+    return record["status"] == "finished" and still_decorrelates(record["curve"][0], record["final"])
 
 
 def useful(record: dict, factor: float = 0.5) -> bool:
@@ -125,7 +123,7 @@ def useful(record: dict, factor: float = 0.5) -> bool:
 
 def _look(R: Tensor, second_moment: Tensor, mean: Tensor) -> dict:
     # 1,000 digits have constant pixels: their second moment is singular, and most of the work would be to find that.
-    found = gaussians.yardsticks(R @ second_moment @ R.mT, condition=len(R) <= 64)
+    found = gaussians.whiteness(R @ second_moment @ R.mT, condition=len(R) <= 64)
     return found | {"mean": float((R @ mean).square().mean().sqrt())}
 
 
@@ -133,7 +131,7 @@ def _diverged(curve: list[dict], step: int) -> dict:
     return {"status": "diverged", "diverged_at": step, "curve": curve, "final": {}}
 
 
-def _stream(spec: Follow) -> tuple[Iterator[Tensor], Tensor, Tensor]:
+def _stream(spec: Track) -> tuple[Iterator[Tensor], Tensor, Tensor]:
     """Batches without end, and what R is judged by: second moment and mean of the Gaussian, or of all the digits."""
     generator = torch.Generator().manual_seed(spec.seed)
     if spec.data == "gaussian":

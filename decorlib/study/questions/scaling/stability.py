@@ -1,6 +1,6 @@
 """What the inputs' scale decides: the initial loss, and how large a step of R may be before it diverges.
 
-Without a target variance the seed's rule is dR = X R, so on one fixed batch every step gives (I - lr X) X (I - lr X):
+Without a target variance the 2024 rule is dR = X R, so on one fixed batch every step gives (I - lr X) X (I - lr X):
 a polynomial of X, which keeps its eigenvectors and moves each eigenvalue on its own,
 
     u <- u (1 - u)^2,    u = lr * lambda.
@@ -13,7 +13,7 @@ t D whatever the scale of the inputs, so that the largest rate hardly depends on
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -31,6 +31,7 @@ from decorlib.rules.moments import Moments
 from decorlib.rules.rules import Rule, SeedRule
 from decorlib.study.evidence.figures import arm_styles
 from decorlib.study.experiments.experiment import Experiment, arrays
+from decorlib.study.experiments.stability import bounded, largest_stable
 
 #: Ways to take the mean away, as options of a layer. "running" starts at 0 and needs some 20 batches to get near.
 CENTRINGS: dict[str, tuple[tuple[str, object], ...]] = {
@@ -42,20 +43,17 @@ CENTRINGS: dict[str, tuple[tuple[str, object], ...]] = {
     "learned bias, sum": (("center", "bias"), ("bias_reduction", "sum")),
 }
 
-#: A run counts as diverged when its loss passes this many times its value at R = I, or stops being finite.
-BLOWN_UP = 1e3
-
 
 @dataclass(frozen=True)
 class Search:
-    """A search for the largest stable rate of R alone under the seed's rule.
+    """A search for the largest stable rate of R alone under the 2024 rule.
 
     Args:
         scaling: one of :data:`decorlib.data.inputs.SCALINGS`.
         factor: multiplies the scaled inputs. Default: 1.0.
         demean: subtract the mean of each input. Default: False.
         variance: target t of the rule, or None. Default: None.
-        dead_variance: the rule's guard, or floor. Default: 1e-8, the seed's.
+        dead_variance: the rule's guard, or floor. Default: 1e-8, the 2024 notebook's.
         images: digits used. Default: 256.
         batch_size: digits per step, taken in turn; 0: all of them, one fixed batch. Default: 0.
         steps: steps that a stable run must survive. Default: 20.
@@ -104,8 +102,7 @@ def largest_stable_rate(search: Search) -> dict:
         return is_stable(batches, rule, rate, search.steps)
 
     # No eigenvalue of X exceeds its trace: this start knows nothing of lambda_max, which is what is being tested.
-    low, high = bracket(stable, start=0.1 / float(x.square().sum(1).mean()))
-    low, high = bisect(stable, low, high, search.tolerance)
+    low, high = largest_stable(stable, 0.1 / float(x.square().sum(1).mean()), search.tolerance)
     return {
         "rate": low,
         "unstable": high,
@@ -118,46 +115,21 @@ def largest_stable_rate(search: Search) -> dict:
 
 def is_stable(batches: list[Tensor], rule: Rule, rate: float, steps: int) -> bool:
     """Whether so many steps of R from the identity, over the batches in turn, leave the loss finite and bounded."""
-    R = torch.eye(batches[0].shape[1], dtype=batches[0].dtype)
-    limit = BLOWN_UP * max(float(rule.loss(Moments.of(x, x))) for x in batches)
-    for step in range(steps):
-        x = batches[step % len(batches)]
-        moments = Moments.of(x @ R.T, x)
-        if not float(rule.loss(moments)) <= limit:  # also true of NaN
-            return False
-        R = R - rate * rule.direction(moments, R, rate)
-    return bool(float(rule.loss(Moments.of(batches[0] @ R.T, batches[0]))) <= limit)
 
+    def losses() -> Iterator[float]:
+        R = torch.eye(batches[0].shape[1], dtype=batches[0].dtype)
+        for step in range(steps):
+            x = batches[step % len(batches)]
+            moments = Moments.of(x @ R.T, x)
+            yield float(rule.loss(moments))
+            R = R - rate * rule.direction(moments, R, rate)
+        yield float(rule.loss(Moments.of(batches[0] @ R.T, batches[0])))
 
-def bracket(stable: Callable[[float], bool], start: float, factor: float = 4.0) -> tuple[float, float]:
-    """A stable rate and an unstable one, at most ``factor`` apart.
-
-    Raises:
-        RuntimeError: all or none of the rates within 40 factors of the start are stable.
-    """
-    rate, ok = start, stable(start)
-    for _ in range(40):
-        other = rate * factor if ok else rate / factor
-        if stable(other) != ok:
-            return (rate, other) if ok else (other, rate)
-        rate = other
-    raise RuntimeError(f"rates from {start:g} to {rate:g} are all {'stable' if ok else 'unstable'}")
-
-
-def bisect(stable: Callable[[float], bool], low: float, high: float, tolerance: float) -> tuple[float, float]:
-    """Narrow a bracket, stable below and unstable above, to high <= low (1 + tolerance); on a logarithmic scale."""
-    if not (0 < low < high and tolerance > 0):
-        raise ValueError(
-            f"low = {low}, high = {high}, tolerance = {tolerance}: 0 < low < high and tolerance > 0 needed"
-        )
-    while high > low * (1 + tolerance):
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if stable(middle) else (low, middle)
-    return low, high
+    return bounded(losses(), max(float(rule.loss(Moments.of(x, x))) for x in batches))
 
 
 def sharpness(x: Tensor, variance: float | None = None, dead_variance: float = 1e-8) -> float:
-    """Largest eigenvalue of what multiplies R in the seed's first step: X without a target, else I - N + N X."""
+    """Largest eigenvalue of what multiplies R in the first step of 2024: X without a target, else I - N + N X."""
     if variance is None:
         return largest_eigenvalue(second_moment(x if len(x) > x.shape[1] else _transposed(x)))
     X = second_moment(x)
@@ -207,7 +179,7 @@ def learned_bias(batches: list[Tensor], rate: float, reduction: str, steps: int)
 
     Args:
         batches: (B, D) each, taken in turn.
-        rate: of the bias, in the seed that of R.
+        rate: of the bias, in the 2024 notebook that of R.
         reduction: ``"mean"`` or ``"sum"``.
         steps: steps of plain SGD.
     """

@@ -1,6 +1,6 @@
-"""What a target variance does to the seed's rule, on Gaussians: where the variances settle, how fast, and why.
+"""What a target variance does to the 2024 rule, on Gaussians: where the variances settle, how fast, and why.
 
-With X = <y y'> and n_i = t_i / v_i the seed's rule stands still where X is diagonal and n_i (1 - eta v_i) = 1. Hence
+With X = <y y'> and n_i = t_i / v_i the 2024 rule stands still where X is diagonal and n_i (1 - eta v_i) = 1. Hence
 
     v = t / (1 + eta t)                     with population moments, whatever the covariance of the inputs
     v = t / (1 + eta t) * B / (B - 2)       with Gaussian batches of B, since <1 / v_batch> = B / ((B - 2) v)
@@ -25,13 +25,13 @@ from decorlib.layers.decorrelation import Decorrelation
 from decorlib.rules.moments import Moments
 from decorlib.rules.rules import Rule, SeedRule
 from decorlib.study.experiments.experiment import Experiment, run
-from decorlib.study.experiments.gaussians import draws, states_of, step, yardsticks
+from decorlib.study.experiments.gaussians import draws, states_of, step, whiteness
 from decorlib.study.sweeps.progress import progress
 from decorlib.study.sweeps.runs import sweep
 
 
 def settles_at(target, eta: float = 1.0, batch: int | None = None):
-    """The variance t / (1 + eta t) at which the seed's rule leaves a feature of target t; always below 1 / eta.
+    """The variance t / (1 + eta t) at which the 2024 rule leaves a feature of target t; always below 1 / eta.
 
     Args:
         target: t, a number or a tensor of them.
@@ -44,7 +44,7 @@ def settles_at(target, eta: float = 1.0, batch: int | None = None):
 
 
 def setting_for(wanted: float, eta: float = 1.0) -> float:
-    """The target to *set* in the seed's rule so that variances settle at the one wanted: t / (1 - eta t).
+    """The target to *set* in the 2024 rule so that variances settle at the one wanted: t / (1 - eta t).
 
     Raises:
         ValueError: ``wanted`` is not below 1 / eta, which no setting reaches.
@@ -60,9 +60,9 @@ def setting_for(wanted: float, eta: float = 1.0) -> float:
 
 @dataclass(frozen=True)
 class CorrectedSeedRule(SeedRule):
-    """The seed's rule with the diagonal of X left to the normaliser: dR = R - diag(n) (I - eta C) R, C = offdiag(X).
+    """The 2024 rule with the diagonal of X left to the normaliser: dR = R - diag(n) (I - eta C) R, C = offdiag(X).
 
-    In the seed's rule the decorrelating term eta X shrinks every feature on top of what the normaliser asks for. With
+    In the 2024 rule the decorrelating term eta X shrinks every feature on top of what the normaliser asks for. With
     the covariances alone in its place the fixed point is C = 0 and v = t, for every eta and every target.
     """
 
@@ -102,7 +102,7 @@ def settle_in_batches(
 
 
 def collapse(S: Tensor, *, eta: float = 1.0, lr: float = 0.01, steps: int = 3000, rows: int = 12) -> list[dict]:
-    """The seed's rule without a target, beside :func:`untargeted`: norm of R, mean variance, correlations left.
+    """The 2024 rule without a target, beside :func:`untargeted`: norm of R, mean variance, correlations left.
 
     Returns:
         ``rows`` rows, at steps evenly spaced in logarithm: ``step``, ``norm``, ``predicted_norm``, ``variance``,
@@ -121,14 +121,14 @@ def collapse(S: Tensor, *, eta: float = 1.0, lr: float = 0.01, steps: int = 3000
                     "predicted_norm": float(untargeted(S, eta=eta, lr=lr, step=done).norm()),
                     "variance": float(X.diagonal().mean()),
                     "late_law": 1 / (2 * eta * lr * done),
-                    "cosine": yardsticks(X, condition=False)["cosine"],
+                    "cosine": whiteness(X, condition=False)["cosine"],
                 }
             )
     return found
 
 
 def untargeted(S: Tensor, *, eta: float, lr: float, step: int) -> Tensor:
-    """R after so many small steps of the seed's rule without a target: (I + 2 eta lr step S)^(-1/2), symmetric."""
+    """R after so many small steps of the 2024 rule without a target: (I + 2 eta lr step S)^(-1/2), symmetric."""
     values, vectors = torch.linalg.eigh(S)
     return (vectors * (1 + 2 * eta * lr * step * values).rsqrt()) @ vectors.mT
 
@@ -139,7 +139,7 @@ def steps_to_settle(target: float, lr: float, eta: float = 1.0) -> float:
 
 
 def law_table(S: Tensor, etas: Iterable[float], targets: Iterable[float]) -> pd.DataFrame:
-    """Where the seed's rule and the corrected one settle on a population, for each eta and target.
+    """Where the 2024 rule and the corrected one settle on a population, for each eta and target.
 
     Returns:
         Columns eta, target, predicted (t / (1 + eta t)), measured and corrected (means over features), and the largest
@@ -155,7 +155,7 @@ def law_table(S: Tensor, etas: Iterable[float], targets: Iterable[float]) -> pd.
 
 
 def arms(targets: Iterable[float], base: Experiment) -> dict[str, Experiment]:
-    """The seed's rule with each target, with none, with the input's own variance; and kappa, which reaches 1."""
+    """The 2024 rule with each target, with none, with the input's own variance; and kappa, which reaches 1."""
     named = {"no target": None} | {f"target {t:g}": t for t in targets} | {"input's own": "input"}
     found = {name: base.but(rule="seed", rule_options=(("variance", t),)) for name, t in named.items()}
     return found | {"kappa (reaches 1)": base.but(rule="kappa", rule_options=(("variance", 1.0),))}

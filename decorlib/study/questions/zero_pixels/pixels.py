@@ -1,6 +1,6 @@
 """Pixels that are (almost) always zero: which, their share of loss and spectrum, and what the rule makes of them.
 
-A pixel that is zero in all but one image of a batch, where it is a, has v = a^2 / B. The seed's normaliser n = 1 / v
+A pixel that is zero in all but one image of a batch, where it is a, has v = a^2 / B. The normaliser of 2024, n = 1 / v,
 then turns its covariance a y / B with the other features of that image into n a y / B = y / a: one step writes a copy
 of that image into the pixel's row of R, with gain lr / a. At a = one grey level that is 255 lr.
 """
@@ -14,7 +14,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from decorlib.data import datasets, inputs
 from decorlib.metrics import decorrelation_loss, effective_rank, second_moment, spectrum
 from decorlib.rules.moments import Moments
 from decorlib.rules.rules import SeedRule
@@ -22,12 +21,6 @@ from decorlib.study.evidence.figures import arm_styles
 from decorlib.study.experiments.experiment import Experiment, arrays, lively_pixels
 
 STATES = ("diverged", "rose", "fell")
-
-
-def seed_images(count: int = 1000, subset_seed: int = 42) -> Tensor:
-    """The seed's 1,000 digits as published, (N, 28, 28) uint8."""
-    images, _ = inputs.tensors(datasets.mnist(train=True))
-    return images[np.random.RandomState(subset_seed).permutation(len(images))[:count]]
 
 
 def kinds(images: Tensor, rare: float = 0.01) -> dict[str, Tensor]:
@@ -64,7 +57,7 @@ def involving(shares: pd.DataFrame, kind: str) -> float:
 
 
 def amplification(x: Tensor, batch_size: int = 64, background: float = 0.0) -> pd.DataFrame:
-    """The seed's n = 1 / v (target 1) of every pixel in every batch, with the number of its images that have ink."""
+    """The normaliser n = 1 / v (target 1) of every pixel in every batch, and how many of its images have ink."""
     rows = []
     for batch in x.split(batch_size):
         if len(batch) == batch_size:
@@ -95,7 +88,7 @@ def designs(seed_arm: Experiment, jitter: float, floor: float) -> tuple[dict[str
     """The arms of the notebook, and the references without R.
 
     Args:
-        seed_arm: zero at -2 and all pixels, as in the seed.
+        seed_arm: zero at -2 and all pixels, as in the 2024 notebook.
         jitter: standard deviation of the noise, in scaled units.
         floor: the rule's ``dead_variance`` where it has one.
     """

@@ -1,0 +1,333 @@
+"""Optimizers of R: they ask the rule and step in one ``step()``, and leave nothing in ``.grad``.
+
+The gradient of R comes from no loss. Left in ``.grad`` it is found by everything that walks ``model.parameters()``:
+clipping by norm, loss scaling, ``zero_grad``, weight decay. Here it exists only inside ``step()``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from decorlib.layers.steps import Learner, as_gradients, check_rate, in_place, learn, learners_of
+
+Layers = nn.Module | Iterable[Any]  # a model, layers, (name, layer) pairs, or groups of those
+
+
+class OptimizerOfR(torch.optim.Optimizer):
+    """What :class:`DecorSGD` and :class:`DecorOptimizer` share: which layers, at which rates, all of them or none.
+
+    ``losses`` has the decorrelation loss by layer name after each step, and ``learners`` the layers by group.
+    """
+
+    # Asked for by torch.amp.GradScaler and by Lightning: R's gradient is not scaled by the scale of the loss, since it
+    # comes from none, so that there is nothing to divide; and an overflow of the weights' gradients is none of R's.
+    _step_supports_amp_scaling = True
+    #: A mark to know it by: after a reload of the library its class is another one.
+    owns_R = True
+
+    def __init__(self, model: Layers, defaults: dict[str, Any], skip_unreached: bool):
+        self.losses: dict[str, Tensor | None] = {}
+        self.learners: list[list[Learner]] = []
+        self.skip_unreached, self._look, self._said_zero = skip_unreached, True, False
+        self._nothing: nn.Parameter | None = None
+        super().__init__(_groups(model), defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add layers with a rate of their own: ``{"params": layers, "lr": ...}``, layers as in the constructor."""
+        group = {**self.defaults, **param_group}
+        found = _learners(group["params"])
+        check_rate(group["lr"], allow_zero=True)
+        group["params"] = [
+            (f"{learner.name}.{kind}".lstrip("."), parameter)
+            for learner in found
+            for kind, parameter in zip(("weight", "bias"), learner.parameters, strict=False)
+        ]
+        super().add_param_group(group)
+        self.learners.append(found)
+
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """Step every R from the batch that its layer has just seen; ``losses`` then has the decorrelation losses.
+
+        Args:
+            closure: evaluates the model and returns the task loss, as with any torch optimizer. Default: None.
+
+        Raises:
+            ValueError: a rate that is negative or not finite.
+            RuntimeError: a layer has no batch to learn from, or no layer learns; the message names it.
+            SilentNoOp: no R has moved although the rate is positive; see :func:`decorlib.decor_step`.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._learn()
+        return loss
+
+    @contextmanager
+    def unwatched(self) -> Iterator[None]:
+        """Steps inside may leave every R as it is, for a loop that looks for this itself."""
+        before, self._look = self._look, False
+        try:
+            yield
+        finally:
+            self._look = before
+
+    def _learn(self) -> None:
+        members, rates, bounds = [], [], []
+        for group, found in zip(self.param_groups, self.learners, strict=True):
+            rate = check_rate(group["lr"], f"the rate of R of layers {[m.name for m in found]}", allow_zero=True)
+            members += found
+            rates += [rate] * len(found)
+            bounds += [group.get("max_step")] * len(found)
+        if self._look and not self._said_zero and 0 in rates:
+            self._said_zero = True
+            idle = [member.name for member, rate in zip(members, rates, strict=True) if rate == 0]
+            warnings.warn(f"the rate of R is 0 (layers {idle}): no R of them moves", RuntimeWarning, stacklevel=4)
+        self.losses = learn(members, rates, bounds, self._take, skip_unreached=self.skip_unreached, look=self._look)
+        self._keep_nothing()
+
+    def _take(self, steps: list) -> None:
+        raise NotImplementedError
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Nothing to do after a ``step()`` of ours: it leaves no gradient. One that is there is dropped."""
+        super().zero_grad(set_to_none=True)
+        self._keep_nothing()
+
+    def _add_nothing(self) -> None:
+        """A zero gradient that belongs to nothing, for a GradScaler, which refuses update() where it has seen none."""
+        self._nothing = nn.Parameter(torch.zeros(()), requires_grad=False)
+        self.param_groups[0]["params"].append(self._nothing)
+        self.param_groups[0]["param_names"].append("nothing")
+        self._keep_nothing()
+
+    def _keep_nothing(self) -> None:
+        if (nothing := self._nothing) is None:
+            return
+        device = self.param_groups[0]["params"][0].device
+        if nothing.device != device:
+            nothing.grad, nothing.data = None, nothing.data.to(device)
+        if nothing.grad is None:
+            nothing.grad = torch.zeros_like(nothing)
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = ("learners", "skip_unreached", "_look", "_said_zero", "_nothing")
+        return {**super().__getstate__(), "losses": {}, **{name: getattr(self, name) for name in kept}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._keep_nothing()
+
+
+class DecorSGD(OptimizerOfR):
+    r"""Plain gradient steps of every R in a model, each from the batch that its layer has just seen.
+
+    .. math:: R \leftarrow R - \mathrm{lr} \cdot \mathrm{direction}(\langle y y^\top \rangle, R)
+
+    A torch optimizer: parameter groups, ``state_dict``, schedulers and hooks work as with any other. But it asks for no
+    gradient and leaves none: ``backward()`` has nothing to do with it, and ``zero_grad()`` is not needed. Either all
+    layers step or, where one of them raises, none. Frozen layers, those with ``learning = False`` and those in
+    evaluation mode are skipped. Under a :class:`torch.amp.GradScaler` R moves as without one.
+
+    .. note:: Step it after ``backward()``, once for each training forward (or with ``accumulate=True`` in the layers,
+       for each group of forwards). A rate of 0 is taken, for the sake of schedules, with one warning.
+
+    Args:
+        model: a model; or layers of it, or (name, layer) pairs; or parameter groups of those,
+            ``[{"params": model.encoder, "lr": 1e-4}, {"params": [model.head], "lr": 1e-3}]``.
+        lr: rate of R, without unit.
+        max_step: bound on rate times curvature; see :meth:`decorlib.Decorrelation.update`. Default: no bound.
+        skip_unreached: skip layers that have seen no batch since their last step (experts without tokens) instead of
+            raising. Default: False.
+
+    Raises:
+        ValueError: a rate that is negative or not finite; no decorrelation layer.
+
+    Example::
+
+        >>> optimizer = torch.optim.Adam(bp_parameters(model), lr=1e-3)
+        >>> decor_optimizer = DecorSGD(model, lr=1e-4)
+        >>> for x, t in loader:
+        ...     loss = loss_fn(model(x), t)
+        ...     optimizer.zero_grad()
+        ...     loss.backward()
+        ...     optimizer.step()
+        ...     decor_optimizer.step()
+    """
+
+    def __init__(
+        self, model: Layers, lr: float, max_step: float | None = None, *, skip_unreached: bool = False
+    ):  # ε in the papers
+        super().__init__(model, {"lr": lr, "max_step": max_step}, skip_unreached)
+        self._add_nothing()
+
+    def _take(self, steps: list) -> None:
+        in_place(steps)
+
+
+class DecorOptimizer(OptimizerOfR):
+    r"""Any torch optimizer as the owner of R: momentum, Adam, ...; the rule's directions are its gradients.
+
+    ``step()`` sets the gradients, steps the optimizer inside, and takes the gradients away again. All else is as with
+    :class:`DecorSGD`, which is quicker for plain gradient steps.
+
+    Args:
+        model: as for :class:`DecorSGD`.
+        optimizer: a class of :mod:`torch.optim`; or an optimizer that was built over :func:`decor_parameters` of the
+            model, whose groups and state then are these.
+        lr: rate of R; belongs to a class. Default: that of the optimizer.
+        max_step: see :class:`DecorSGD`. Default: no bound.
+        skip_unreached: see :class:`DecorSGD`. Default: False.
+        in_place: take the steps without a gradient in between; only where the optimizer takes plain gradient steps and
+            no hook waits for them. Default: False.
+        **options: what else the class takes: ``betas``, ``momentum``, ...
+
+    Raises:
+        ValueError: as :class:`DecorSGD`; an optimizer that also owns plain weights; ``in_place`` where it cannot be.
+
+    Example::
+
+        >>> decor_optimizer = DecorOptimizer(model, torch.optim.Adam, lr=1e-4, betas=(0.9, 0.99))
+    """
+
+    def __init__(
+        self,
+        model: Layers,
+        optimizer: type[torch.optim.Optimizer] | torch.optim.Optimizer,
+        lr: float | None = None,
+        max_step: float | None = None,
+        *,
+        skip_unreached: bool = False,
+        in_place: bool = False,
+        **options,
+    ):
+        self.inner: torch.optim.Optimizer | None = None
+        self.without_gradient: list[str] = []  # layers that learned in the last step and still got no gradient
+        if isinstance(optimizer, torch.optim.Optimizer):
+            if lr is not None or options:
+                raise ValueError(
+                    f"lr={lr} and {options} belong to a class; {type(optimizer).__name__} is built already"
+                )
+            super().__init__(_groups_of(optimizer, model), {"lr": None, "max_step": max_step}, skip_unreached)
+            for mine, theirs in zip(self.param_groups, optimizer.param_groups, strict=True):
+                theirs.setdefault("max_step", mine["max_step"])
+            self.inner = optimizer
+        else:
+            rate = inspect.signature(optimizer).parameters["lr"].default if lr is None else lr
+            super().__init__(model, {"lr": rate, "max_step": max_step}, skip_unreached)
+            self.inner = optimizer(self.param_groups, lr=rate, **options)
+            self.inner.defaults["max_step"] = max_step
+        self._share()
+        if in_place and not is_plain_sgd(self.inner):
+            raise ValueError(
+                f"in_place=True takes plain SGD steps, and none that hooks wait for; the optimizer is {self.inner}: "
+                "use in_place=False"
+            )
+        self.in_place, self._told = in_place, False
+        if self.inner is not optimizer:
+            self._add_nothing()
+
+    def _learn(self) -> None:
+        self._share()  # load_state_dict of the inner one puts others in their place
+        super()._learn()
+
+    def _take(self, steps: list) -> None:
+        if self.in_place:
+            in_place(steps)
+            if not self._told:
+                self.inner.step()  # there is no gradient: this only tells schedules that steps are taken
+                self._told = True
+            return
+        parameters = [p for found in self.learners for learner in found for p in learner.parameters]
+        try:
+            as_gradients(steps)
+            self.without_gradient = [
+                learner.name
+                for found in self.learners
+                for learner in found
+                if learner.layer.weight.grad is None
+                and any(s.layer is learner.layer and s.loss is not None for s in steps)
+            ]
+            if self._nothing is not None:
+                self._nothing.grad = None
+            self.inner.step()
+        finally:
+            take_away_gradients(parameters)
+
+    def _share(self) -> None:
+        self.param_groups, self.state, self.defaults = self.inner.param_groups, self.inner.state, self.inner.defaults
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = ("inner", "in_place", "_told", "without_gradient")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in kept}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self.inner is not None and "inner" not in state:  # what load_state_dict puts in their place
+            self.inner.__setstate__({"state": self.state, "param_groups": self.param_groups})
+
+
+def take_away_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """What walks ``parameters()`` is to find none of them."""
+    for parameter in parameters:
+        parameter.grad = None
+
+
+def is_plain_sgd(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether all that its step does is p <- p - lr * gradient, and nobody waits for it."""
+    extras = ("momentum", "dampening", "weight_decay", "nesterov", "maximize")
+    return (
+        type(optimizer) is torch.optim.SGD
+        and not any(group[name] for group in optimizer.param_groups for name in extras)
+        and not (optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)  # they want every step
+    )
+
+
+def _groups_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[dict[str, Any]]:
+    """The groups of an optimizer that was built over :func:`decor_parameters`, as layers."""
+    members = learners_of(model)
+    owner = {id(p): member for member in members for p in member.parameters}
+    groups = []
+    for group in optimizer.param_groups:
+        others = sum(id(p) not in owner for p in group["params"])
+        if others:
+            raise ValueError(f"the optimizer also owns {others} plain weights: build it over decor_parameters(model)")
+        found = tuple({id(owner[id(p)].layer): owner[id(p)] for p in group["params"]}.values())
+        groups.append({"params": found, "lr": group["lr"]})
+    return groups
+
+
+def _groups(model: Layers) -> list[dict[str, Any]]:
+    if isinstance(model, nn.Module):
+        return [{"params": model}]
+    given = list(model)
+    if given and all(isinstance(one, dict) for one in given):
+        return given
+    return [{"params": given}]
+
+
+def _learners(layers) -> list[Learner]:
+    """The layers that hold an R in a module, in several, or in (name, module) pairs."""
+    if isinstance(layers, nn.Module):
+        return learners_of(layers)
+    if isinstance(layers, tuple) and all(isinstance(one, Learner) for one in layers):
+        return list(layers)
+    found: list[Learner] = []
+    for i, one in enumerate(layers):
+        prefix, module = one if isinstance(one, tuple) else (str(i), one)
+        if not isinstance(module, nn.Module):
+            raise TypeError(
+                f"{type(module).__name__} among the layers: an optimizer of R takes a model or layers, and finds R and "
+                "its batches there; it cannot ask a parameter for its batch"
+            )
+        found += [m._replace(name=f"{prefix}.{m.name}".rstrip(".")) for m in learners_of(module)]
+    if not found:
+        raise ValueError("no layers were given: pass a model, or layers that hold an R")
+    return found

@@ -1,0 +1,157 @@
+"""A table of a model's decorrelation layers: what they hold, what they last reported, and what they cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from decorlib import operations
+from decorlib.layers.steps import is_decorrelation, last_losses, learners_of
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """One layer.
+
+    Args:
+        name: of the R, as in errors and losses.
+        features: D of each group.
+        groups: blocks with an R of their own.
+        numbers: entries of R and b_R.
+        rows: samples that the layer sees in a step: batch, tokens, positions of a convolution.
+        loss: of the last step of an optimizer of R; None before the first.
+        cost: operations of a training step, as a multiple of the plain layer's; None where there is no plain layer, or
+            the work of the rule is not known.
+    """
+
+    name: str
+    features: int
+    groups: int
+    numbers: int
+    rows: int
+    loss: float | None
+    cost: float | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The rows of :func:`summary`; as text a table."""
+
+    layers: tuple[LayerSummary, ...]
+
+    def __iter__(self) -> Iterator[LayerSummary]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __str__(self) -> str:
+        head = ("layer", "D", "groups", "numbers in R", "rows", "loss", "cost of a step")
+        cells = [
+            (
+                row.name or "(the model)",
+                str(row.features),
+                str(row.groups),
+                f"{row.numbers:,}",
+                str(row.rows),
+                "-" if row.loss is None else f"{row.loss:.4g}",
+                "-" if row.cost is None else f"{row.cost:.2f} x plain",
+            )
+            for row in self.layers
+        ]
+        total = ("all", "", "", f"{sum(row.numbers for row in self.layers):,}", "", "", "")
+        table = [head, *cells, total]
+        widths = [max(len(row[i]) for row in table) for i in range(len(head))]
+        lines = (
+            "  ".join(
+                cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in table
+        )
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def summary(model: nn.Module, sample_input: Tensor | tuple | None = None, rows: int = 64) -> Summary:
+    """What the decorrelation layers of a model hold, last reported, and cost in operations.
+
+    The cost is counted, not measured: products of matrices in a forward, a backward and a step of R, over those of the
+    plain layer (:mod:`decorlib.operations`). ``update_every`` and ``fraction`` are in it.
+
+    Args:
+        model: any model with decorrelation layers.
+        sample_input: an input, or a tuple of them; the model is run on it once, in evaluation mode, to count the rows
+            that each layer sees. Default: None, ``rows`` for all.
+        rows: samples that a layer sees in a step, where that is not counted. Default: 64.
+
+    Raises:
+        ValueError: a model without decorrelation layers.
+
+    Example::
+
+        >>> print(summary(model, torch.randn(64, 3, 32, 32)))
+    """
+    counted = {} if sample_input is None else _rows(model, sample_input)
+    around = {id(m.decorrelation): m for m in model.modules() if is_decorrelation(getattr(m, "decorrelation", None))}
+    found = []
+    for name, layer in learners_of(model):
+        reader = around.get(id(layer))
+        seen = counted.get(id(layer if reader is None else reader), (rows, rows))
+        loss = last_losses.get(layer)
+        found.append(
+            LayerSummary(
+                name,
+                layer.weight.shape[-1],
+                layer.groups,
+                sum(p.numel() for p in layer.parameters(recurse=False)),
+                seen[1],
+                None if loss is None else float(loss),
+                None if reader is None else _cost(reader, layer, *seen),
+            )
+        )
+    return Summary(tuple(found))
+
+
+def _cost(reader: nn.Module, layer: nn.Module, inputs: int, outputs: int) -> float | None:
+    """Work of a training step over that of the plain layer, for so many rows of the input and of the output."""
+    W, transposed = reader.weight, getattr(reader, "transposed", False)
+    plain = operations.linear(inputs if transposed else outputs, W.numel(), 1).total
+    over_patches = not transposed and layer.in_features == W[0].numel() * getattr(reader, "groups", 1)
+    rows, D, width = outputs if over_patches else inputs, layer.weight.shape[-1], W.numel() // layer.in_features
+    try:
+        options = {"update_every": layer.update_every, "fraction": layer.fraction}
+        ours = operations.decor_linear(layer.rule, rows, D, width, **options).total
+    except TypeError:  # a rule whose work is not known
+        return None
+    return 1 + layer.groups * (ours - operations.linear(rows, D, width).total) / plain
+
+
+@torch.no_grad()
+def _rows(model: nn.Module, sample_input: Tensor | tuple) -> dict[int, tuple[int, int]]:
+    """(input rows, output rows) of every module that was called, by its id."""
+    counted: dict[int, tuple[int, int]] = {}
+
+    def count(module: nn.Module, args: tuple, output: Tensor) -> None:
+        image = module.weight.dim() > 2 and not is_decorrelation(module)
+        rows = [t.shape[0] * math.prod(t.shape[2:]) if image else t.numel() // t.shape[-1] for t in (args[0], output)]
+        before = counted.get(id(module), (0, 0))
+        counted[id(module)] = (before[0] + rows[0], before[1] + rows[1])
+
+    hooks = [
+        module.register_forward_hook(count)
+        for module in model.modules()
+        if is_decorrelation(module) or is_decorrelation(getattr(module, "decorrelation", None))
+    ]
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        model(*(sample_input if isinstance(sample_input, tuple) else (sample_input,)))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes.items():
+            module.training = training
+    return counted

@@ -1,0 +1,66 @@
+"""summary(model): a row per layer, with what it holds, what it last reported, and its counted cost."""
+
+import pytest
+import torch
+from torch import nn
+
+from decorlib import DecorLinear, Decorrelation, DecorSGD, KappaRule, Rule, decorrelate, operations, summary
+
+
+def test_it_has_a_row_per_layer_with_its_last_loss():
+    torch.manual_seed(0)
+    model = nn.Sequential(DecorLinear(784, 256, rule=KappaRule(), decor_bias=True), nn.ReLU(), DecorLinear(256, 10))
+    before = summary(model)
+    assert [row.loss for row in before] == [None, None]
+    optimizer = DecorSGD(model[0], lr=1e-3)
+    model(torch.randn(64, 784))
+    optimizer.step()
+    first, second = summary(model)
+    assert (first.name, first.features, first.groups, first.numbers) == ("0.decorrelation", 784, 1, 784**2 + 784)
+    assert first.loss == float(optimizer.losses["decorrelation"])
+    assert second.loss is None
+    text = str(summary(model))
+    assert "0.decorrelation" in text
+    assert "615,440" in text
+    assert "x plain" in text
+
+
+@pytest.mark.parametrize("options", [{}, {"update_every": 10}, {"fraction": 0.1}])
+def test_the_cost_of_a_linear_layer_is_that_of_its_operations(options):
+    rule = KappaRule()
+    (row,) = summary(DecorLinear(784, 256, rule=rule, **options), rows=128)
+    ours, plain = operations.decor_linear(rule, 128, 784, 256, **options), operations.linear(128, 784, 256)
+    assert row.cost == pytest.approx(ours.total / plain.total)
+
+
+@pytest.mark.parametrize("span", ["patch", "channel"])
+def test_rows_are_counted_from_a_sample(span):
+    convolution = decorrelate(nn.Sequential(nn.Conv2d(4, 8, 3, stride=2), nn.Flatten(), nn.Linear(72, 5)), span=span)
+    convolution.train()
+    first, last = summary(convolution, torch.randn(16, 4, 8, 8))
+    assert (first.rows, last.rows) == (16 * 9, 16)
+    assert convolution.training
+    pixels, features = (16 * 64, 4) if span == "channel" else (16 * 9, 36)
+    width = 8 * 36 // features
+    plain = operations.linear(16 * 9, 36, 8).total
+    extra = operations.decor_linear(KappaRule(), pixels, features, width).total
+    extra -= operations.linear(pixels, features, width).total
+    assert first.cost == pytest.approx((plain + extra) / plain)
+
+
+def test_groups_share_the_work():
+    grouped = decorrelate(nn.Sequential(nn.Conv2d(8, 8, 3, groups=4, padding=1)))
+    (row,) = summary(grouped, torch.randn(2, 8, 4, 4))
+    assert (row.features, row.groups, row.numbers) == (18, 4, 4 * 18**2)
+    plain = 4 * operations.linear(32, 18, 2).total
+    assert row.cost == pytest.approx(4 * operations.decor_linear(KappaRule(), 32, 18, 2).total / plain)
+
+
+class Own(Rule):
+    """A rule whose work is not counted."""
+
+
+def test_what_has_no_plain_layer_or_a_rule_of_ones_own_has_no_cost():
+    assert [row.cost for row in summary(nn.Sequential(Decorrelation(3), DecorLinear(3, 2, rule=Own())))] == [None, None]
+    with pytest.raises(ValueError, match="no decorrelation layer"):
+        summary(nn.Linear(2, 2))
