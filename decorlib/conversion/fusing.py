@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from decorlib.conversion.agree import assert_agree
-from decorlib.conversion.candidates import PLAIN, is_decorrelation, plain_kind
+from decorlib.conversion.candidates import PLAIN, plain_kind
 from decorlib.conversion.fast_paths import switch_fast_paths
 from decorlib.conversion.foreign import (
     ADDING,
@@ -22,6 +22,7 @@ from decorlib.conversion.foreign import (
     on_meta,
 )
 from decorlib.conversion.watch import Sample
+from decorlib.layers.steps import is_decorrelation
 
 
 @torch.no_grad()
