@@ -119,11 +119,12 @@ def test_r_does_not_train_with_the_adapters():
     before = {name: layer.weight.clone() for name, layer in decor_modules(model)}
     assert not torch.equal(*before.values(), torch.eye(8))
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    model.train()
     for _ in range(3):
         optimizer.zero_grad()
         model(X).square().mean().backward()
         optimizer.step()
-    with pytest.raises(RuntimeError, match=r"no layer learns: layer '.*' the weights of its layer are frozen"):
+    with pytest.raises(RuntimeError, match=r"no layer learns: layer '.*': the weights of its layer are frozen"):
         decor_step(model, 1e-2)
     for name, layer in decor_modules(model):
         assert torch.equal(layer.weight, before[name])
