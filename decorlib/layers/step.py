@@ -125,6 +125,25 @@ def prepared(layer: nn.Module, lr: float | Tensor | None, max_step: float | None
         return PreparedStep(layer, lr, max_step, *_moments(layer))
 
 
+def waits(layer: nn.Module) -> bool:
+    """Whether the next step is one between updates, with nothing to do or to refuse: :func:`wait` is all of it."""
+    of = layer.__dict__  # not through nn.Module, which looks for attributes in four places
+    return (
+        of["learning"]
+        and of["training"]
+        and not of["frozen"]
+        and not of["memory"].empty
+        and not layer._is_turn()
+        and layer.weight.grad is None
+        and (layer.bias is None or layer.bias.grad is None)
+    )
+
+
+def wait(layer: nn.Module) -> None:
+    """Count a step that does not learn."""
+    layer._count.advance(layer.num_updates, layer.update_every)
+
+
 @torch.no_grad()
 def measured(layer: nn.Module, turn: bool) -> Tensor | None:
     """See :meth:`Decorrelation.measure`."""

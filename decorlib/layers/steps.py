@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from decorlib.layers.decorrelation import Decorrelation
 from decorlib.layers.pending import refuse_unstepped
+from decorlib.layers.step import wait, waits
 from decorlib.layers.unmoved import Look
 
 #: The loss of each layer's last step that learned, for :func:`decorlib.summary`.
@@ -115,6 +116,10 @@ def learn(
         RuntimeError: no layer can learn, or one has no batch; the message names it.
     """
     losses: dict[str, Tensor | None] = {member.name: None for member in members}
+    if members and all(waits(member.layer) for member in members):  # between updates a step only counts
+        for member in members:
+            wait(member.layer)
+        return losses
     reasons = [member.idle(skip_unreached) for member in members]
     active = [
         (member, lr, bound)
