@@ -1,4 +1,4 @@
-"""The operations of a plain training step: equal to the composed forms, twice differentiable, and only where they fit."""
+"""The operations of a plain training step: equal to the composed forms, differentiable twice, only where they fit."""
 
 from __future__ import annotations
 
