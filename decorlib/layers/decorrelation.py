@@ -136,11 +136,10 @@ class Decorrelation(nn.Module):
         x = self.flat(input)
         self.enter(x)
         mean = centring.tracked_plainly(self, x, self.weight) if x.requires_grad else None
-        if mean is None:
-            mean = self.mean(x)
-            y = self.transform(x, mean)
-        else:
+        if mean is not None:
             y = operations.centred_linear(x, self.weight.detach(), self.bias, mean)
+        else:
+            y = self.transform(x, mean := self.mean(x))
         if self.due:
             self.remember(x, mean, y, handed_out=True)
         return y.reshape(input.shape)
