@@ -143,7 +143,7 @@ def refuse(name, globals=None, locals=None, fromlist=(), level=0):
 builtins.__import__ = refuse
 import decorlib
 for module in pkgutil.walk_packages(decorlib.__path__, "decorlib."):
-    if not module.name.startswith("decorlib.study{study}"):
+    if not module.name.startswith(("decorlib.study{study}", "decorlib.integrations.")):  # each needs its own library
         importlib.import_module(module.name)
         print(module.name)
 """

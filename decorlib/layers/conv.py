@@ -177,7 +177,7 @@ class DecorConv2d(DecorConvolution, nn.Conv2d):
         else:
             R = d.weight.detach().to(self.weight.dtype).reshape(self.groups, *d.weight.shape[-2:])
             w = self.weight.unflatten(0, (self.groups, -1))
-            weight = torch.einsum("gmohw,goi->gmihw", w, R).flatten(0, 1)
+            weight = torch.einsum("gmohw,goi->gmihw", w, R).flatten(0, 1).contiguous()
             shifts = [] if d.bias is None else [(d.bias, self.weight.sum((2, 3)))]
             shifts += [] if mean is None else [(-mean, weight.sum((2, 3)))]
         return shaped_like(self.weight, weight), self._shifted_bias(shifts)

@@ -14,7 +14,6 @@ from decorlib.layers.count import UpdateCount
 from decorlib.layers.recompute import Passes
 from decorlib.layers.step import PreparedStep, idle_reason, measured, prepared, set_gradients
 from decorlib.rules.moments import LOW_PRECISION
-from decorlib.rules.rules import Rule
 
 
 class Decorrelation(nn.Module):
@@ -73,8 +72,7 @@ class Decorrelation(nn.Module):
         >>> optimizer.step()
     """
 
-    #: Layers are found by this mark rather than by their class, which is another one after a reload of the library.
-    holds_R = True
+    holds_R = True  # layers are found by this mark: after a reload of the library their class is another one
 
     def __init__(
         self,
@@ -83,7 +81,7 @@ class Decorrelation(nn.Module):
         eta: float | None = None,  # η
         variance=None,
         *,
-        rule: Rule | str | None = None,
+        rule=None,  # a Rule, or the name of one
         groups: int = 1,
         center: str | None = None,
         momentum: float | None = 0.1,
@@ -271,7 +269,7 @@ class Decorrelation(nn.Module):
         return prepared(self, lr, max_step, self._is_turn())
 
     def measure(self) -> Tensor | None:
-        """The loss that ``update()`` would return (or its error), without learning and without counting."""
+        """The loss that ``update()`` would return (or its error), without learning or counting as an update."""
         return measured(self, self._is_turn())
 
     def idle_reason(self) -> str | None:

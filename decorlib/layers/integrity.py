@@ -56,7 +56,7 @@ def check(layer: nn.Module, input: Tensor | None = None) -> None:
             f"{called(layer)}R {'holds NaN or infinity' if bool(R.any()) else 'is zero'}: it was overwritten, loaded "
             "from a damaged checkpoint, or never initialised. Load another one, or call layer.reset_parameters()"
         )
-    if R.requires_grad:  # a loader may have made a Parameter of its own
+    if R.requires_grad:  # a loader made a Parameter of its own
         R.requires_grad_(False)
     trust.R, trust.unwritten = R, False
 

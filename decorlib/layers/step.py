@@ -121,6 +121,7 @@ def prepared(layer: nn.Module, lr: float | Tensor | None, max_step: float | None
     if not turn:
         return PreparedStep(layer)
     layer.memory.warn(called(layer))
+    layer.memory.tried = True
     with full_precision(layer.weight.device.type):
         return PreparedStep(layer, lr, max_step, *_moments(layer))
 

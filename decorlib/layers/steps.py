@@ -79,13 +79,14 @@ def learners_of(model: nn.Module) -> list[Learner]:
     return found
 
 
-def check_rate(lr, name: str = "lr", allow_zero: bool = False) -> float:
+def check_rate(lr, members: Sequence[Learner] = (), allow_zero: bool = False) -> float:
     """The rate as a number, if it is one that R can step by."""
     value = float(lr)
-    if math.isfinite(value) and (value > 0 or (allow_zero and value == 0)):
+    if 0 < value < math.inf or (allow_zero and value == 0):
         return value
+    whose = f"the rate of R of layers {[member.name for member in members]}" if members else "lr"
     raise ValueError(
-        f"{name} is {value}; it must be a finite number {'of at least' if allow_zero else 'above'} 0. A rate of 0 "
+        f"{whose} is {value}; it must be a finite number {'of at least' if allow_zero else 'above'} 0. A rate of 0 "
         "leaves R as it is and a negative one moves it the wrong way: to stop learning R set layer.learning = False"
     )
 

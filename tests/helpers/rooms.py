@@ -11,7 +11,8 @@ from pathlib import Path
 
 import grimp
 
-CORE = ("rules", "layers", "optim", "conversion", "training", "data", "metrics", "_files", "_plain")
+LEAVES = ("_files", "_plain")
+CORE = ("rules", "layers", "optim", "conversion", "training", "data", "metrics", "operations", "summary", *LEAVES)
 # What a room may import. Leaves come first; a room that is not listed here may import nothing and is reported.
 MAY_IMPORT = {
     "_files": (),
@@ -20,9 +21,12 @@ MAY_IMPORT = {
     "metrics": ("rules",),
     "data": ("_files",),
     "layers": ("rules",),
+    "operations": ("rules",),
     "optim": ("rules", "layers"),
+    "summary": ("rules", "layers", "operations"),
     "conversion": ("rules", "layers"),
     "training": ("rules", "layers", "optim", "metrics", "_files"),
+    "integrations": ("rules", "layers", "optim", "training"),
     "study.sweeps": ("_files", "_plain"),
     "study.evidence": ("_files", "_plain"),
     "study.experiments": (*CORE, "study.sweeps", "study.evidence"),

@@ -16,7 +16,7 @@ def rows():
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()]
 
 
-def tests():
+def written():
     found = set()
     for path in sorted(Path(__file__).parent.glob("test_*.py")):
         if path.name not in ELSEWHERE:
@@ -32,7 +32,7 @@ def test_every_row_is_run_by_tests_that_exist_and_every_test_has_a_row():
         mine = re.findall(r"`(test_\w+\.py::test_\w+)`", row[-1])
         assert mine, row
         named += mine
-    assert sorted(named) == sorted(tests())
+    assert sorted(named) == sorted(written())
 
 
 def test_every_locked_tool_has_a_row_or_a_test():
