@@ -5,7 +5,9 @@
 
 from decorlib.conversion import ConversionReport, calibrate, conversion_report, decorrelate, fuse
 from decorlib.layers import (
+    DecorConv1d,
     DecorConv2d,
+    DecorConv3d,
     DecorConvTranspose2d,
     DecorLinear,
     Decorrelation,
@@ -41,7 +43,9 @@ __all__ = [
     "CheckpointDamaged",
     "ColumnScaledKappaRule",
     "ConversionReport",
+    "DecorConv1d",
     "DecorConv2d",
+    "DecorConv3d",
     "DecorConvTranspose2d",
     "DecorLinear",
     "DecorOptimizer",

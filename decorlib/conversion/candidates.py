@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -19,13 +20,16 @@ from decorlib.conversion.foreign import (
 )
 from decorlib.conversion.watch import Sample, called_and_read
 from decorlib.layers.conv import DecorConv2d, check_span
+from decorlib.layers.conv_ranks import DecorConv1d, DecorConv3d
 from decorlib.layers.conv_transpose import DecorConvTranspose2d
 from decorlib.layers.linear import DecorLinear
 from decorlib.layers.steps import is_decorrelation
 
 DECORRELATED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: DecorLinear,
+    nn.Conv1d: DecorConv1d,
     nn.Conv2d: DecorConv2d,
+    nn.Conv3d: DecorConv3d,
     nn.ConvTranspose2d: DecorConvTranspose2d,
 }
 PLAIN = {decorrelated: plain for plain, decorrelated in DECORRELATED.items()}
@@ -208,7 +212,7 @@ def features_of(layer: nn.Module, span: str) -> tuple[int, int]:
     """D of one R, and how many of them."""
     if isinstance(layer, nn.Linear):
         return layer.in_features, 1
-    patch = layer.kernel_size[0] * layer.kernel_size[1] if type(layer) is nn.Conv2d and span == "patch" else 1
+    patch = math.prod(layer.kernel_size) if not layer.transposed and span == "patch" else 1
     return layer.in_channels // layer.groups * patch, layer.groups
 
 

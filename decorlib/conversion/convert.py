@@ -156,7 +156,7 @@ def decorrelate(
 
 
 def _convert(layer: nn.Module, decorrelation: Decorrelation, span: str) -> None:
-    if type(layer) is nn.Conv2d:
+    if isinstance(layer, nn.modules.conv._ConvNd) and not layer.transposed:
         layer.span = span
     vars(layer).pop("forward", None)  # at most its class's own, see forward_replaced
     layer.__class__, layer.fuse = DECORRELATED[type(layer)], None

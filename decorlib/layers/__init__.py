@@ -10,6 +10,7 @@ What is true of every layer here
 """
 
 from decorlib.layers.conv import DecorConv2d
+from decorlib.layers.conv_ranks import DecorConv1d, DecorConv3d
 from decorlib.layers.conv_transpose import DecorConvTranspose2d
 from decorlib.layers.decorrelation import Decorrelation
 from decorlib.layers.linear import DecorLinear
@@ -25,7 +26,9 @@ from decorlib.layers.models import (
 )
 
 __all__ = [
+    "DecorConv1d",
     "DecorConv2d",
+    "DecorConv3d",
     "DecorConvTranspose2d",
     "DecorLinear",
     "Decorrelation",

@@ -214,7 +214,7 @@ def odd_layers():
         "Embedding has no decorrelated counterpart": nn.Embedding(3, 3),
         "LSTM has no decorrelated counterpart": nn.LSTM(3, 3),
         "complex64": nn.Linear(3, 3, dtype=torch.complex64),
-        "Conv3d has no": nn.Conv3d(3, 3, 3),
+        "ConvTranspose3d has no": nn.ConvTranspose3d(3, 3, 3),
         "tied": tied,
     }
 
