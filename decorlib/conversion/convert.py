@@ -8,8 +8,9 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from decorlib.conversion import attention
 from decorlib.conversion.calibrate import calibrate, check_biases
-from decorlib.conversion.candidates import DECORRELATED, PLAIN, Pattern, conversion_report, features_of
+from decorlib.conversion.candidates import Pattern, conversion_report, counterpart, features_of, plain_kind
 from decorlib.conversion.fast_paths import switch_fast_paths
 from decorlib.conversion.watch import Sample
 from decorlib.layers.decorrelation import Decorrelation
@@ -113,8 +114,13 @@ def decorrelate(
     modules = dict(model.named_modules())
     # All R first: an option that does not fit must not leave a model half converted.
     made = {}
+    attentions = [name for name in report.converted if isinstance(modules[name], nn.MultiheadAttention)]
+    inputs = attention.settings(model, attentions, sample_input)
     for name in report.converted:
         layer = modules[name]
+        if name in inputs:
+            made[name] = attention.made_for(layer, inputs[name], bias=decor_bias, rule=rule, **options)
+            continue
         features, groups = features_of(layer, span)
         made[name] = Decorrelation(
             features * groups,
@@ -129,7 +135,10 @@ def decorrelate(
     if centred and data is not None:
         check_biases(model, layers)
     for name, decorrelation in made.items():
-        _convert(layers[name], decorrelation, span)
+        if name in inputs:
+            attention.convert(layers[name], decorrelation, inputs[name])
+        else:
+            _convert(layers[name], decorrelation, span)
     try:
         if centred and data is not None:
             calibrate(model, data)
@@ -159,13 +168,15 @@ def _convert(layer: nn.Module, decorrelation: Decorrelation, span: str) -> None:
     if isinstance(layer, nn.modules.conv._ConvNd) and not layer.transposed:
         layer.span = span
     vars(layer).pop("forward", None)  # at most its class's own, see forward_replaced
-    layer.__class__, layer.fuse = DECORRELATED[type(layer)], None
+    layer.__class__, layer.fuse = counterpart(type(layer)), None
     layer.decorrelation = decorrelation
 
 
 def _restore(layer: nn.Module) -> None:
     """The plain layer, whose weights were not touched."""
-    plain = PLAIN[type(layer)]
+    if attention.is_attention(layer):
+        return attention.restore(layer)
+    plain = plain_kind(layer)
     del layer.decorrelation, layer.fuse
     if hasattr(layer, "span"):
         del layer.span

@@ -9,6 +9,7 @@ What is true of every layer here
   which is what :func:`decorlib.fuse` writes out.
 """
 
+from decorlib.layers.attention import DecorMultiheadAttention
 from decorlib.layers.conv import DecorConv2d
 from decorlib.layers.conv_ranks import DecorConv1d, DecorConv3d
 from decorlib.layers.conv_transpose import DecorConvTranspose2d
@@ -31,6 +32,7 @@ __all__ = [
     "DecorConv3d",
     "DecorConvTranspose2d",
     "DecorLinear",
+    "DecorMultiheadAttention",
     "Decorrelation",
     "NonFiniteInput",
     "bp_parameters",
