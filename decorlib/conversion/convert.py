@@ -35,16 +35,15 @@ def decorrelate(
 ) -> nn.Module:
     r"""Decorrelate the inputs of a model's linear and convolutional layers, in place.
 
-    Each :class:`torch.nn.Linear`, :class:`~torch.nn.Conv2d` and :class:`~torch.nn.ConvTranspose2d` becomes its
-    counterpart of :mod:`decorlib.layers` with R = I, so the model computes what it did (to rounding; a linear layer to
-    the bit). As :func:`torch.nn.utils.parametrize.register_parametrization` does, it changes the class of the layer and
+    Each :class:`torch.nn.Linear`, :class:`~torch.nn.Conv1d`, :class:`~torch.nn.Conv2d`, :class:`~torch.nn.Conv3d`,
+    :class:`~torch.nn.ConvTranspose2d`, :class:`~torch.nn.MultiheadAttention` and transformers' ``Conv1D`` (GPT-2)
+    becomes its counterpart of :mod:`decorlib.layers` with R = I, so the model computes what it did (to rounding; a
+    linear layer to the bit). As :func:`torch.nn.utils.parametrize.register_parametrization` does, it changes the class of the layer and
     keeps the object: its Parameters (tied ones stay tied, an optimizer built before stays right), hooks, device, dtype,
     ``requires_grad`` and mode. The ``state_dict`` gains ``<layer>.decorrelation.*``; one of the plain model loads with
     ``strict=False``. :func:`fuse` is the way back.
 
-    Left alone, with a reason in the report: subclasses of the three, whose forward may be anything (``out_proj`` of
-    :class:`torch.nn.MultiheadAttention`, whose forward reads weights without calling layers; its ``in_proj`` too),
-    lazy, parametrised, pruned, weight- or spectral-normalised layers, weights that are quantised or sharded or of any
+    Left alone, with a reason in the report: subclasses of these, whose forward may be anything, lazy, parametrised, pruned, weight- or spectral-normalised layers, weights that are quantised or sharded or of any
     other tensor subclass, all of an adapter of peft, a weight that a module of another kind shares (a head tied to an
     embedding), a forward that was replaced on the object, layers that are decorrelated already, and every other module
     that owns a matrix (embeddings, recurrent layers). What was left alone without being asked for is logged as a
