@@ -140,9 +140,9 @@ def _mean_of(layer: nn.Module, x: Tensor) -> Tensor:
     """What a training forward would take for the mean of its batch: it moves a running mean all the way there."""
     d = layer.decorrelation
     before = d.running_mean.clone(), d.num_batches_tracked.clone()
-    settings = {name: getattr(d, name) for name in ("training", "learning", "center", "momentum")}
+    settings = {name: getattr(d, name) for name in ("training", "learning", "center", "momentum", "sharers")}
     try:
-        d.training, d.learning, d.center, d.momentum = True, False, "running", 1.0
+        d.training, d.learning, d.center, d.momentum, d.sharers = True, False, "running", 1.0, 1
         type(layer).forward(layer, x)
         return d.running_mean.clone()
     finally:

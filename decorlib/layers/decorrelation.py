@@ -71,6 +71,7 @@ class Decorrelation(nn.Module):
     """
 
     holds_R = True  # layers are found by this mark: after a reload of the library their class is another one
+    sharers = 1  # layers that hold it
 
     def __init__(
         self,
