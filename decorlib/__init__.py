@@ -19,6 +19,7 @@ from decorlib.layers import (
     padding,
 )
 from decorlib.layers.pending import LostGradient
+from decorlib.layers.summary import summary
 from decorlib.layers.unmoved import SilentNoOp
 from decorlib.optim import DecorOptimizer, DecorSGD
 from decorlib.rates import suggest_rate, suggest_rates
@@ -27,7 +28,6 @@ from decorlib.rules.maps import AdaptiveGainRule, FoldiakRule
 from decorlib.rules.rules import KappaRule, NotebookRule, PlainDecorrelation, Rule, SeedRule, WhiteningRule
 from decorlib.rules.variants import ColumnScaledKappaRule, TriangularRule
 from decorlib.rules.whitening import ExactWhitening
-from decorlib.summary import summary
 from decorlib.training.call_2024 import decor_train
 from decorlib.training.checkpoint import CheckpointDamaged, load_checkpoint, read_checkpoint, save_checkpoint
 from decorlib.training.history import Epoch, History

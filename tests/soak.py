@@ -25,7 +25,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from decorlib._files import SUFFIX
+from decorlib._io.files import SUFFIX
 from decorlib.study.experiments import experiment
 from decorlib.study.sweeps import identity, runs
 from decorlib.study.sweeps.cache import Cache, CacheWarning, canonical

@@ -110,7 +110,7 @@ def test_the_command_prints_the_picture_and_fails_where_an_import_is_planted(tmp
     rules.write_text(rules.read_text().partition("def late")[0])
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert "decorlib.rules.rules imports" not in done.stdout
-    assert "floor 1\n  _files " in done.stdout
+    assert "floor 1\n  _io " in done.stdout
 
 
 def long_files(package):

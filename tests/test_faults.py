@@ -21,7 +21,7 @@ from pytest_socket import SocketBlockedError
 from torch import nn
 
 from decorlib import DecorLinear, KappaRule, bp_parameters, decor_parameters, fuse
-from decorlib._files import written_atomically
+from decorlib._io.files import written_atomically
 from decorlib.study.evidence import records
 from decorlib.study.evidence.records import Record, RecordDamaged
 from decorlib.study.experiments import experiment

@@ -66,10 +66,8 @@ class Decorrelation(nn.Module):
     Example::
 
         >>> layer = Decorrelation(784)
-        >>> optimizer = torch.optim.SGD(layer.parameters(), lr=1e-5)
         >>> y = layer(torch.randn(64, 1, 28, 28))
-        >>> loss = layer.update()
-        >>> optimizer.step()
+        >>> loss = layer.step(lr=1e-5)
     """
 
     holds_R = True  # layers are found by this mark: after a reload of the library their class is another one
@@ -231,8 +229,7 @@ class Decorrelation(nn.Module):
             lr: rate of the step that will follow; needed by rules that are not linear in it, and by ``max_step``.
             max_step: shrink the gradient so that lr times the largest eigenvalue of what multiplies R stays below
                 this. Where one mode dominates 2.0 is the edge of stability, and 1.0 takes that mode to zero in one
-                step, which a rule without a target never mends: 0.5 is safe. Estimated by power iteration. Default:
-                no bound.
+                step, which a rule without a target never mends: 0.5 is safe. By power iteration. Default: no bound.
 
         Returns:
             The loss, or None where ``update_every`` says that this step does not learn, or R stands still anyway

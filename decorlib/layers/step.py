@@ -112,7 +112,6 @@ def prepared(layer: nn.Module, lr: float | Tensor | None, max_step: float | None
     """See :meth:`Decorrelation.prepare`; ``turn``: whether ``update_every`` lets this update learn."""
     if _rests(layer):
         return None
-    integrity.check_whole(layer)
     integrity.check(layer)
     if turn and len(layer.memory) == 0:
         raise RuntimeError(_nothing_remembered(layer, "update()"))

@@ -14,7 +14,7 @@ from decorlib.layers.pending import refuse_unstepped
 from decorlib.layers.step import wait, waits
 from decorlib.layers.unmoved import Look
 
-#: The loss of each layer's last step that learned, for :func:`decorlib.summary`.
+#: The loss of each layer's last step that learned, for :func:`decorlib.layers.summary`.
 last_losses: weakref.WeakKeyDictionary[nn.Module, Tensor] = weakref.WeakKeyDictionary()
 
 

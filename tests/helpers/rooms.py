@@ -11,27 +11,23 @@ from pathlib import Path
 
 import grimp
 
-LEAVES = ("_files", "_plain")
-CORE = ("rules", "layers", "optim", "conversion", "training", "data", "metrics", "operations", "summary", *LEAVES)
-# What a room may import. Leaves come first; a room that is not listed here may import nothing and is reported.
+CORE = ("rules", "layers", "optim", "conversion", "training", "data", "metrics", "_io")
+# What a room may import. A room that is not listed here may import nothing and is reported.
 MAY_IMPORT = {
-    "_files": (),
-    "_plain": (),
+    "_io": (),
     "rules": (),
     "metrics": ("rules",),
-    "data": ("_files",),
+    "data": ("_io",),
     "layers": ("rules",),
-    "operations": ("rules",),
     "optim": ("rules", "layers"),
-    "summary": ("rules", "layers", "operations"),
     "conversion": ("rules", "layers"),
-    "training": ("rules", "layers", "optim", "metrics", "_files"),
+    "training": ("rules", "layers", "optim", "metrics", "_io"),
     "integrations": ("rules", "layers", "optim", "training"),
-    "study.sweeps": ("_files", "_plain"),
-    "study.evidence": ("_files", "_plain"),
+    "study.sweeps": ("_io",),
+    "study.evidence": ("_io",),
     "study.experiments": (*CORE, "study.sweeps", "study.evidence"),
     "study.questions": (*CORE, "study.sweeps", "study.evidence", "study.experiments"),
-    "study.report": ("study.evidence", "study.sweeps", "_files", "_plain"),
+    "study.report": ("study.evidence", "study.sweeps", "_io"),
 }
 # Of a room that may be imported, only these modules.
 ONLY = {("study.report", "study.sweeps"): {"decorlib.study.sweeps.source"}}

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from decorlib._files import written_atomically
+from decorlib._io.files import written_atomically
 from decorlib.study.evidence.provenance import ROOT
 from decorlib.study.evidence.records import EXTENDED, Record
 from decorlib.study.evidence.verdicts import Verdict, family

@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from decorlib._files import written_atomically
-from decorlib._plain import canonical, plain
+from decorlib._io.files import written_atomically
+from decorlib._io.plain import canonical, plain
 from decorlib.study.evidence import provenance
 
 FORMAT = 1
@@ -30,7 +30,7 @@ class RecordDamaged(RuntimeError):
 
 
 def simplified(value: Any, where: str = "value") -> Any:
-    """Plain data (:func:`decorlib._plain.plain`) of numbers of numpy and torch, tuples and dataclasses; NaN is None.
+    """Plain data (:func:`decorlib._io.plain.plain`) of numbers of numpy and torch, tuples and dataclasses; NaN is None.
 
     Raises:
         TypeError: something that a record cannot hold, with the place where it is.
