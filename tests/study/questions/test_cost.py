@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from decorlib import DecorLinear, KappaRule, operations
+from decorlib import DecorLinear, KappaRule
+from decorlib.rules import work
 from decorlib.rules.moments import Moments
 from decorlib.study.experiments import flops
 from decorlib.study.questions.cost import instead, layer_cost
@@ -94,8 +95,8 @@ def test_between_updates_torch_counts_the_work_that_we_count_too():
     D, every = 256, 10**9
     expected = flops.mlp(None, 16, instead.WIDTHS).total
     for M in instead.WIDTHS[2:]:
-        layer = operations.decor_linear(KappaRule(), 16, D, M, update_every=every)
-        expected += layer.total - operations.linear(16, D, M).total
+        layer = work.decor_linear(KappaRule(), 16, D, M, update_every=every)
+        expected += layer.total - work.linear(16, D, M).total
     assert instead.counted_by_torch(step) == round(expected)
 
 
@@ -105,7 +106,7 @@ def test_torch_counts_nothing_for_the_product_that_is_added_to_R_in_place():
     moments = Moments.of(y)
     seen = instead.counted_by_torch(lambda: KappaRule().step_(moments, R, 1e-3))
     assert seen == 2 * B * D**2  # Y R, and not Y'(Y R)
-    assert operations.learning(KappaRule(), B, D).update + operations.learning(KappaRule(), B, D).statistics == 2 * seen
+    assert work.learning(KappaRule(), B, D).update + work.learning(KappaRule(), B, D).statistics == 2 * seen
 
 
 def test_guards_can_be_left_out_for_a_comparison_and_are_back_after_it():

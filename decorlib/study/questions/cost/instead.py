@@ -16,10 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from decorlib.layers import integrity, memory, recompute, steps
 from decorlib.layers.linear import DecorLinear
 from decorlib.layers.models import bp_parameters
-from decorlib.operations import Flops, decor_linear, linear
 from decorlib.optim import DecorSGD
 from decorlib.rules.rules import KappaRule, Rule
 from decorlib.rules.whitening import ExactWhitening
+from decorlib.rules.work import Flops, decor_linear, linear
 from decorlib.study.experiments import flops
 
 WIDTHS = (784, 256, 256, 10)
@@ -154,7 +154,7 @@ def counted_by_torch(call: Callable[[], object]) -> int:
 @contextmanager
 def unguarded() -> Iterator[None]:
     """Without the checks of each step: inputs finite, R in order, recomputation, gradients that others left or took."""
-    checks = [(memory, "check_finite"), (integrity, "check"), (integrity, "check_whole")]
+    checks = [(memory, "check_finite"), (integrity, "check")]
     checks += [(recompute.Passes, "begin"), (steps, "refuse_unstepped")]
     with ExitStack() as stack:
         for owner, name in checks:
