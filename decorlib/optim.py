@@ -141,7 +141,7 @@ class DecorSGD(OptimizerOfR):
     Args:
         model: a model; or layers of it, or (name, layer) pairs; or parameter groups of those,
             ``[{"params": model.encoder, "lr": 1e-4}, {"params": [model.head], "lr": 1e-3}]``.
-        lr: rate of R, without unit.
+        lr: rate of R, without unit; ``"auto"`` as for :func:`decorlib.decor_step` (not under a scheduler).
         max_step: bound on rate times curvature; see :meth:`decorlib.Decorrelation.update`. Default: no bound.
         skip_unreached: skip layers that have seen no batch since their last step (experts without tokens) instead of
             raising. Default: False.
@@ -162,7 +162,7 @@ class DecorSGD(OptimizerOfR):
     """
 
     def __init__(
-        self, model: Layers, lr: float, max_step: float | None = None, *, skip_unreached: bool = False
+        self, model: Layers, lr: float | str, max_step: float | None = None, *, skip_unreached: bool = False
     ):  # ε in the papers
         super().__init__(model, {"lr": lr, "max_step": max_step}, skip_unreached)
         self._add_nothing()

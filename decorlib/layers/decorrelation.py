@@ -67,10 +67,8 @@ class Decorrelation(nn.Module):
     Example::
 
         >>> layer = Decorrelation(784)
-        >>> optimizer = torch.optim.SGD(layer.parameters(), lr=1e-5)
         >>> y = layer(torch.randn(64, 1, 28, 28))
-        >>> loss = layer.update()
-        >>> optimizer.step()
+        >>> loss = layer.step(lr=1e-5)
     """
 
     holds_R = True  # layers are found by this mark: after a reload of the library their class is another one
@@ -139,11 +137,10 @@ class Decorrelation(nn.Module):
         x = self.flat(input)
         self.enter(x)
         mean = centring.tracked_plainly(self, x, self.weight) if x.requires_grad else None
-        if mean is None:
-            mean = self.mean(x)
-            y = self.transform(x, mean)
-        else:
+        if mean is not None:
             y = operations.centred_linear(x, self.weight.detach(), self.bias, mean)
+        else:
+            y = self.transform(x, mean := self.mean(x))
         if self.due:
             self.remember(x, mean, y, handed_out=True)
         return y.reshape(input.shape)
@@ -233,8 +230,7 @@ class Decorrelation(nn.Module):
             lr: rate of the step that will follow; needed by rules that are not linear in it, and by ``max_step``.
             max_step: shrink the gradient so that lr times the largest eigenvalue of what multiplies R stays below
                 this. Where one mode dominates 2.0 is the edge of stability, and 1.0 takes that mode to zero in one
-                step, which a rule without a target never mends: 0.5 is safe. Estimated by power iteration. Default:
-                no bound.
+                step, which a rule without a target never mends: 0.5 is safe. By power iteration. Default: no bound.
 
         Returns:
             The loss, or None where ``update_every`` says that this step does not learn, or R stands still anyway
