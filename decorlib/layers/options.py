@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     ]
     AnyRule = Rule | RuleName
     Center = Literal["batch", "running", "bias"]
+    Rate = float | Literal["auto"]
     Reduction = Literal["mean", "sum"]
     Span = Literal["patch", "channel"]
     Size = int | tuple[int, int]
@@ -64,7 +65,7 @@ if TYPE_CHECKING:
         groups: int
 
 else:
-    AnyRule = Center = Layers = Padding = Reduction = RuleName = Size = Span = Variance = object
+    AnyRule = Center = Layers = Padding = Rate = Reduction = RuleName = Size = Span = Variance = object
 
     class ConversionOptions(TypedDict, total=False):
         """See above; what is no option is refused by the layer."""

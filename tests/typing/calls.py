@@ -112,7 +112,7 @@ make_rule(KappaRule)  # bad
 weights = torch.optim.Adam(bp_parameters(model), lr=1e-3)
 matrices = DecorSGD(model, lr=1e-4)
 DecorSGD(model, 1e-4, max_step=0.5, skip_unreached=True).step()
-DecorSGD([linear], lr=1e-4)
+DecorSGD([linear], lr="auto")
 DecorSGD([("first", linear)], lr=1e-4)
 DecorSGD([{"params": model, "lr": 1e-3}, {"params": [linear]}], lr=1e-4)
 DecorOptimizer(model, torch.optim.Adam, lr=1e-4, betas=(0.9, 0.99)).zero_grad()
