@@ -1,8 +1,8 @@
 """The wheel in a new environment, without this repository: README's code and the examples for trainers run.
 
-``python tests/wheel.py [--torch 2.14.1] [--keep]``, or ``make wheel``. Builds the wheel into build/wheel, installs it
-with pip (what it asks for comes from the index) and the trainers into an environment of their own, and runs the pages'
-code in an empty folder. Without --torch pip takes the newest, on Linux several GB.
+``make wheel``, or ``python tests/helpers/from_wheel.py [--torch 2.14.1] [--keep]``. Builds the wheel into build/wheel,
+installs it with pip (what it asks for comes from the index) and the trainers into an environment of their own, and runs
+the pages' code in an empty folder. Without --torch pip takes the newest, on Linux several GB.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import tempfile
 import tomllib
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TRAINERS = ("accelerate", "lightning", "transformers")
 LARGEST = 10_000_000  # bytes
 
@@ -29,7 +29,7 @@ def built(folder: Path, kind: str = "wheel") -> Path:
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as copy:
-        ignored = shutil.ignore_patterns(".git", ".venv", "build", ".cache", "*.egg-info", "__pycache__", "report")
+        ignored = shutil.ignore_patterns(".git", ".venv", "build", ".cache", "*.egg-info", "__pycache__")
         shutil.copytree(ROOT, Path(copy) / "clone", ignore=ignored)
         code = f"from setuptools import build_meta; print(build_meta.build_{kind}({str(folder)!r}))"
         done = subprocess.run(
