@@ -3,6 +3,7 @@
 import ast
 import inspect
 import re
+import sys
 from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
@@ -42,10 +43,13 @@ def facades() -> list:
 def module_page(module: str, public: dict[str, object]) -> str:
     """A module with what it has beside its public names, which are on the page of those."""
     full = [name for name, value in public.items() if getattr(value, "__module__", None) == module]
-    own = sorted({name.rpartition(".")[2] for name in full})
+    there = vars(sys.modules[module]) if module in sys.modules else {}
+    shown = sorted(
+        name for name, value in ((full.rpartition(".")[2], v) for full, v in public.items()) if there.get(name) is value
+    )
     links = ", ".join(f"{{py:obj}}`{name.rpartition('.')[2]} <{name}>`" for name in full)
     public_names = f"Of this module, {links} are for users, and on the page [API](../api.md).\n\n" if full else ""
-    excluded = f"   :exclude-members: {', '.join(own)}\n" if own else ""
+    excluded = f"   :exclude-members: {', '.join(shown)}\n" if shown else ""
     return f"# {module}\n\n{public_names}```{{eval-rst}}\n.. automodule:: {module}\n   :members:\n{excluded}```\n"
 
 
@@ -84,7 +88,7 @@ def first_line(full: str, value: object) -> str:
     if own != full.rpartition(".")[2]:
         return f"another name for `{own}`"
     if isinstance(value, dict):
-        return "what a rule is called, and its class: " + ", ".join(f"`{key}`" for key in value)
+        return "what a rule is called, and its class"
     text = inspect.getdoc(value) or ""
     return as_markdown(text.split("\n\n")[0].replace("\n", " "))
 
@@ -104,7 +108,10 @@ def directive(full: str, value: object) -> str:
     if inspect.isclass(value):
         kind = "exception" if issubclass(value, BaseException) else "class"
         return f".. auto{kind}:: {full}\n   :members:\n"
-    return f".. autofunction:: {full}\n" if callable(value) else f".. autodata:: {full}\n   :no-value:\n"
+    if callable(value):
+        return f".. autofunction:: {full}\n"
+    pairs = "\n".join(f"   * ``{key!r}``: :class:`decorlib.{one.__name__}`" for key, one in value.items())
+    return f".. py:data:: {full}\n   :type: dict[str, type[Rule]]\n\n{pairs}\n"
 
 
 def module_listing(names: Iterable[str]) -> str:
