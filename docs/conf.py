@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 import xml.etree.ElementTree as ET
 from importlib import import_module
 
@@ -156,7 +157,7 @@ def linkcode_resolve(domain, info):
     """Source of an object: the file in the clone that holds the report."""
     if domain != "py" or not info["module"]:
         return None
-    value = import_module(info["module"])  # of a public name: the module that it is written in
+    value = sys.modules.get(info["module"])  # of a public name: the module that it is written in
     for part in info["fullname"].split("."):
         value = getattr(value, part, None)
     path = (getattr(value, "__module__", None) or info["module"]).replace(".", "/")

@@ -15,7 +15,6 @@ SECTIONS = {
     "layers": "Layers, and functions over the layers of a model",
     "conversion": "From a plain model and back",
     "optim": "Optimizers of R",
-    "rates": "What rate R needs",
     "training": "Training and checkpoints",
     "rules": "Learning rules",
 }
