@@ -1,9 +1,9 @@
 """Did this run find what was found before? Records against records: values, verdicts, tables and sentences.
 
 ``make reproduce`` ends with it: the new records against the ones committed (``git HEAD``), or, without git,
-against those that lay there before the run. ``made_by`` (machine, time, versions) is never compared. Each number agrees
-by the rule that the *committed* record holds for it, absolute and in its unit (:mod:`decorlib.study.evidence.agreement`);
-a run cannot widen its own. Seconds are compared as ratios, or not at all, and the text says how many were not.
+against those that lay there before the run. ``made_by`` (machine, time, versions) is never compared. Each number
+agrees by the rule that the *committed* record holds for it (:mod:`decorlib.study.evidence.agreement`): a run cannot
+widen its own. Seconds are compared as ratios, or not at all, and the text says how many were not.
 """
 
 import sys
@@ -91,7 +91,7 @@ class _Pair:
                 gone = "OUTSIDE" if self.formats else ("new" if a is None else "gone")
                 self.row(name, x, y, "", gone)
             else:
-                self.number(name, a["value"], b["value"], (b if self.formats else a)["agrees"])
+                self.number(name, a["value"], b["value"], _rule(b if self.formats else a))
 
     def verdicts(self) -> list[str]:
         """The verdicts' numbers; returned are the sentences on those whose answer changed."""
@@ -101,15 +101,18 @@ class _Pair:
             if name not in after:
                 changed.append(f"{self.old.notebook} {name}: was {content['outcome']}, now gone")
                 continue
-            a, b = Verdict.from_dict(content), Verdict.from_dict(after[name])
+            try:
+                a, b = Verdict.from_dict(content), Verdict.from_dict(after[name])
+            except ValueError as error:
+                changed.append(f"{self.old.notebook} {name}: {error}")
+                continue
             judge = b if self.formats else a
             rule = {"within": judge.agrees_within}
             for key in ("estimate", "low", "high"):
                 self.number(f"verdict {name}: {key}", getattr(a, key), getattr(b, key), rule)
             if not _in_the_middle(b):
-                self.row(
-                    f"verdict {name}: middle", (b.low + b.high) / 2, b.estimate, "its interval's middle", "OUTSIDE"
-                )
+                middle = (b.low + b.high) / 2
+                self.row(f"verdict {name}: middle of its interval", middle, b.estimate, "equal", "OUTSIDE")
             self.row(f"verdict {name}: n", a.n, b.n, "equal", "within" if a.n == b.n else "OUTSIDE")
             for key in ("outcome", "explains_failed_run"):
                 if getattr(a, key) != getattr(b, key):
@@ -127,10 +130,10 @@ class _Pair:
                 shapes = [f"{len(t['rows'])} rows of {len(t['columns'])} columns" for t in (a, b)]
                 self.row(f"table {name}", *shapes, "equal", "OUTSIDE")
             else:
-                rules = (b if self.formats else a)["agrees"]
+                rules = (b if self.formats else a).get("agrees", {})
                 for j, column in enumerate(a["columns"]):
                     cells = [(x[j], y[j]) for x, y in zip(a["rows"], b["rows"], strict=True)]
-                    self.column(f"table {name}: {column}", cells, rules[column])
+                    self.column(f"table {name}: {column}", cells, rules.get(column))
 
     def column(self, what: str, cells: list[tuple], rule: Rule) -> None:
         """A column: one row, of the first cell that does not agree."""
@@ -151,8 +154,15 @@ class _Pair:
             self.row("what came out", len(self.old.came_out), len(self.new.came_out), "equal", "OUTSIDE")
 
 
+def _rule(kept: dict) -> Rule:
+    """The rule of a value; in a record of format 1 its tolerance was relative, and absolute from 0."""
+    if "agrees" in kept:
+        return kept["agrees"]
+    return {"within": kept["tolerance"] * (abs(kept["value"] or 0.0) or 1.0)}
+
+
 def _in_the_middle(verdict: Verdict) -> bool:
-    """A Student-t interval is symmetric: an estimate elsewhere was edited, or is not the one that the interval is of."""
+    """A Student-t interval is symmetric: an estimate elsewhere was edited, or the interval is that of another."""
     return abs(verdict.estimate - (verdict.low + verdict.high) / 2) <= 1e-6 * max(verdict.high - verdict.low, 1e-12)
 
 

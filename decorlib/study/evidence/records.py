@@ -1,8 +1,9 @@
 """What a notebook found, as one small JSON file that people, tests and the report read.
 
 A record holds the question, the parameters, headline numbers and small tables with the tolerances at which another
-run must agree, verdicts, and two sentences on what came out. It is plain JSON: loading one executes nothing. It carries the sha256 of its
-own content, so that a damaged or hand-edited file is noticed.
+run must agree, verdicts, and two sentences on what came out. It is plain
+JSON: loading one executes nothing. It carries the sha256 of its own content, so that a damaged or hand-edited file is
+noticed.
 """
 
 import gzip

@@ -39,7 +39,6 @@ class Verdict:
         control: what it is compared with. Default: "".
         tolerance: largest absolute change of estimate, low and high with which another run agrees. Default: ``None``,
             a quarter of the margin; where that is 0, a quarter of the interval's width.
-        timing: the numbers hold seconds of one machine; :mod:`decorlib.study.evidence.compare` says so. Default: False.
 
     Raises:
         ValueError: naming the field and what it may hold; also an estimate outside its interval.
@@ -64,7 +63,6 @@ class Verdict:
     schedule: str = ""
     control: str = ""
     tolerance: float | None = None
-    timing: bool = False
 
     def __post_init__(self):
         for name in ("hypothesis", "claim", "criterion"):
@@ -106,7 +104,7 @@ class Verdict:
         """A verdict whose outcome and p-value are computed (:mod:`decorlib.study.evidence.stats`), not typed.
 
         Args:
-            interval: from :func:`decorlib.study.evidence.stats.paired` or :func:`~decorlib.study.evidence.stats.interval`.
+            interval: from :func:`decorlib.study.evidence.stats.paired`, or of one sample.
             hypothesis: as in the class, as all that follow.
             claim: the sentence tested.
             criterion: what decides it.
@@ -116,7 +114,7 @@ class Verdict:
             explains_failed_run: answer to question (a). Default: None.
             evidence: what that rests on. Default: "".
             remedy: what helps. Default: "".
-            about: scale, schedule, control, tolerance, timing.
+            about: scale, schedule, control, tolerance.
         """
         return cls(
             **{**asdict(interval), "p_value": beyond(interval, better=better, margin=margin)},
@@ -179,7 +177,7 @@ def _of_format_1(content: dict[str, Any]) -> dict[str, Any]:
     said = re.search(r"(?:above|higher by more than|lower by more than) ([\d.]+\d)", content.get("criterion", ""))
     content["margin"] = float(said[1]) if said else 0.0
     content["better"] = "lower" if said and "lower" in said[0] else "higher"
-    content |= {"scale": "", "schedule": "", "control": "", "tolerance": None, "timing": False}
+    content |= {"scale": "", "schedule": "", "control": "", "tolerance": None}
     if content.get("p_value") is not None and content.get("n", 0) > 1:
         found = Interval(content["estimate"], content["low"], content["high"], content["n"], 1.0)
         how = {"better": content["better"], "margin": content["margin"]}
