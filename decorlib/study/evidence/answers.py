@@ -108,31 +108,34 @@ def markdown(records: dict[str, Record], link: Callable[[str], str], root: Path 
     return "\n".join(lines) + "\n"
 
 
-def below(records: dict[str, Record], root: Path = ROOT) -> str:
-    """What stands under the table, in Markdown: the run that failed, and where other runs contradict a row."""
-    parts = [failed_run(records)] if failed_run(records) else []
+def below(records: dict[str, Record], root: Path = ROOT, escaped: Callable[[str], str] = str) -> str:
+    """What stands under the table, in Markdown: the run that failed, and where other runs contradict a row.
+
+    Args:
+        records: by notebook.
+        root: the clone.
+        escaped: text of records made safe for the page that it is for. Default: as it is
+    """
+    parts = [escaped(failed_run(records))] if failed_run(records) else []
     if found := contradictions(records, root):
-        lines = [f"* *{hypothesis}*: {sentence}" for hypothesis, sentence in found]
-        parts.append(
-            "**Where our own other runs say otherwise** (each interval 95%, by itself):\n\n" + "\n".join(lines)
-        )
+        lines = [f"* *{escaped(hypothesis)}*: {escaped(sentence)}" for hypothesis, sentence in found]
+        head = "**Where our own other runs say otherwise** (each interval 95%, by itself):"
+        parts.append(head + "\n\n" + "\n".join(lines))
     return "".join(f"\n{part}\n" for part in parts)
 
 
 def failed_run(records: dict[str, Record]) -> str:
-    """Which of the suspects broke run 3 of the 2024 notebook, in one sentence; empty where no record says."""
+    """Which of the suspects broke run 3 of the 2024 notebook, in two sentences; empty where no record says."""
     said: dict[str, list[str]] = {"yes": [], "partly": [], "no": []}
     for _, answer in answered(records):
         if answer.verdict.explains_failed_run:
             said[answer.verdict.explains_failed_run].append(answer.verdict.hypothesis)
-    words = {"yes": "what broke", "partly": "what had a part in breaking", "no": "what did not break"}
-    told = [
-        f"{words[key]} the third run of the 2024 notebook: {', '.join(names)}" for key, names in said.items() if names
-    ]
-    return "; ".join(told).capitalize() + "." if told else ""
+    words = {"yes": "what broke it", "partly": "what had a part", "no": "what did not break it"}
+    told = [f"{words[key]}: {', '.join(names)}" for key, names in said.items() if names]
+    return f"Run 3 is the 2024 notebook's third, which did not decorrelate; {'; '.join(told)}." if told else ""
 
 
-def plain(records: dict[str, Record], root: Path = ROOT) -> str:
+def plain(records: dict[str, Record], root: Path = ROOT, escaped: Callable[[str], str] = str) -> str:
     """Does it help, over what, when not? One paragraph, the least flattering comparisons first; empty without them.
 
     Each comparison stands once: where the longer study made it too, the less favourable of the two.
@@ -147,12 +150,12 @@ def plain(records: dict[str, Record], root: Path = ROOT) -> str:
     for name, words in GROUPS.items():
         among = sorted((one for one in found.values() if one.outcome == name), key=lambda one: one.interval.estimate)
         if among:
-            groups.append(f"**{words}** " + "; ".join(f"{one.gain}: {one.numbers}" for one in among))
+            groups.append(f"**{words}** " + "; ".join(escaped(f"{one.gain}: {one.numbers}") for one in among))
     margins = " or ".join(f"{100 * margin:g}" for margin in sorted({one.margin for one in found.values()}))
     head = "**Does decorrelation help?** Test accuracy of a network with a learned R, minus that of a network without, "
     head += "both tuned, as many seconds each; least flattering first, of two studies the less favourable. It is "
     tail = f" Intervals are 95%, each by itself; {margins} points (MLP, ConvNet) are what counts."
-    return head + ", and it is ".join(groups) + "." + seconds(records) + tail
+    return head + ", and it is ".join(groups) + "." + escaped(seconds(records)) + tail
 
 
 def seconds(records: dict[str, Record]) -> str:
