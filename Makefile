@@ -11,8 +11,9 @@ ENGINE ?=
 
 # A file of tests stays in one process: its fixtures are made once.
 PARALLEL = -n $(or $(JOBS),2) --dist loadgroup --no-loadscope-reorder
-COMPUTING := tests/rules tests/layers tests/conversion tests/training tests/test_metrics.py tests/test_planted_bugs.py \
-  tests/data/test_inputs_property.py tests/study/experiments tests/study/questions tests/study/evidence/test_stats.py
+COMPUTING := tests/rules tests/layers tests/conversion tests/training $(wildcard tests/test_optim.py) tests/test_metrics.py \
+  tests/test_planted_bugs.py tests/data/test_inputs_property.py tests/study/experiments tests/study/questions \
+  tests/study/evidence/test_stats.py
 # A path with spaces is quoted for the shell, and escaped where make would read several names.
 empty :=
 FOLDER := $(if $(filter ~/%,$(firstword $(VENV))),$(HOME)$(subst ~/,/,$(VENV)),$(VENV))

@@ -19,14 +19,15 @@ from decorlib.layers import (
     padding,
 )
 from decorlib.layers.pending import LostGradient
+from decorlib.layers.summary import summary
 from decorlib.layers.unmoved import SilentNoOp
 from decorlib.optim import DecorOptimizer, DecorSGD
+from decorlib.rates import suggest_rate, suggest_rates
 from decorlib.rules.catalogue import RULES, make_rule
 from decorlib.rules.maps import AdaptiveGainRule, FoldiakRule
 from decorlib.rules.rules import KappaRule, NotebookRule, PlainDecorrelation, Rule, SeedRule, WhiteningRule
 from decorlib.rules.variants import ColumnScaledKappaRule, TriangularRule
 from decorlib.rules.whitening import ExactWhitening
-from decorlib.summary import summary
 from decorlib.training.call_2024 import decor_train
 from decorlib.training.checkpoint import CheckpointDamaged, load_checkpoint, read_checkpoint, save_checkpoint
 from decorlib.training.history import Epoch, History
@@ -76,6 +77,8 @@ __all__ = [
     "padding",
     "read_checkpoint",
     "save_checkpoint",
+    "suggest_rate",
+    "suggest_rates",
     "summary",
     "train",
 ]

@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from decorlib.layers.steps import Learner, as_gradients, check_rate, in_place, learn, learners_of
-
-Layers = nn.Module | Iterable[Any]  # a model, layers, (name, layer) pairs, or groups of those
+from decorlib.layers.groups import Layers, groups, groups_of, learners_in
+from decorlib.layers.steps import Learner, as_gradients, check_rate, in_place, learn
 
 
 class OptimizerOfR(torch.optim.Optimizer):
@@ -37,13 +36,13 @@ class OptimizerOfR(torch.optim.Optimizer):
         self.learners: list[list[Learner]] = []
         self.skip_unreached, self._look, self._said_zero = skip_unreached, True, False
         self._nothing: nn.Parameter | None = None
-        super().__init__(_groups(model), defaults)
+        super().__init__(groups(model), defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add layers with a rate of their own: ``{"params": layers, "lr": ...}``, layers as in the constructor."""
         group = {**self.defaults, **param_group}
-        found = _learners(group["params"])
-        check_rate(group["lr"], allow_zero=True)
+        found = learners_in(group["params"])
+        check_rate(group["lr"], found, allow_zero=True)
         group["params"] = [
             (f"{learner.name}.{kind}".lstrip("."), parameter)
             for learner in found
@@ -82,7 +81,7 @@ class OptimizerOfR(torch.optim.Optimizer):
     def _learn(self) -> None:
         members, rates, bounds = [], [], []
         for group, found in zip(self.param_groups, self.learners, strict=True):
-            rate = check_rate(group["lr"], f"the rate of R of layers {[m.name for m in found]}", allow_zero=True)
+            rate = check_rate(group["lr"], found, allow_zero=True)
             members += found
             rates += [rate] * len(found)
             bounds += [group.get("max_step")] * len(found)
@@ -142,7 +141,7 @@ class DecorSGD(OptimizerOfR):
     Args:
         model: a model; or layers of it, or (name, layer) pairs; or parameter groups of those,
             ``[{"params": model.encoder, "lr": 1e-4}, {"params": [model.head], "lr": 1e-3}]``.
-        lr: rate of R, without unit.
+        lr: rate of R, without unit; ``"auto"`` as for :func:`decorlib.decor_step` (not under a scheduler).
         max_step: bound on rate times curvature; see :meth:`decorlib.Decorrelation.update`. Default: no bound.
         skip_unreached: skip layers that have seen no batch since their last step (experts without tokens) instead of
             raising. Default: False.
@@ -163,7 +162,7 @@ class DecorSGD(OptimizerOfR):
     """
 
     def __init__(
-        self, model: Layers, lr: float, max_step: float | None = None, *, skip_unreached: bool = False
+        self, model: Layers, lr: float | str, max_step: float | None = None, *, skip_unreached: bool = False
     ):  # ε in the papers
         super().__init__(model, {"lr": lr, "max_step": max_step}, skip_unreached)
         self._add_nothing()
@@ -215,7 +214,7 @@ class DecorOptimizer(OptimizerOfR):
                 raise ValueError(
                     f"lr={lr} and {options} belong to a class; {type(optimizer).__name__} is built already"
                 )
-            super().__init__(_groups_of(optimizer, model), {"lr": None, "max_step": max_step}, skip_unreached)
+            super().__init__(groups_of(optimizer, model), {"lr": None, "max_step": max_step}, skip_unreached)
             for mine, theirs in zip(self.param_groups, optimizer.param_groups, strict=True):
                 theirs.setdefault("max_step", mine["max_step"])
             self.inner = optimizer
@@ -288,46 +287,3 @@ def is_plain_sgd(optimizer: torch.optim.Optimizer) -> bool:
         and not any(group[name] for group in optimizer.param_groups for name in extras)
         and not (optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)  # they want every step
     )
-
-
-def _groups_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[dict[str, Any]]:
-    """The groups of an optimizer that was built over :func:`decor_parameters`, as layers."""
-    members = learners_of(model)
-    owner = {id(p): member for member in members for p in member.parameters}
-    groups = []
-    for group in optimizer.param_groups:
-        others = sum(id(p) not in owner for p in group["params"])
-        if others:
-            raise ValueError(f"the optimizer also owns {others} plain weights: build it over decor_parameters(model)")
-        found = tuple({id(owner[id(p)].layer): owner[id(p)] for p in group["params"]}.values())
-        groups.append({"params": found, "lr": group["lr"]})
-    return groups
-
-
-def _groups(model: Layers) -> list[dict[str, Any]]:
-    if isinstance(model, nn.Module):
-        return [{"params": model}]
-    given = list(model)
-    if given and all(isinstance(one, dict) for one in given):
-        return given
-    return [{"params": given}]
-
-
-def _learners(layers) -> list[Learner]:
-    """The layers that hold an R in a module, in several, or in (name, module) pairs."""
-    if isinstance(layers, nn.Module):
-        return learners_of(layers)
-    if isinstance(layers, tuple) and all(isinstance(one, Learner) for one in layers):
-        return list(layers)
-    found: list[Learner] = []
-    for i, one in enumerate(layers):
-        prefix, module = one if isinstance(one, tuple) else (str(i), one)
-        if not isinstance(module, nn.Module):
-            raise TypeError(
-                f"{type(module).__name__} among the layers: an optimizer of R takes a model or layers, and finds R and "
-                "its batches there; it cannot ask a parameter for its batch"
-            )
-        found += [m._replace(name=f"{prefix}.{m.name}".rstrip(".")) for m in learners_of(module)]
-    if not found:
-        raise ValueError("no layers were given: pass a model, or layers that hold an R")
-    return found

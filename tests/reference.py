@@ -239,3 +239,13 @@ def train_literally(W, b, batches, epochs, lr, rate, t, eta=1.0):
             R = seed_step(R, x, rate, t, eta)
         rows.append((float(sum(task) / len(task)), float(sum(decor) / len(decor))))
     return R, W, b, rows
+
+
+# -------------------------------------------------------------------------------------------------- a layer's forward
+
+
+def centred_decor_linear(x, R, b_R, W, b):
+    """W (R (x - <x>) + b_R) + b, one operation after the other."""
+    y = (x - x.reshape(-1, x.shape[-1]).mean(0)) @ R.T + b_R
+    z = y @ W.T
+    return z if b is None else z + b

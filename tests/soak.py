@@ -25,7 +25,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from decorlib._files import SUFFIX
+from decorlib._io.files import SUFFIX
 from decorlib.study.experiments import experiment
 from decorlib.study.sweeps import identity, runs
 from decorlib.study.sweeps.cache import Cache, CacheWarning, canonical
@@ -109,6 +109,8 @@ class Soak:
         self.draw, self.jobs = random.Random(seed), jobs
         self.cache, self.found = folder / "cache", Found()
         self.expected = without_times(runs.sweep(SPECS, experiment.run, engine="serial", cache=folder / "reference"))
+        environment = identity.environment(experiment.run, experiment.Experiment)
+        self.runs = {run.key: run for run in identity.settle(SPECS, experiment.run, environment)}
 
     def round(self) -> None:
         """Forget some entries, do something bad, sweep, look at what is there."""
@@ -210,8 +212,7 @@ class Soak:
             if not named and self.is_of(now.get(path), read):
                 wrong.append(f"{fault}: {path.name} was used or replaced without a word")
         for path in set(now) - set(damaged):
-            entry = json.loads(now[path])
-            if Cache(self.cache).get(path.stem, entry["spec"]) is None:
+            if Cache(self.cache).get(self.runs[path.stem]) is None:
                 wrong.append(f"{fault}: {path.name} is not whole")
         for path in damaged:  # those that this round did not read: not to be counted twice
             if path in now and not any(path.name in text for text in said):

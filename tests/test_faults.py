@@ -21,11 +21,11 @@ from pytest_socket import SocketBlockedError
 from torch import nn
 
 from decorlib import DecorLinear, KappaRule, bp_parameters, decor_parameters, fuse
-from decorlib._files import written_atomically
+from decorlib._io.files import written_atomically
 from decorlib.study.evidence import records
 from decorlib.study.evidence.records import Record, RecordDamaged
 from decorlib.study.experiments import experiment
-from decorlib.study.sweeps import runs
+from decorlib.study.sweeps import identity, runs
 from decorlib.study.sweeps.cache import Cache, CacheWarning
 from decorlib.training.checkpoint import CheckpointDamaged, load_checkpoint, read_checkpoint, save_checkpoint
 from decorlib.training.train import train
@@ -218,12 +218,13 @@ def test_a_bomb_in_place_of_a_checkpoint(kind, signed, bombs, tmp_path):
 def test_a_bomb_in_place_of_a_cache_entry(kind, bombs, tmp_path):
     marker, kinds = bombs
     store = Cache(tmp_path / "cache")
-    key = "ab" * 32
-    store.put(key, spec={"seed": 1}, record={"loss": 0.5})
-    assert store.get(key, {"seed": 1}) == {"loss": 0.5}
-    store.path(key).write_bytes(kinds[kind])
-    with pytest.warns(CacheWarning, match=rf"{key}\.json is damaged"):
-        assert store.get(key, {"seed": 1}) is None
+    spec = experiment.Experiment()
+    (run,) = identity.settle([spec], experiment.run, identity.environment(experiment.run, type(spec)))
+    store.put(run, {"loss": 0.5})
+    assert store.get(run) == {"loss": 0.5}
+    store.path(run.key).write_bytes(kinds[kind])
+    with pytest.warns(CacheWarning, match=rf"{run.key}\.json is damaged"):
+        assert store.get(run) is None
     assert not marker.exists()
 
 

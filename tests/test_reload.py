@@ -49,6 +49,9 @@ assert len(list(decorlib.bp_parameters(model))) == 4
 history = decorlib.train(model, nn.functional.cross_entropy, [(x, torch.randint(2, (64,)))] * 3, epochs=1,
                          optimizer=torch.optim.Adam(bp_parameters(model)), decor_optimizer=optimizer)
 assert set(history[0].decor_losses) == {"0.decorrelation", "2.decorrelation"}
+plain = decorlib.fuse(model.eval())
+assert [type(layer) for layer in plain] == [nn.Linear, nn.ReLU, nn.Linear]
+assert torch.allclose(plain(x), model(x), atol=1e-4)
 print("R moved")
 """
 

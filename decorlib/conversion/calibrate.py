@@ -8,8 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from decorlib.conversion.candidates import is_decorrelation, plain_kind
+from decorlib.conversion.candidates import plain_kind
 from decorlib.conversion.watch import evaluating, map_tensors, run
+from decorlib.layers.steps import is_decorrelation
 
 
 @torch.no_grad()

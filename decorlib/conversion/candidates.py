@@ -14,15 +14,14 @@ from decorlib.conversion.foreign import (
     computed,
     forward_replaced,
     gathered_for_forward,
-    is_a,
     is_dtensor,
     odd_tensor,
 )
 from decorlib.conversion.watch import Sample, called_and_read
 from decorlib.layers.conv import DecorConv2d, check_span
 from decorlib.layers.conv_transpose import DecorConvTranspose2d
-from decorlib.layers.decorrelation import Decorrelation
 from decorlib.layers.linear import DecorLinear
+from decorlib.layers.steps import is_decorrelation
 
 DECORRELATED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: DecorLinear,
@@ -185,11 +184,6 @@ def _holders(name: str) -> list[str]:
     """The names of the modules that hold one, from the root, and its own."""
     parts = name.split(".") if name else []
     return [".".join(parts[:i]) for i in range(len(parts) + 1)]
-
-
-def is_decorrelation(module: nn.Module) -> bool:
-    """Whether a module is a Decorrelation, also of a decorlib that has been reloaded since (``%autoreload``)."""
-    return isinstance(module, Decorrelation) or is_a(module, "Decorrelation", "decorlib")
 
 
 def plain_kind(module: nn.Module) -> type[nn.Module] | None:

@@ -158,6 +158,7 @@ def decorrelate(
 def _convert(layer: nn.Module, decorrelation: Decorrelation, span: str) -> None:
     if type(layer) is nn.Conv2d:
         layer.span = span
+    vars(layer).pop("forward", None)  # at most its class's own, see forward_replaced
     layer.__class__, layer.fuse = DECORRELATED[type(layer)], None
     layer.decorrelation = decorrelation
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from decorlib.conversion.candidates import is_decorrelation
+from decorlib.layers.steps import is_decorrelation
 
 
 def switch_fast_paths(model: nn.Module) -> None:

@@ -69,7 +69,8 @@ def computed(module: nn.Module) -> str | None:
 
 def forward_replaced(module: nn.Module) -> str | None:
     """Why a forward that was set on the object, not on its class, hides the class's; None where there is none."""
-    if "forward" not in vars(module):
+    own = vars(module).get("forward")
+    if own is None or own == type(module).forward.__get__(module):  # accelerate leaves it there when it takes hooks off
         return None
     by = "accelerate (remove_hook_from_module takes it off)" if hasattr(module, "_hf_hook") else "other code"
     return f"its forward was replaced on the object by {by}, and would go on as it was"

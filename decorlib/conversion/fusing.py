@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from decorlib.conversion.agree import assert_agree
-from decorlib.conversion.candidates import PLAIN, is_decorrelation, plain_kind
+from decorlib.conversion.candidates import PLAIN, plain_kind
 from decorlib.conversion.fast_paths import switch_fast_paths
 from decorlib.conversion.foreign import (
     ADDING,
@@ -22,6 +22,7 @@ from decorlib.conversion.foreign import (
     on_meta,
 )
 from decorlib.conversion.watch import Sample
+from decorlib.layers.steps import is_decorrelation
 
 
 @torch.no_grad()
@@ -85,6 +86,7 @@ def _rewritten(model: nn.Module, written: dict[str, tuple[Tensor, Tensor | None]
         trains, bias_trains = (p is not None and p.requires_grad for p in (layer.weight, layer.bias))
         bias_trains = trains if layer.bias is None else bias_trains
         plain = plain_kind(layer)
+        vars(layer).pop("forward", None)  # at most its class's own, see forward_replaced
         del layer.decorrelation, layer.fuse
         if hasattr(layer, "span"):
             del layer.span
@@ -104,9 +106,13 @@ def _rewritten(model: nn.Module, written: dict[str, tuple[Tensor, Tensor | None]
 def _refuse(model: nn.Module, verified: bool) -> None:
     """Raise ValueError for what cannot be fused, naming the layer and the way out."""
     for name, adapter in adapters(model):
-        if any(plain_kind(m) or is_decorrelation(m) for m in adapter.base_layer.modules()):
+        if any(plain_kind(m) or is_decorrelation(m) for m in getattr(adapter, "base_layer", nn.Module()).modules()):
             _check(name, _why_adapter(adapter, verified))
     for name, module in model.named_modules():
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            _check(name, "wrapped in DistributedDataParallel, which cannot be copied: fuse its .module")
+        if isinstance(module, torch.jit.ScriptModule) and getattr(module, "original_name", "") == "Decorrelation":
+            _check(name, "traced or scripted, so that its class is gone: fuse before torch.jit")
         if is_a(module, "FSDPModule", "torch.distributed") and any(map(is_decorrelation, module.modules())):
             _check(name, "sharded by fully_shard: gather its state_dict into an unsharded model and fuse that")
         if isinstance(module, tuple(PLAIN)) and plain_kind(module) is None:

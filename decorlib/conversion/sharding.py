@@ -7,7 +7,8 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from decorlib.conversion.candidates import Pattern, is_decorrelation, listed
+from decorlib.conversion.candidates import Pattern, listed
+from decorlib.layers.steps import is_decorrelation
 
 
 def shard(model: nn.Module, units: Pattern | Iterable[Pattern] = (), **options) -> nn.Module:

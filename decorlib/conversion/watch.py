@@ -14,7 +14,8 @@ Sample = Tensor | tuple | Mapping  # one input, several, or named ones
 
 
 def run(model: nn.Module, sample: Sample):
-    """model(x), model(*inputs) or model(**inputs)."""
+    """model(x), model(*inputs) or model(**inputs); of a compiled model the one that was compiled, which has hooks."""
+    model = getattr(model, "_orig_mod", model)
     if isinstance(sample, Mapping):
         return model(**sample)
     return model(*sample) if isinstance(sample, tuple) else model(sample)

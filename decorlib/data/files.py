@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from decorlib._files import remove_stale_partials, written_atomically
+from decorlib._io.files import remove_stale_partials, written_atomically
 
 
 class DataUnavailable(RuntimeError):

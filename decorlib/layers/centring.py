@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from decorlib.layers import memory
+from decorlib.layers import memory, operations
 from decorlib.layers.distributed import distributed, pooled_mean
 from decorlib.layers.recompute import recomputing
 
@@ -27,7 +27,6 @@ def over_processes(batch_mean: Tensor, count: int, process_group=None) -> Tensor
     return pooled_mean(batch_mean, count, process_group) if distributed() else batch_mean
 
 
-@torch.no_grad()
 def follow(
     running_mean: Tensor, batch_mean: Tensor, momentum: float | None, num_batches_tracked: Tensor | None = None
 ) -> None:
@@ -42,8 +41,32 @@ def follow(
     """
     if num_batches_tracked is not None:
         num_batches_tracked.add_(1)
+    # Nothing here needs a gradient; to say so (torch.no_grad) would cost more than to do it.
     weight = (1 / num_batches_tracked).to(running_mean) if momentum is None else momentum
     running_mean.lerp_(batch_mean.detach().to(running_mean), weight)
+
+
+def tracked_plainly(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor | None:
+    """The same as :func:`tracked` for nearly all training forwards, in a tenth of the time, and with a promise.
+
+    The promise: the mean is that of all rows of x (*, D), without a gradient, and a product of x and ``weight`` may go
+    through :mod:`decorlib.layers.operations`. None where anything is out of the ordinary, and then nothing has changed.
+    """
+    of = layer.__dict__  # a module looks for its attributes in four places
+    if not (of["center"] == "batch" and of["training"] and of["groups"] == 1 and of["_padding_mask"] is None):
+        return None
+    if of["momentum"] is None or not operations.eager(x, weight) or distributed():
+        return None
+    running_mean = of["_buffers"]["running_mean"]
+    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    if rows.shape[0] < 2 or running_mean.dtype != x.dtype:
+        return None
+    mean = rows.detach().mean(0)
+    memory.check_finite(layer, mean, "a batch mean")
+    if not recomputing():
+        of["_buffers"]["num_batches_tracked"].add_(1)
+        running_mean.lerp_(mean, of["momentum"])
+    return mean
 
 
 def tracked(layer: nn.Module, mean_of, count: int) -> Tensor:

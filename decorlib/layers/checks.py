@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from decorlib.rules.catalogue import RULES, make_rule
@@ -48,9 +49,7 @@ def chosen_rule(rule, eta: float | None = None, variance=None) -> Rule:
         ValueError: a rule together with ``eta`` or ``variance``; a name that is none.
     """
     if isinstance(rule, type) and issubclass(rule, Rule):
-        raise TypeError(
-            f"rule is the class {rule.__name__}; give an instance, with its hyperparameters: {rule.__name__}()"
-        )
+        raise TypeError(f"rule is the class {rule.__name__}; give an instance: {rule.__name__}(...)")
     if rule is not None and not isinstance(rule, str | Rule) and not _looks_like_a_rule(rule):
         raise TypeError(f"rule is {rule!r}; give an instance of a Rule, or one of the names {', '.join(RULES)}")
     if rule is None:
@@ -84,4 +83,5 @@ def features_last(input: Tensor, in_features: int) -> Tensor:
 
 def called(layer: nn.Module) -> str:
     """The name of a layer as the beginning of a message, where it is known."""
-    return "" if layer.name is None else f"layer '{layer.name}': "
+    # Not while compiling: a name that is given later would be another graph.
+    return "" if torch.compiler.is_compiling() or layer.name is None else f"layer '{layer.name}': "

@@ -146,9 +146,13 @@ class DecorConv2d(DecorConvolution, nn.Conv2d):
             return self._conv_forward(x, *self.fused(mean))
         # R has a row and a column per channel, so it commutes with padding: it multiplies the image, not the larger
         # padded one, and what a mean and b_R add is one constant per channel, which the plain bias takes up.
-        y, constant = d.product(x.movedim(1, -1)).movedim(-1, 1), self._constant(mean)
-        # As y comes, its channels lie innermost, and convolutions would go on in that layout, several times slower on
-        # a CPU.
+        constant = self._constant(mean)
+        if x.shape[2] * x.shape[3] > 1:  # in the layout of x, without a copy: in a third of the time
+            R = d.weight.detach().to(x.dtype).reshape(self.in_channels, -1, 1, 1)
+            y = F.conv2d(x, R, groups=self.groups)
+        else:
+            y = d.product(x.movedim(1, -1)).movedim(-1, 1)
+        # Convolutions go on in the layout of what they are given, on a CPU several times slower in one than the other.
         y = in_layout(y, self._layout(x))
         if d.due:
             states = _pixels(y, chosen)
@@ -177,7 +181,7 @@ class DecorConv2d(DecorConvolution, nn.Conv2d):
         else:
             R = d.weight.detach().to(self.weight.dtype).reshape(self.groups, *d.weight.shape[-2:])
             w = self.weight.unflatten(0, (self.groups, -1))
-            weight = torch.einsum("gmohw,goi->gmihw", w, R).flatten(0, 1)
+            weight = torch.einsum("gmohw,goi->gmihw", w, R).flatten(0, 1).contiguous()
             shifts = [] if d.bias is None else [(d.bias, self.weight.sum((2, 3)))]
             shifts += [] if mean is None else [(-mean, weight.sum((2, 3)))]
         return shaped_like(self.weight, weight), self._shifted_bias(shifts)

@@ -8,13 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from decorlib.layers import centring, integrity, memory
+from decorlib.layers import centring, integrity, memory, operations
 from decorlib.layers.checks import check_options, chosen_rule, features_last
 from decorlib.layers.count import UpdateCount
 from decorlib.layers.recompute import Passes
 from decorlib.layers.step import PreparedStep, idle_reason, measured, prepared, set_gradients
 from decorlib.rules.moments import LOW_PRECISION
-from decorlib.rules.rules import Rule
 
 
 class Decorrelation(nn.Module):
@@ -67,14 +66,11 @@ class Decorrelation(nn.Module):
     Example::
 
         >>> layer = Decorrelation(784)
-        >>> optimizer = torch.optim.SGD(layer.parameters(), lr=1e-5)
         >>> y = layer(torch.randn(64, 1, 28, 28))
-        >>> loss = layer.update()
-        >>> optimizer.step()
+        >>> loss = layer.step(lr=1e-5)
     """
 
-    #: Layers are found by this mark rather than by their class, which is another one after a reload of the library.
-    holds_R = True
+    holds_R = True  # layers are found by this mark: after a reload of the library their class is another one
 
     def __init__(
         self,
@@ -83,7 +79,7 @@ class Decorrelation(nn.Module):
         eta: float | None = None,  # η
         variance=None,
         *,
-        rule: Rule | str | None = None,
+        rule=None,  # a Rule, or the name of one
         groups: int = 1,
         center: str | None = None,
         momentum: float | None = 0.1,
@@ -139,8 +135,11 @@ class Decorrelation(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         x = self.flat(input)
         self.enter(x)
-        mean = self.mean(x)
-        y = self.transform(x, mean)
+        mean = centring.tracked_plainly(self, x, self.weight) if x.requires_grad else None
+        if mean is not None:
+            y = operations.centred_linear(x, self.weight.detach(), self.bias, mean)
+        else:
+            y = self.transform(x, mean := self.mean(x))
         if self.due:
             self.remember(x, mean, y, handed_out=True)
         return y.reshape(input.shape)
@@ -230,8 +229,7 @@ class Decorrelation(nn.Module):
             lr: rate of the step that will follow; needed by rules that are not linear in it, and by ``max_step``.
             max_step: shrink the gradient so that lr times the largest eigenvalue of what multiplies R stays below
                 this. Where one mode dominates 2.0 is the edge of stability, and 1.0 takes that mode to zero in one
-                step, which a rule without a target never mends: 0.5 is safe. Estimated by power iteration. Default:
-                no bound.
+                step, which a rule without a target never mends: 0.5 is safe. By power iteration. Default: no bound.
 
         Returns:
             The loss, or None where ``update_every`` says that this step does not learn, or R stands still anyway
@@ -267,7 +265,7 @@ class Decorrelation(nn.Module):
         return prepared(self, lr, max_step, self._is_turn())
 
     def measure(self) -> Tensor | None:
-        """The loss that ``update()`` would return (or its error), without learning and without counting."""
+        """The loss that ``update()`` would return (or its error), without learning or counting as an update."""
         return measured(self, self._is_turn())
 
     def idle_reason(self) -> str | None:

@@ -32,6 +32,9 @@ def check(layer: nn.Module, input: Tensor | None = None) -> None:
             "learn, and a checkpoint would not hold it: undo that (torch.nn.utils.prune.remove, "
             "torch.nn.utils.parametrize.remove_parametrizations), and leave decor_parameters(model) out of it"
         )
+    tensors = sys.modules.get("torch.distributed.tensor")
+    if tensors is not None and isinstance(R, tensors.DTensor):
+        return _refuse_shard(layer) if input is None else None
     if not isinstance(R, nn.Parameter) or (R.is_meta and (input is None or input.is_meta)):
         return  # torch.func.functional_call; shapes without numbers
     if R.is_meta:
@@ -56,19 +59,16 @@ def check(layer: nn.Module, input: Tensor | None = None) -> None:
             f"{called(layer)}R {'holds NaN or infinity' if bool(R.any()) else 'is zero'}: it was overwritten, loaded "
             "from a damaged checkpoint, or never initialised. Load another one, or call layer.reset_parameters()"
         )
-    R.requires_grad_(False)  # a loader may have made a Parameter of its own
+    if R.requires_grad:  # a loader made a Parameter of its own
+        R.requires_grad_(False)
     trust.R, trust.unwritten = R, False
 
 
-def check_whole(layer: nn.Module) -> None:
-    """Raise RuntimeError where R is only a part of itself, a DTensor."""
-    tensors = sys.modules.get("torch.distributed.tensor")
-    R = layer._parameters.get("weight")
-    if tensors is not None and isinstance(R, tensors.DTensor):
-        raise RuntimeError(
-            f"{called(layer)}R is sharded (a DTensor), and its step needs all of it: decorlib.conversion.shard(model) "
-            "in place of fully_shard(model) leaves R whole (its ignored_params), as does decorrelate(model) after it"
-        )
+def _refuse_shard(layer: nn.Module) -> None:
+    raise RuntimeError(
+        f"{called(layer)}R is sharded (a DTensor), and its step needs all of it: decorlib.conversion.shard(model) "
+        "in place of fully_shard(model) leaves R whole (its ignored_params), as does decorrelate(model) after it"
+    )
 
 
 def moved(layer: nn.Module, was_meta: bool) -> None:

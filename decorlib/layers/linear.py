@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from decorlib.layers import operations
+from decorlib.layers.centring import tracked_plainly
 from decorlib.layers.decorrelation import Decorrelation
 
 
@@ -16,10 +18,10 @@ class Decorrelated:
 
     def enter(self, x: Tensor) -> None:
         """Begin a forward. Where backpropagation leaves the weights alone, R stands still, too."""
-        frozen = not self.weight.requires_grad
-        if self.decorrelation.frozen is not frozen:  # setting an attribute of a module is not free
-            self.decorrelation.frozen = frozen
-        self.decorrelation.enter(x)
+        d, frozen = self.decorrelation, not self.weight.requires_grad
+        if d.frozen is not frozen:  # setting an attribute of a module is not free
+            d.frozen = frozen
+        d.enter(x)
 
     def update(self, lr: float | None = None, max_step: float | None = None) -> Tensor | None:
         """See :meth:`decorlib.layers.Decorrelation.update`."""
@@ -87,28 +89,42 @@ class DecorLinear(Decorrelated, nn.Linear):
         )
 
     def forward(self, input: Tensor) -> Tensor:
-        d = self.decorrelation
+        d, weight = self.decorrelation, self.weight
         x = d.flat(input)
         self.enter(x)
-        mean = d.mean(x)
-        if self._fuses(x):
-            if d.due:
+        due = d.due
+        fuses = self._fuses(x, due)
+        mean = tracked_plainly(d, x, weight)
+        plainly = mean is not None
+        mean = mean if plainly else d.mean(x)
+        if fuses:
+            if due:
                 d.remember(x, mean)
+            if plainly:
+                return operations.centred_linear(x, *self.fused(), mean)
             return F.linear(x, *self.fused(mean))
-        y = d.transform(x, mean)
-        if d.due:
+        if plainly and x.requires_grad:
+            R, b = d.weight.detach().to(x.dtype), d.bias
+            z, y = operations.separate_linear(x, R, None if b is None else b.to(x.dtype), weight, self.bias, mean)
+        else:
+            y = d.transform(x, mean)
+            z = F.linear(y, weight, self.bias)
+        if due:
             d.remember(x, mean, y)
-        return F.linear(y, self.weight, self.bias)
+        return z
 
-    def _fuses(self, x: Tensor) -> bool:
+    def _fuses(self, x: Tensor, due: bool | None = None) -> bool:
         if self.fuse is not None:
             return self.fuse
-        d, rows = self.decorrelation, x.numel() // self.in_features
+        d = self.decorrelation
+        due = d.due if due is None else due
+        rows = separate = x.numel() // self.in_features
+        together = self.out_features
         # In units of 2D^2: R x and its backward, against W R and its backward, and y for the statistics.
-        learning = torch.is_grad_enabled()
-        separate = rows * (1 + (learning and x.requires_grad))
-        together = self.out_features * (1 + (learning and self.weight.requires_grad))
-        return together + d.due * d.fraction * rows < separate
+        if torch.is_grad_enabled():
+            separate *= 1 + x.requires_grad
+            together *= 1 + self.weight.requires_grad
+        return together + (d.fraction * rows if due else 0) < separate
 
     def fused(self, mean: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Weight (M, D) and bias (M) of the plain layer that does the same: W R and b + W (b_R - R mean)."""

@@ -49,6 +49,7 @@ class BatchMemory:
         self.empty = False  # whether there was a forward without samples
         self.displaced, self.rows = 0, 0  # forwards that gave way to later ones, and their samples
         self.displaced_compiled = False  # the same where torch.compile would compile anew for each count
+        self.tried = False  # whether an update has tried to learn from what is here (it may have failed)
         self.warned = False
 
     def __len__(self) -> int:
@@ -57,7 +58,7 @@ class BatchMemory:
     def clear(self) -> None:
         """Forget all batches."""
         self.batches.clear()
-        self.empty = self.displaced_compiled = False
+        self.empty = self.displaced_compiled = self.tried = False
         self.displaced = self.rows = 0
 
     def add(
@@ -68,8 +69,8 @@ class BatchMemory:
         if self.batches:
             if self.batches[0].with_gradients and not learning:
                 return
-            if learning and not self.batches[0].with_gradients:
-                self.batches.clear()
+            if (learning and not self.batches[0].with_gradients) or (self.tried and not accumulate):
+                self.clear()
         if compiling:
             # Compiled backward writes over what it believes is needed no more, also where a batch is kept beyond it.
             y, x, source = kept(y), None if x is None else kept(x), None
@@ -103,12 +104,8 @@ class BatchMemory:
             way_out = ""
         else:
             used = f"the last alone ({left} of {self.rows + left} rows)" if self.displaced else "the last alone"
-            way_out = (
-                "Micro-batches, or a layer that is called several times in one forward: accumulate=True uses all. "
-            )
-        count = (
-            f"{self.displaced + len(self.batches)} training forwards" if self.displaced else "several training forwards"
-        )
+            way_out = "Micro-batches, or a layer called several times in one forward: accumulate=True uses all. "
+        count = f"{self.displaced + len(self.batches)}" if self.displaced else "several"
         warnings.warn(
             f"{name}{count} training forwards since the last update of R, which learns from {used}. {way_out}If the "
             "step of R was forgotten, take it after each backward; if R is meant to rest, set layer.learning = False",

@@ -42,7 +42,7 @@ def bp_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def decor_step(
-    model: nn.Module, lr: float, max_step: float | None = None, *, skip_unreached: bool = False
+    model: nn.Module, lr: float | str, max_step: float | None = None, *, skip_unreached: bool = False
 ) -> dict[str, Tensor | None]:
     r"""One plain gradient step of every R in the model, from the batch that its layer has just seen.
 
@@ -56,7 +56,8 @@ def decor_step(
 
     Args:
         model: any model with decorrelation layers.
-        lr: rate of R, a positive number without unit.
+        lr: rate of R, a positive number without unit; or ``"auto"``, for each layer and step a tenth over the curvature
+            of its rule (:func:`decorlib.rules.rates.auto_rate`).
         max_step: bound on rate times curvature; see :meth:`Decorrelation.update`. Default: no bound.
         skip_unreached: skip layers that have seen no batch since their last step (experts without tokens) instead of
             raising. Default: False.

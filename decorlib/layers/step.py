@@ -11,6 +11,7 @@ from decorlib.layers import integrity
 from decorlib.layers.checks import called
 from decorlib.layers.distributed import distributed
 from decorlib.rules.moments import Moments
+from decorlib.rules.rates import auto_rate
 from decorlib.rules.rules import Rule, as_rows
 
 
@@ -23,6 +24,7 @@ class PreparedStep:
     Attributes:
         loss: the loss, a scalar on the layer's device; None where ``update_every`` says that this step does not learn.
             Then there is nothing to change, and a commit only counts.
+        rate: the rate of the step.
         losses: the same for each group, :math:`(groups)`, or a scalar where there are none.
     """
 
@@ -35,7 +37,7 @@ class PreparedStep:
         input_moment: Tensor | None = None,
         toward_zero: Tensor | None = None,
     ):
-        self.layer, self._lr, self._scale = layer, lr, 1.0
+        self.layer, self.rate, self._lr, self._scale = layer, lr, lr, 1.0
         self._moments, self._input_moment, self._toward_zero = moments, input_moment, toward_zero
         self._direction = self.losses = self.loss = None
         self._committed = False
@@ -110,7 +112,6 @@ def prepared(layer: nn.Module, lr: float | Tensor | None, max_step: float | None
     """See :meth:`Decorrelation.prepare`; ``turn``: whether ``update_every`` lets this update learn."""
     if _rests(layer):
         return None
-    integrity.check_whole(layer)
     integrity.check(layer)
     if turn and len(layer.memory) == 0:
         raise RuntimeError(_nothing_remembered(layer, "update()"))
@@ -121,8 +122,30 @@ def prepared(layer: nn.Module, lr: float | Tensor | None, max_step: float | None
     if not turn:
         return PreparedStep(layer)
     layer.memory.warn(called(layer))
+    layer.memory.tried = True
     with full_precision(layer.weight.device.type):
-        return PreparedStep(layer, lr, max_step, *_moments(layer))
+        parts = batch_moments(layer)
+        lr = auto_rate(layer.rule, parts[0]) if isinstance(lr, str) else lr
+        return PreparedStep(layer, lr, max_step, *parts)
+
+
+def waits(layer: nn.Module) -> bool:
+    """Whether the next step is one between updates, with nothing to do or to refuse: :func:`wait` is all of it."""
+    of = layer.__dict__  # not through nn.Module, which looks for attributes in four places
+    return (
+        of["learning"]
+        and of["training"]
+        and not of["frozen"]
+        and not of["memory"].empty
+        and not layer._is_turn()
+        and layer.weight.grad is None
+        and (layer.bias is None or layer.bias.grad is None)
+    )
+
+
+def wait(layer: nn.Module) -> None:
+    """Count a step that does not learn."""
+    layer._count.advance(layer.num_updates, layer.update_every)
 
 
 @torch.no_grad()
@@ -133,7 +156,7 @@ def measured(layer: nn.Module, turn: bool) -> Tensor | None:
     if len(layer.memory) == 0:
         raise RuntimeError(_nothing_remembered(layer, "measure()"))
     with full_precision(layer.weight.device.type):
-        losses = layer.rule.loss(_moments(layer)[0])
+        losses = layer.rule.loss(batch_moments(layer)[0])
     layer.forget()
     return losses.mean() if losses.dim() else losses
 
@@ -168,7 +191,7 @@ def _nothing_remembered(layer: nn.Module, what: str) -> str:
     return f"{what} before any training forward: the layer was never reached; is it used in the model's forward?"
 
 
-def _moments(layer: nn.Module) -> tuple[Moments, Tensor | None, Tensor | None]:
+def batch_moments(layer: nn.Module) -> tuple[Moments, Tensor | None, Tensor | None]:
     """Moments of what is remembered, over all processes; the new average of <x x'>; the direction of b."""
     y, x = layer.memory.joined(layer.transform)
     y, rule, dtype = y.to(layer.weight.dtype), layer.rule, layer.weight.dtype

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from decorlib.layers.decorrelation import Decorrelation
 from decorlib.layers.pending import refuse_unstepped
+from decorlib.layers.step import wait, waits
 from decorlib.layers.unmoved import Look
 
-#: The loss of each layer's last step that learned, for :func:`decorlib.summary`.
+#: The loss of each layer's last step that learned, for :func:`decorlib.layers.summary`.
 last_losses: weakref.WeakKeyDictionary[nn.Module, Tensor] = weakref.WeakKeyDictionary()
 
 
@@ -79,20 +80,25 @@ def learners_of(model: nn.Module) -> list[Learner]:
     return found
 
 
-def check_rate(lr, name: str = "lr", allow_zero: bool = False) -> float:
-    """The rate as a number, if it is one that R can step by."""
+def check_rate(lr, members: Sequence[Learner] = (), allow_zero: bool = False) -> float | str:
+    """The rate as a number, if it is one that R can step by, or ``"auto"``."""
+    if isinstance(lr, str):
+        if lr == "auto":
+            return lr
+        raise ValueError(f"lr is {lr!r}; allowed: a finite number above 0, and 'auto' (from the rule's curvature)")
     value = float(lr)
-    if math.isfinite(value) and (value > 0 or (allow_zero and value == 0)):
+    if 0 < value < math.inf or (allow_zero and value == 0):
         return value
+    whose = f"the rate of R of layers {[member.name for member in members]}" if members else "lr"
     raise ValueError(
-        f"{name} is {value}; it must be a finite number {'of at least' if allow_zero else 'above'} 0. A rate of 0 "
+        f"{whose} is {value}; it must be a finite number {'of at least' if allow_zero else 'above'} 0. A rate of 0 "
         "leaves R as it is and a negative one moves it the wrong way: to stop learning R set layer.learning = False"
     )
 
 
 def learn(
     members: Sequence[Learner],
-    rates: Sequence[float | None],
+    rates: Sequence[float | str | None],
     bounds: Sequence[float | None],
     take: Callable[[list], None],
     *,
@@ -105,7 +111,7 @@ def learn(
 
     Args:
         members: the layers.
-        rates: of each; None where the step is somebody else's.
+        rates: of each; ``"auto"``: from the curvature of its rule; None where the step is somebody else's.
         bounds: ``max_step`` of each.
         take: commits the list of prepared steps, e.g. :func:`in_place`; what it does cannot fail half-way.
         skip_unreached: also skip layers without a new batch, instead of raising.
@@ -115,6 +121,10 @@ def learn(
         RuntimeError: no layer can learn, or one has no batch; the message names it.
     """
     losses: dict[str, Tensor | None] = {member.name: None for member in members}
+    if members and all(waits(member.layer) for member in members):  # between updates a step only counts
+        for member in members:
+            wait(member.layer)
+        return losses
     reasons = [member.idle(skip_unreached) for member in members]
     active = [
         (member, lr, bound)
@@ -125,7 +135,9 @@ def learn(
         raise _nobody(members, reasons)
     steps = [member.named(member.layer.prepare, lr, bound) for member, lr, bound in active]
     refuse_unstepped(p for member in members for p in member.parameters)
-    watched = Look([(m.name, m.layer, lr) for (m, lr, _), s in zip(active, steps, strict=True) if s.loss is not None])
+    watched = Look(
+        [(m.name, m.layer, s.rate) for (m, _, _), s in zip(active, steps, strict=True) if s.loss is not None]
+    )
     take(steps)
     if look:
         watched.refuse_unmoved()

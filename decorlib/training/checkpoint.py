@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from decorlib._files import written_atomically
+from decorlib._io.files import written_atomically
 from decorlib.layers.models import decor_modules
 from decorlib.training.history import Epoch, History
 

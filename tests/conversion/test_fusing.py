@@ -4,8 +4,10 @@ import copy
 
 import pytest
 import torch
+from code_alone import alone
 from torch import nn
 from torch.nn.utils import parametrizations, prune
+from torch.optim.swa_utils import AveragedModel
 
 from decorlib import Decorrelation, KappaRule, bp_parameters, decor_modules, decor_step, decorrelate, fuse
 from decorlib.conversion import fusing
@@ -236,6 +238,30 @@ def test_adapters_that_read_the_weight_or_are_merged_are_refused():
     plain = nn.Sequential(adapter_around(mlp(), lora_variant={}, merged_adapters=[]))
     torch.testing.assert_close(fuse(plain)(x), plain.eval()(x), rtol=1e-5, atol=1e-5)
     fuse(nn.Sequential(adapter_around(nn.Linear(6, 3), lora_variant={"default": object()}), *mlp()))  # no R below it
+
+
+def test_what_torch_jit_has_traced_is_refused():
+    out = alone(
+        """
+        import torch
+        from torch import nn
+        from decorlib import decorrelate, fuse
+        model = decorrelate(nn.Sequential(nn.Linear(6, 3))).eval()
+        try:
+            fuse(torch.jit.trace(model, torch.randn(3, 6)))
+        except ValueError as error:
+            print(error)
+        """
+    )
+    assert out == "layer '0.decorrelation': traced or scripted, so that its class is gone: fuse before torch.jit\n"
+
+
+@pytest.mark.parametrize("wrap", [lambda m: torch.compile(m, backend="eager"), nn.DataParallel, AveragedModel])
+def test_wrapped_models_are_fused_inside(wrap):
+    model, x = mlp(), draw(3, 6)
+    fused = fuse(wrap(model), sample_input=x)
+    assert not list(decor_modules(fused))
+    torch.testing.assert_close(fused(x), model.eval()(x), rtol=1e-5, atol=1e-5)
 
 
 def test_a_bare_decorrelation_is_checked_as_well():

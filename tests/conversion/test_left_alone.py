@@ -1,12 +1,11 @@
 """What decorrelate cannot own it leaves alone with the reason; what would cost too much it says."""
 
 import copy
-import subprocess
-import sys
 
 import pytest
 import torch
 import torchvision
+from code_alone import alone
 from torch import nn
 from torch.nn.utils import prune
 
@@ -103,16 +102,9 @@ def test_a_weight_that_is_read_elsewhere_is_found_with_a_sample(as_sample):
     assert list(conversion_report(Autoencoder()).converted) == ["enc", "body"]  # cannot be known without
 
 
-def alone(code):
-    """Run in a process of its own, without the types that the tests enforce."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_a_rule_given_as_a_class_is_an_error_at_once():
     out = alone(
-        """if True:
+        """
         from torch import nn
         from decorlib import KappaRule, decor_modules, decorrelate
         model = nn.Sequential(nn.Linear(4, 4))
@@ -166,7 +158,7 @@ def test_small_networks_and_wide_layers_do_not_warn():
 def test_layers_are_found_by_what_they_are_after_a_reload():
     """Every module run again and every class another one, as ``%autoreload 2`` leaves them after an edit."""
     out = alone(
-        """if True:
+        """
         import importlib, sys
         import torch
         from torch import nn

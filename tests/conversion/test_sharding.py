@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from decorlib import KappaRule, bp_parameters, decor_modules, decor_step, decorrelate
+from decorlib import KappaRule, bp_parameters, decor_modules, decor_step, decorrelate, fuse
 from decorlib.conversion import shard
 
 pytestmark = [
@@ -50,6 +50,13 @@ def whole(state):
     return {k: (v.full_tensor() if hasattr(v, "full_tensor") else v).clone() for k, v in state.items()}
 
 
+def refused(model):
+    try:
+        fuse(model)
+    except ValueError as error:
+        return str(error)
+
+
 def accumulating(model):
     return lambda last: model.set_requires_gradient_sync(last)
 
@@ -62,12 +69,15 @@ def worker(rank, folder):
     model = nn.parallel.DistributedDataParallel(converted(plain()))
     learn(model, rank, 2, lambda last: setattr(model, "require_backward_grad_sync", last))  # what no_sync() sets
     results["DDP"] = whole(model.module.state_dict())
+    results["fuse DDP"] = refused(model)
+    results["same"] = bool((fuse(model.module)(data(0)) - model.module.eval()(data(0))).abs().max() < 1e-10)
 
     model = shard(converted(plain()), units=[nn.Sequential, "2"])
     assert all(type(layer.weight) is nn.Parameter for _, layer in decor_modules(model))
     assert type(model[2].weight) is not nn.Parameter
     learn(model, rank, 2, accumulating(model))
     results["shard"] = whole(model.state_dict())
+    results["fuse sharded"] = refused(model)
 
     from torch.distributed.fsdp import fully_shard
 
@@ -131,6 +141,13 @@ def test_a_step_of_a_sharded_r_names_the_way_out(ranks):
     for results in ranks:
         assert "decorlib.conversion.shard" in results["error"]
         assert "0.0.decorrelation" in results["error"]
+
+
+def test_fuse_refuses_what_is_wrapped_or_sharded(ranks):
+    for results in ranks:
+        assert "wrapped in DistributedDataParallel, which cannot be copied: fuse its .module" in results["fuse DDP"]
+        assert results["same"]
+        assert "sharded by fully_shard: gather its state_dict" in results["fuse sharded"]
 
 
 def test_uneven_inputs_end_join_with_an_error_and_no_process_waits(ranks):

@@ -17,7 +17,7 @@ import torchvision
 from torch.utils.data import DataLoader, Subset, TensorDataset
 from torchvision import transforms
 
-from decorlib import _files
+from decorlib._io import files
 from decorlib.data import datasets
 from decorlib.data.datasets import DataDamaged, DataUnavailable, DataWarning
 
@@ -407,18 +407,18 @@ def test_more_parts_than_batches_are_refused(parts):
 def test_atomic_write_keeps_the_old_file_when_it_fails(tmp_path):
     path = tmp_path / "a.json"
     path.write_bytes(b"old")
-    with pytest.raises(TypeError), _files.written_atomically(path) as file:
+    with pytest.raises(TypeError), files.written_atomically(path) as file:
         file.writelines([b"half of the n", None])
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
     assert path.read_bytes() == b"old"
-    with _files.written_atomically(path) as file:
+    with files.written_atomically(path) as file:
         file.write(b"new")
         assert path.read_bytes() == b"old"  # not before it is whole
     assert path.read_bytes() == b"new"
 
 
 def test_atomic_write_has_the_permissions_that_open_gives(tmp_path):
-    with _files.written_atomically(tmp_path / "a") as file:
+    with files.written_atomically(tmp_path / "a") as file:
         file.write(b"")
     (tmp_path / "b").write_bytes(b"")
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
@@ -431,5 +431,5 @@ def test_stale_partials_go_and_young_ones_stay(tmp_path):
         path.write_bytes(b"")
     os.utime(old, (0, 0))
     os.utime(other, (0, 0))
-    assert _files.remove_stale_partials(tmp_path) == 1
+    assert files.remove_stale_partials(tmp_path) == 1
     assert (old.exists(), young.exists(), other.exists()) == (False, True, True)

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from beside import assert_agrees, learned, mixed, needs, one_layer, output
+from beside import assert_agrees, learned, mixed, needs, one_layer, output, scale
 
 accelerate = needs("accelerate")
 
@@ -40,7 +40,11 @@ def test_an_offloaded_plain_model_is_not_decorrelated():
     assert not report.converted
     assert "its forward was replaced on the object by accelerate (remove_hook_from_module" in report.left_alone["0"]
     accelerate.hooks.remove_hook_from_module(model, recurse=True)  # the way out that is given
-    assert list(conversion_report(model).converted) == ["0"]
+    expected = output(decorrelate(model), X)
+    assert "forward" not in vars(model[0])  # which it leaves there, bound to the plain layer
+    learned(model, X)
+    assert scale(output(model, X) - expected) > 1e-3 * scale(expected)  # R is used
+    assert_agrees(fuse(model, sample_input=X), output(model, X), X)
 
 
 def test_what_accelerator_prepares_is_fused_when_unwrapped():

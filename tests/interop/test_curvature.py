@@ -36,14 +36,14 @@ def test_gradients_per_sample_come_after_fuse():
 
 
 def off_by(model):
-    """How far KFAC is from the GGN where the two are the same: one layer, a squared loss, one sample's worth of rank."""
+    """How far KFAC is from the GGN where the two are the same: one layer and a squared loss."""
     model = model.double()
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    parameters = [p for p in model.parameters() if p.requires_grad]
     data = [(X.double(), torch.zeros(64, 8, dtype=torch.float64))]
-    loss = nn.MSELoss()
-    options = {"check_deterministic": False}
+    loss, options = nn.MSELoss(), {"check_deterministic": False}
     exact = curvlinops.GGNLinearOperator(model, loss, parameters, data, **options)
-    kfac = curvlinops.KFACLinearOperator(model, loss, parameters, data, fisher_type="type-2", **options)
+    together = {"fisher_type": "type-2", "separate_weight_and_bias": False}
+    kfac = curvlinops.KFACLinearOperator(model, loss, parameters, data, **together, **options)
     exact, kfac = (operator @ torch.eye(exact.shape[1], dtype=torch.float64) for operator in (exact, kfac))
     return scale(kfac - exact) / scale(exact)
 

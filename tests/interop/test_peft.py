@@ -9,7 +9,7 @@ from torch import nn
 
 peft = needs("peft")
 
-from decorlib import conversion_report, decor_modules, decorrelate, fuse  # noqa: E402
+from decorlib import conversion_report, decor_modules, decor_step, decorrelate, fuse  # noqa: E402
 
 X = mixed()
 ON = {"target_modules": ["0"]}
@@ -106,6 +106,7 @@ def test_decorrelate_leaves_adapters_alone():
     }
     assert all("part of an adapter of peft" in reason for reason in report.left_alone.values())
     decorrelate(model)
+    model.base_model.model[2].weight.requires_grad_(True)  # peft freezes what has no adapter, and R rests with it
     learned(model, X)
     assert len(list(decor_modules(model))) == 1
     expected = output(model, X)
@@ -116,10 +117,14 @@ def test_decorrelate_leaves_adapters_alone():
 def test_r_does_not_train_with_the_adapters():
     model = peft.get_peft_model(learned(decorrelate(one_layer()), X), peft.LoraConfig(**ON))
     before = {name: layer.weight.clone() for name, layer in decor_modules(model)}
+    assert not torch.equal(*before.values(), torch.eye(8))
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    model.train()
     for _ in range(3):
         optimizer.zero_grad()
         model(X).square().mean().backward()
         optimizer.step()
+    with pytest.raises(RuntimeError, match=r"no layer learns: layer '.*': the weights of its layer are frozen"):
+        decor_step(model, 1e-2)
     for name, layer in decor_modules(model):
         assert torch.equal(layer.weight, before[name])

@@ -86,7 +86,7 @@ def test_spectral_norm_comes_off_before_fuse():
     model = learned(decorrelate(network()), X)
     nn.utils.spectral_norm(model[0])
     expected = output(model, X)
-    with pytest.raises(ValueError, match="layer '0': .*remove_spectral_norm"):
+    with pytest.raises(ValueError, match=r"layer '0': .*remove_spectral_norm"):
         fuse(model)
     nn.utils.remove_spectral_norm(model[0])
     assert_agrees(fuse(model, sample_input=X), expected, X)

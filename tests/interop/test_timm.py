@@ -16,7 +16,7 @@ NETWORKS = {
     "mobilenetv3_small_050": {},
     "convnext_atto": {"depths": (1, 1, 1, 1), "dims": (16, 24, 32, 40)},
     "vit_tiny_patch16_224": {"img_size": 32, "depth": 2, "embed_dim": 48, "num_heads": 3},
-    "mixer_s32_224": {"img_size": 64, "patch_size": 16},
+    "regnetx_002": {},
     "swin_tiny_patch4_window7_224": {
         "img_size": 56,
         "embed_dim": 24,

@@ -316,6 +316,33 @@ def test_bad_images_are_named_and_leave_the_state_as_it_was(span):
         DecorConv2d(3, 4, 3, span="pixel")
 
 
+LAYOUTS = {
+    "contiguous": lambda *size: draw(*size),
+    "channels_last": lambda *size: draw(*size).to(memory_format=torch.channels_last),
+    "a slice": lambda n, c, h, w: draw(n, c, h, w + 2)[..., 1:-1],
+    "permuted": lambda n, c, h, w: draw(w, c, n, h).permute(2, 1, 3, 0),
+}
+
+
+@pytest.mark.parametrize("of_weights", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_outputs_lie_in_memory_as_those_of_the_plain_layer(layout, of_weights):
+    """So that a view() behind the layer works, and a convolution behind it takes the format that it would take."""
+    convolutions = [(nn.Conv2d, DecorConv2d, {"span": span}) for span in ("patch", "channel")]
+    forms = [(True, None), (False, None), (False, "running")]
+    sizes = [(2, 4, 6, 5), (1, 4, 3, 3), (1, 2, 1, 1)]
+    for size, kernel, groups, (fuse, center) in itertools.product(sizes, [1, 3], [1, 2], forms):
+        for plain, ours, options in [*convolutions, (nn.ConvTranspose2d, DecorConvTranspose2d, {})]:
+            geometry = {"padding": kernel // 2 if plain is nn.Conv2d else 0, "groups": groups, "dtype": torch.float64}
+            one = plain(size[1], 4, kernel, **geometry).to(memory_format=of_weights)
+            other = ours(size[1], 4, kernel, **geometry, **options, fuse=fuse, center=center)
+            other = other.to(memory_format=of_weights)
+            x = LAYOUTS[layout](*size)
+            case = size, kernel, groups, fuse, center, ours
+            assert other(x).stride() == one(x).stride(), case
+            assert other.eval()(x).stride() == one(x).stride(), case
+
+
 @pytest.mark.parametrize("span", ["patch", "channel"])
 @pytest.mark.parametrize("center", [None, "running"])
 @pytest.mark.parametrize("fuse", [True, False])

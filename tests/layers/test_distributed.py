@@ -91,7 +91,7 @@ def learn(options, share, parallel=False):
 def worker(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     torch.set_num_threads(1)
-    results = {"alone": {}, "parallel": {}, "copy": copied(rank)}
+    results = {"alone": {}, "parallel": {}, "copy": copied(rank), "sharded": sharded()}
     for name, (options, sizes) in configurations().items():
         share = slice(0, sizes[0]) if rank == 0 else slice(sizes[0], None)
         results["alone"][name] = learn(options, share)
@@ -111,6 +111,29 @@ def copied(rank):
     twin(torch.randn(4 + rank, 3))
     twin.step(0.1)
     return twin.decorrelation.weight.detach()
+
+
+def sharded():
+    """What a step of R says where R was sharded, and R after it where it was left whole."""
+    from torch.distributed.fsdp import fully_shard
+
+    torch.manual_seed(0)
+    torn, whole = DecorLinear(4, 2), DecorLinear(4, 2)
+    fully_shard(torn)
+    fully_shard(whole, ignored_params=set(decor_parameters(whole)))
+    x = torch.randn(8, 4)
+    torn(x).sum().backward()
+    said = ""
+    try:
+        torn.step(0.1)
+    except RuntimeError as error:
+        said = str(error)
+    whole(x).sum().backward()
+    whole.step(0.1)
+    alone = DecorLinear(4, 2)
+    alone(x)
+    alone.step(0.1)
+    return {"said": said, "R": whole.decorrelation.weight.detach(), "expected": alone.decorrelation.weight.detach()}
 
 
 @pytest.fixture(scope="module")
@@ -155,3 +178,32 @@ def test_statistics_of_one_share_alone_would_be_noticed():
 def test_a_copy_shares_the_process_group(ranks):
     assert torch.equal(ranks[0]["copy"], ranks[1]["copy"])
     assert not torch.equal(ranks[0]["copy"], torch.eye(3))
+
+
+def test_sharded_r_is_refused_with_the_way_that_works(ranks):
+    for results in ranks:
+        found = results["sharded"]
+        assert "sharded (a DTensor)" in found["said"]
+        assert "ignored_params=set(decor_parameters(model))" in found["said"]
+        torch.testing.assert_close(found["R"], found["expected"])
+        assert not torch.equal(found["R"], torch.eye(4))
+
+
+def micro_batches(accumulate):
+    """R after one step on a batch in four parts under DDP's no_sync, which R does not take part in."""
+    torch.manual_seed(0)
+    model = DecorLinear(6, 2, accumulate=accumulate, dtype=torch.float64)
+    for part in data(0).flatten(1)[:, :6].split(6):
+        model(part).square().sum().backward()
+    model.step(0.1)
+    return model.decorrelation.weight.detach()
+
+
+def test_micro_batches_are_one_batch_with_accumulation_and_a_warning_without():
+    whole = DecorLinear(6, 2, dtype=torch.float64)
+    whole(data(0).flatten(1)[:, :6])
+    whole.step(0.1)
+    torch.testing.assert_close(micro_batches(True), whole.decorrelation.weight.detach(), rtol=1e-12, atol=1e-12)
+    with pytest.warns(RuntimeWarning, match="accumulate=True uses all"):
+        last = micro_batches(False)
+    assert (last - whole.decorrelation.weight).abs().max() > 1e-3

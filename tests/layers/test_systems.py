@@ -1,5 +1,6 @@
 """torch.compile, in a process of its own: the shape checks that tests switch on cannot be traced."""
 
+import os
 import subprocess
 import sys
 
@@ -69,3 +70,39 @@ print("compiled")
 def test_compiled_without_a_break_and_without_compiling_again_at_every_step():
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=600)
     assert done.stdout.strip() == "compiled", done.stderr[-3000:]
+
+
+INDUCTOR = """
+import torch
+from torch import nn
+from decorlib import AdaptiveGainRule, DecorLinear, ExactWhitening, KappaRule, SeedRule, decor_modules, decor_step
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+x = torch.randn(64, 8)
+# kappa first: compiled code is found again in inductor's cache by the next ones
+for rule in (KappaRule(), AdaptiveGainRule(), ExactWhitening(), SeedRule(variance="input")):
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    compiled = nn.Sequential(DecorLinear(8, 8, rule=rule), nn.ReLU(), DecorLinear(8, 8, rule=rule))
+    torch.manual_seed(0)
+    eager = nn.Sequential(DecorLinear(8, 8, rule=rule), nn.ReLU(), DecorLinear(8, 8, rule=rule))
+    for step in range(2):
+        for forward in (torch.compile(compiled, fullgraph=True), eager):
+            forward(x).square().sum().backward()
+        for (_, one), (_, other) in zip(decor_modules(compiled), decor_modules(eager), strict=True):
+            kept, expected = (layer.memory.joined(layer.transform) for layer in (one, other))
+            torch.testing.assert_close(kept, expected, rtol=1e-4, atol=1e-4)
+        decor_step(compiled, 1e-3), decor_step(eager, 1e-3)
+print("kept")
+"""
+
+
+@pytest.mark.slow
+def test_what_is_remembered_outlives_the_compiled_backward(tmp_path):
+    """Compiled backward writes over buffers that it takes for its own; a clone in the graph is one of them."""
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", INDUCTOR], capture_output=True, text=True, timeout=600, env=environment
+    )
+    assert done.stdout.strip() == "kept", done.stderr[-3000:]

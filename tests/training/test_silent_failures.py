@@ -64,7 +64,7 @@ def test_a_rate_of_zero_was_asked_for_and_says_nothing():
     assert torch.equal(model[0].decorrelation.weight, torch.eye(D))
 
 
-def test_the_seeds_accident_is_caught_at_its_first_step(monkeypatch):
+def test_the_mistake_of_2024_is_caught_at_its_first_step(monkeypatch):
     """The library is edited under the running notebook: update() reports its loss and sets no gradient any more."""
     models, steps = [], []
     build, step = notebook_2024.model, torch.optim.SGD.step

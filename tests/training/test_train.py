@@ -11,7 +11,9 @@ from torch import nn
 
 from decorlib import (
     DecorLinear,
+    DecorOptimizer,
     Decorrelation,
+    DecorSGD,
     Epoch,
     History,
     KappaRule,
@@ -102,6 +104,51 @@ def test_in_place_steps_are_the_default_of_plain_sgd_and_the_same_but_for_roundi
     assert_equal_models(models[0], models[2], rtol=1e-5, atol=1e-6)
     for model in models:  # gradients are taken away after their step, and never set in place
         assert all(layer.weight.grad is None for _, layer in decor_modules(model))
+
+
+def test_an_optimizer_of_R_of_ours_gives_the_same_to_the_bit():
+    for ours, kind, options in [
+        (DecorSGD, torch.optim.SGD, {}),
+        (lambda m, lr: DecorOptimizer(m, torch.optim.Adam, lr=lr), torch.optim.Adam, {}),
+    ]:
+        plain, model = network(), network()
+        history = trained(plain, optimizer=torch.optim.SGD(bp_parameters(plain), lr=0.05),
+                          decor_optimizer=kind(decor_parameters(plain), lr=0.02), **options)  # fmt: skip
+        found = trained(model, optimizer=torch.optim.SGD(bp_parameters(model), lr=0.05),
+                        decor_optimizer=ours(model, lr=0.02), **options)  # fmt: skip
+        assert_equal_models(plain, model)
+        assert [row.decor_losses for row in history] == [row.decor_losses for row in found]
+    own = DecorSGD(model, lr=0.02)
+    with pytest.raises(ValueError, match="give max_step to DecorSGD instead"):
+        trained(model, optimizer=None, decor_optimizer=own, max_step=0.5)
+    with pytest.raises(ValueError, match=r"optimizer also owns R"):
+        trained(model, optimizer=own, decor_optimizer=own)
+
+
+@pytest.mark.parametrize("how", ["frozen", "learning"])
+@pytest.mark.parametrize("who", ["all", "rest", "DecorSGD"])
+def test_a_layer_that_is_not_to_learn_stands_still_and_needs_no_owner(how, who):
+    """A frozen layer's R went on, so that its outputs changed by 1.49 of 4.5."""
+    model = network()
+    if how == "frozen":
+        model[0].requires_grad_(False)
+    else:
+        model[0].decorrelation.learning = False
+    x = batches()[0][0]
+    before = model[0](x).detach()
+    model.zero_grad()
+    R = {
+        "all": lambda: torch.optim.SGD(decor_parameters(model), lr=0.02),
+        "rest": lambda: torch.optim.SGD(decor_parameters(model[2]), lr=0.02),
+        "DecorSGD": lambda: DecorSGD(model[2], lr=0.02),
+    }[who]()
+    weights = torch.optim.SGD([p for p in bp_parameters(model) if p.requires_grad], lr=0.05)
+    history = trained(model, optimizer=weights, decor_optimizer=R)
+    assert torch.equal(model[0].decorrelation.weight, torch.eye(D))
+    if how == "frozen":
+        assert torch.equal(model[0](x), before)
+    assert not torch.equal(model[2].decorrelation.weight, torch.eye(4))
+    assert [len(row.decor_losses) for row in history] == [1, 1]
 
 
 def test_hooks_of_the_optimizer_of_R_see_every_step():
@@ -218,7 +265,7 @@ def test_the_pass_that_measures_learns_nothing_and_reports_what_an_update_would(
         decor_measure(model)  # the batch is spent, as after an update
 
 
-def test_the_accident_is_caught_at_the_first_step_that_is_due(monkeypatch):
+def test_the_mistake_of_2024_is_caught_at_the_first_step_that_is_due(monkeypatch):
     """Also where steps are due only now and then, and where the edited update reports nothing at all."""
     with (
         seed_document.hot_reloaded(),

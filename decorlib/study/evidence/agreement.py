@@ -1,6 +1,6 @@
 """When do two numbers, two sentences or two cells of a table say the same? The rules that a record holds for them.
 
-A rule is plain JSON: ``{"within": 0.001}`` for an absolute change, ``{"factor": 1.25}`` for positive numbers of which
+A rule is plain JSON: ``{"within": 0.001}`` for an absolute change, ``{"factor": 1.25}`` for numbers of one sign of which
 neither is more than so many times the other, ``None`` for what is not compared.
 """
 
@@ -82,7 +82,7 @@ def agree(old: float, new: float, rule: Rule) -> bool:
         return True
     if "within" in rule:
         return abs(new - old) <= rule["within"] * (1 + 1e-9)
-    return old > 0 and new > 0 and max(new / old, old / new) <= rule["factor"]
+    return old * new > 0 and max(new / old, old / new) <= rule["factor"]
 
 
 def same_cell(old: Any, new: Any, rule: Rule) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import nbformat
 
-from decorlib._files import written_atomically
+from decorlib._io.files import written_atomically
 from decorlib.study.evidence import shared
 from decorlib.study.evidence.provenance import ROOT
 from decorlib.study.evidence.records import Record

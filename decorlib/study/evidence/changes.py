@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from decorlib._files import written_atomically
+from decorlib._io.files import written_atomically
 from decorlib.study.evidence.provenance import ROOT, NoGit, git
 
 PAGE = Path("docs") / "history.md"

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from decorlib._files import written_atomically
-from decorlib._plain import canonical
+from decorlib._io.files import written_atomically
+from decorlib._io.plain import canonical
 from decorlib.study.evidence import provenance
 from decorlib.study.evidence.agreement import TIMING, of_columns, within
 from decorlib.study.evidence.simple import simplified

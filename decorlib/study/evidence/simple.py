@@ -4,11 +4,11 @@ import math
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
-from decorlib._plain import plain
+from decorlib._io.plain import plain
 
 
 def simplified(value: Any, where: str = "value") -> Any:
-    """Plain data (:func:`decorlib._plain.plain`) of numbers of numpy and torch, tuples and dataclasses; NaN is None.
+    """Plain data (:func:`decorlib._io.plain.plain`) of numbers of numpy and torch, tuples and dataclasses; NaN is None.
 
     Raises:
         TypeError: something that a record cannot hold, with the place where it is.

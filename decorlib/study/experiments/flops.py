@@ -1,4 +1,4 @@
-"""Counted work of whole networks and experiments; that of one layer is :mod:`decorlib.operations`.
+"""Counted work of whole networks and experiments; that of one layer is :mod:`decorlib.rules.work`.
 
 Counts say what a method asks for, seconds what a machine makes of it; the notebooks show both.
 """
@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from decorlib.operations import (
+from decorlib.rules.catalogue import make_rule
+from decorlib.rules.rules import Rule
+from decorlib.rules.work import (
     CHOLESKY,
     EIGEN,
     LU,
@@ -20,8 +22,6 @@ from decorlib.operations import (
     learning,
     linear,
 )
-from decorlib.rules.catalogue import make_rule
-from decorlib.rules.rules import Rule
 from decorlib.study.experiments import networks
 
 __all__ = [

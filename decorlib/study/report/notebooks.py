@@ -11,7 +11,7 @@ from typing import Any
 import nbformat
 import yaml
 
-from decorlib._plain import plain
+from decorlib._io.plain import plain
 
 PROFILES = ("quick", "full", "extended")
 NAME = re.compile(r"(\d\d)_[a-z0-9_]+\.ipynb")

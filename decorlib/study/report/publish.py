@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from decorlib._files import SUFFIX, remove_stale_partials
+from decorlib._io.files import SUFFIX, remove_stale_partials
 from decorlib.study.evidence.records import dumps, write_atomic
 from decorlib.study.report import freshness
 from decorlib.study.report.freshness import Job

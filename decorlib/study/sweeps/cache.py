@@ -7,8 +7,8 @@ from pathlib import Path
 
 import platformdirs
 
-from decorlib._files import written_atomically
-from decorlib._plain import canonical
+from decorlib._io.files import written_atomically
+from decorlib._io.plain import canonical
 from decorlib.study.sweeps.identity import Run, sha256
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from decorlib._plain import canonical, kind_of, plain
+from decorlib._io.plain import canonical, kind_of, plain
 from decorlib.study.sweeps import workers
 from decorlib.study.sweeps.identity import Run, environment
 

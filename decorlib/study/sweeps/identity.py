@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from decorlib._plain import canonical, kind_of, plain
+from decorlib._io.plain import canonical, kind_of, plain
 from decorlib.study.sweeps.source import Code, importable
 
 

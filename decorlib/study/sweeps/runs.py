@@ -12,8 +12,8 @@ from contextlib import ExitStack, closing
 from typing import Any
 from warnings import warn
 
-from decorlib._files import remove_stale_partials
-from decorlib._plain import canonical
+from decorlib._io.files import remove_stale_partials
+from decorlib._io.plain import canonical
 from decorlib.study.sweeps import engines, identity
 from decorlib.study.sweeps.cache import Cache, CacheWarning
 from decorlib.study.sweeps.identity import spec_dict

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from decorlib.data.datasets import mnist_root
-from decorlib.layers.decorrelation import Decorrelation
+from decorlib.layers.step import PreparedStep
 from decorlib.training import SilentNoOp, decor_train
 
 PRINTED = json.loads(files("decorlib").joinpath("data/seed_tables.json").read_text())["runs"]
@@ -85,14 +85,14 @@ def test_run_2_single_layer(notebook):
 
 def without_gradient(monkeypatch):
     """What the edited and reloaded code did: update() reports its loss and sets no gradient."""
-    true = Decorrelation.update
+    true = PreparedStep.commit_gradient
 
-    def update(self, lr=None, max_step=None):
-        loss = true(self, lr, max_step)
-        self.weight.grad = None
+    def commit(self):
+        loss = true(self)
+        self.layer.weight.grad = None
         return loss
 
-    monkeypatch.setattr(Decorrelation, "update", update)
+    monkeypatch.setattr(PreparedStep, "commit_gradient", commit)
 
 
 def test_run_3_is_refused_at_the_first_step(notebook, monkeypatch):

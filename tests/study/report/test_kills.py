@@ -17,7 +17,7 @@ import pytest
 from nbformat import v4
 from small_report import ROOT, put_results
 
-from decorlib._files import SUFFIX
+from decorlib._io.files import SUFFIX
 from decorlib.study.report import freshness
 
 HELPERS = ROOT / "tests" / "helpers"

@@ -67,7 +67,7 @@ def learning(rule: Rule, batch: int, features: int, update_every: int = 1) -> Fl
         # the moment of the inputs; that of the states is only formed where it is not kept factored
         work = (moment + (0 if factored else moment), solving * D**3, loss)
     else:
-        raise TypeError(f"the work of {type(rule).__name__} is not known: add its counts to decorlib.operations")
+        raise TypeError(f"the work of {type(rule).__name__} is not known: add its counts to decorlib.rules.work")
     return Flops(**dict(zip(("statistics", "update", "loss"), (w / update_every for w in work), strict=True)))
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from decorlib import DecorLinear, Decorrelation, DecorSGD, KappaRule, Rule, decorrelate, operations, summary
+from decorlib import DecorLinear, Decorrelation, DecorSGD, KappaRule, Rule, decorrelate, summary
+from decorlib.rules import work
 
 
 def test_it_has_a_row_per_layer_with_its_last_loss():
@@ -29,7 +30,7 @@ def test_it_has_a_row_per_layer_with_its_last_loss():
 def test_the_cost_of_a_linear_layer_is_that_of_its_operations(options):
     rule = KappaRule()
     (row,) = summary(DecorLinear(784, 256, rule=rule, **options), rows=128)
-    ours, plain = operations.decor_linear(rule, 128, 784, 256, **options), operations.linear(128, 784, 256)
+    ours, plain = work.decor_linear(rule, 128, 784, 256, **options), work.linear(128, 784, 256)
     assert row.cost == pytest.approx(ours.total / plain.total)
 
 
@@ -42,9 +43,9 @@ def test_rows_are_counted_from_a_sample(span):
     assert convolution.training
     pixels, features = (16 * 64, 4) if span == "channel" else (16 * 9, 36)
     width = 8 * 36 // features
-    plain = operations.linear(16 * 9, 36, 8).total
-    extra = operations.decor_linear(KappaRule(), pixels, features, width).total
-    extra -= operations.linear(pixels, features, width).total
+    plain = work.linear(16 * 9, 36, 8).total
+    extra = work.decor_linear(KappaRule(), pixels, features, width).total
+    extra -= work.linear(pixels, features, width).total
     assert first.cost == pytest.approx((plain + extra) / plain)
 
 
@@ -52,8 +53,8 @@ def test_groups_share_the_work():
     grouped = decorrelate(nn.Sequential(nn.Conv2d(8, 8, 3, groups=4, padding=1)))
     (row,) = summary(grouped, torch.randn(2, 8, 4, 4))
     assert (row.features, row.groups, row.numbers) == (18, 4, 4 * 18**2)
-    plain = 4 * operations.linear(32, 18, 2).total
-    assert row.cost == pytest.approx(4 * operations.decor_linear(KappaRule(), 32, 18, 2).total / plain)
+    plain = 4 * work.linear(32, 18, 2).total
+    assert row.cost == pytest.approx(4 * work.decor_linear(KappaRule(), 32, 18, 2).total / plain)
 
 
 class Own(Rule):

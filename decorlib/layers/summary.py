@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from decorlib import operations
 from decorlib.layers.steps import is_decorrelation, last_losses, learners_of
+from decorlib.rules import work
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,10 @@ class Summary:
 
 
 def summary(model: nn.Module, sample_input: Tensor | tuple | None = None, rows: int = 64) -> Summary:
-    """What the decorrelation layers of a model hold, last reported, and cost in operations.
+    """What the decorrelation layers of a model hold, last reported, and cost in work.
 
     The cost is counted, not measured: products of matrices in a forward, a backward and a step of R, over those of the
-    plain layer (:mod:`decorlib.operations`). ``update_every`` and ``fraction`` are in it.
+    plain layer (:mod:`decorlib.rules.work`). ``update_every`` and ``fraction`` are in it.
 
     Args:
         model: any model with decorrelation layers.
@@ -118,15 +118,15 @@ def summary(model: nn.Module, sample_input: Tensor | tuple | None = None, rows: 
 def _cost(reader: nn.Module, layer: nn.Module, inputs: int, outputs: int) -> float | None:
     """Work of a training step over that of the plain layer, for so many rows of the input and of the output."""
     W, transposed = reader.weight, getattr(reader, "transposed", False)
-    plain = operations.linear(inputs if transposed else outputs, W.numel(), 1).total
+    plain = work.linear(inputs if transposed else outputs, W.numel(), 1).total
     over_patches = not transposed and layer.in_features == W[0].numel() * getattr(reader, "groups", 1)
     rows, D, width = outputs if over_patches else inputs, layer.weight.shape[-1], W.numel() // layer.in_features
     try:
         options = {"update_every": layer.update_every, "fraction": layer.fraction}
-        ours = operations.decor_linear(layer.rule, rows, D, width, **options).total
+        ours = work.decor_linear(layer.rule, rows, D, width, **options).total
     except TypeError:  # a rule whose work is not known
         return None
-    return 1 + layer.groups * (ours - operations.linear(rows, D, width).total) / plain
+    return 1 + layer.groups * (ours - work.linear(rows, D, width).total) / plain
 
 
 @torch.no_grad()
