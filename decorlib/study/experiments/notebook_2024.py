@@ -124,7 +124,7 @@ def largest_difference(history: History, run: str, key: str) -> float:
 
 
 def last_digits(document: dict[str, History]) -> tuple[int, int, float]:
-    """Values that were printed, how many differ from ours in the last printed digit, the largest relative difference."""
+    """Values that were printed, how many of them differ in the last digit, and the largest relative difference."""
     pairs = [
         (ours[key], theirs[key])
         for run, history in document.items()
