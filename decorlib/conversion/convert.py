@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterable
+from typing import Unpack
 
 from torch import nn
 
@@ -13,24 +14,25 @@ from decorlib.conversion.candidates import DECORRELATED, PLAIN, Pattern, convers
 from decorlib.conversion.fast_paths import switch_fast_paths
 from decorlib.conversion.watch import Sample
 from decorlib.layers.decorrelation import Decorrelation
+from decorlib.layers.options import AnyRule, ConversionOptions, Span
 from decorlib.rules.catalogue import make_rule
-from decorlib.rules.rules import KappaRule, Rule
+from decorlib.rules.rules import KappaRule
 
 log = logging.getLogger("decorlib")
 
 
 def decorrelate(
     model: nn.Module,
-    rule: Rule | str | None = None,
+    rule: AnyRule | None = None,
     *,
     include: Pattern | Iterable[Pattern] | None = None,
     exclude: Pattern | Iterable[Pattern] = (),
-    span: str = "patch",
+    span: Span = "patch",
     max_features: int | None = None,
     sample_input: Sample | None = None,
     calibration: Iterable | None = None,
     decor_bias: bool = False,
-    **options,
+    **options: Unpack[ConversionOptions],
 ) -> nn.Module:
     r"""Decorrelate the inputs of a model's linear and convolutional layers, in place.
 

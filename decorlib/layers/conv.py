@@ -12,6 +12,7 @@ This keeps W (R (patch - mu) + b_R) + b a plain convolution everywhere, borders 
 from __future__ import annotations
 
 import math
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from decorlib.layers.centring import tracked
 from decorlib.layers.decorrelation import Decorrelation
 from decorlib.layers.layout import channels_last, in_layout, shaped_like
 from decorlib.layers.linear import Decorrelated, fused_linear
+from decorlib.layers.options import ConvolutionOptions, Padding, Size, Span, Variance
 
 
 class DecorConvolution(Decorrelated):
@@ -74,10 +76,10 @@ class DecorConv2d(DecorConvolution, nn.Conv2d):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size,
-        stride=1,
-        padding=0,
-        dilation=1,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Padding = 0,
+        dilation: Size = 1,
         groups: int = 1,
         bias: bool = True,
         padding_mode: str = "zeros",
@@ -86,10 +88,10 @@ class DecorConv2d(DecorConvolution, nn.Conv2d):
         *,
         decor_bias: bool = False,
         eta: float | None = None,  # η
-        variance=None,
-        span: str = "patch",
+        variance: Variance | None = None,
+        span: Span = "patch",
         fuse: bool | None = None,
-        **options,
+        **options: Unpack[ConvolutionOptions],
     ):
         super().__init__(
             in_channels,
@@ -110,6 +112,9 @@ class DecorConv2d(DecorConvolution, nn.Conv2d):
         self.decorrelation = Decorrelation(
             features, decor_bias, eta, variance, groups=groups, device=device, dtype=dtype, **options
         )
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, span={self.span!r}"
 
     def forward(self, input: Tensor) -> Tensor:
         d, batched = self.decorrelation, input.dim() == 4
