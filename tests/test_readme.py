@@ -33,7 +33,7 @@ def test_a_changed_opening_is_noticed():
 
 
 def test_first_cells_say_what_came_out():
-    """Two sentences of the record of the full run, the unfavourable one first, where `make reproduce` has written any."""
+    """Two sentences of the record of the full run, where `make reproduce` has written any."""
     records = load_records()
     for source in notebooks.find(README.parent / "notebooks"):
         title = source.read().cells[0].source
