@@ -1,7 +1,7 @@
 """When do two numbers, two sentences or two cells of a table say the same? The rules that a record holds for them.
 
-A rule is plain JSON: ``{"within": 0.001}`` for an absolute change, ``{"factor": 1.25}`` for numbers of one sign, neither
-more than so many times the other, ``None`` for what is not compared.
+A rule is plain JSON: ``{"within": 0.001}`` for an absolute change, ``{"factor": 1.25}`` for numbers of one sign that
+may differ by that factor, ``None`` for what is not compared.
 """
 
 import math
