@@ -124,16 +124,15 @@ class DecorConv2d(DecorConvolution, nn.Conv2d):
         if self.span == "channel":
             out = self._on_channels(x)
         else:
-            padded = self._padded(x)
-            mean = self._mean_patch(x, padded)
-            if self._fuses(x, self._out_size(padded)):
+            mean, size = self._mean_patch(x), self._out_size(x)
+            if self._fuses(x, size):
                 if d.due:
-                    d.remember_samples(self._patches(padded), mean)
+                    d.remember_samples(self._patches(x), mean)
                 out = self._conv_forward(x, *self.fused(mean))
             else:
-                y = self._patches_state(padded, mean)
+                y = self._patches_state(x, mean)
                 out = F.linear(y, self.weight.flatten(1), self.bias) if self.groups == 1 else self._by_group(y)
-                out = out.transpose(1, 2).unflatten(2, self._out_size(padded))
+                out = out.transpose(1, 2).unflatten(2, size)
                 out = in_layout(out, self._layout(x))
         return out if batched else out.squeeze(0)
 
@@ -206,30 +205,30 @@ class DecorConv2d(DecorConvolution, nn.Conv2d):
             bias = extra if bias is None else bias + extra
         return bias
 
-    def _out_size(self, padded: Tensor) -> tuple[int, int]:
+    def _out_size(self, x: Tensor) -> tuple[int, int]:
+        left, right, top, bottom = self._reversed_padding_repeated_twice
+        sizes = (x.shape[2] + top + bottom, x.shape[3] + left + right)
         return tuple(
             (size - dilation * (kernel - 1) - 1) // stride + 1
-            for size, kernel, stride, dilation in zip(
-                padded.shape[2:], self.kernel_size, self.stride, self.dilation, strict=True
-            )
+            for size, kernel, stride, dilation in zip(sizes, self.kernel_size, self.stride, self.dilation, strict=True)
         )
 
     def _unfold(self, padded: Tensor) -> Tensor:
         """All patches, (N, positions, C * kh * kw)."""
         return F.unfold(padded, self.kernel_size, self.dilation, 0, self.stride).transpose(1, 2)
 
-    def _mean_patch(self, x: Tensor, padded: Tensor) -> Tensor | None:
+    def _mean_patch(self, x: Tensor) -> Tensor | None:
         d = self.decorrelation
         if d.center is None:
             return None
         if not d.training:
             return d.running_mean
 
-        # The mean patch is a patch of the mean image: one image to unfold, not N.
+        # The mean patch is a patch of the mean image: one image to pad and unfold, not N.
         def mean_of(dtype: torch.dtype) -> Tensor:
-            return self._unfold(padded.mean(0, keepdim=True, dtype=dtype)).mean((0, 1))
+            return self._unfold(self._padded(x.mean(0, keepdim=True, dtype=dtype))).mean((0, 1))
 
-        return tracked(d, mean_of, x.shape[0] * math.prod(self._out_size(padded)))
+        return tracked(d, mean_of, x.shape[0] * math.prod(self._out_size(x)))
 
     def _fuses(self, x: Tensor, positions) -> bool:
         """Whether composing W R for all outputs is cheaper than R at all positions, backward included."""
@@ -239,9 +238,9 @@ class DecorConv2d(DecorConvolution, nn.Conv2d):
         separate = sites * (1 + (learning and x.requires_grad))
         return self._choose(outputs * (1 + learning) + d.due * d.fraction * sites, separate)
 
-    def _patches_state(self, padded: Tensor, mean: Tensor | None) -> Tensor:
+    def _patches_state(self, x: Tensor, mean: Tensor | None) -> Tensor:
         d = self.decorrelation
-        patches = self._unfold(padded)
+        patches = self._unfold(self._padded(x))
         y = d.transform(patches, mean)
         if d.due:
             d.remember(patches, mean, y)
@@ -253,19 +252,19 @@ class DecorConv2d(DecorConvolution, nn.Conv2d):
         return out if self.bias is None else out + self.bias
 
     @torch.no_grad()
-    def _patches(self, padded: Tensor) -> Tensor:
+    def _patches(self, x: Tensor) -> Tensor:
         """The inputs (n, D) of the positions that the statistics use."""
         d = self.decorrelation
-        height, width = self._out_size(padded)
+        (height, width), padded = self._out_size(x), self._padded(x.detach())
         chosen = d.sample(padded.shape[0] * height * width, padded.device)
         if chosen is None:
-            return self._unfold(padded.detach()).flatten(0, 1)
+            return self._unfold(padded).flatten(0, 1)
         image, position = chosen // (height * width), chosen % (height * width)
         row, column = position // width * self.stride[0], position % width * self.stride[1]
         rows = row[:, None] + torch.arange(self.kernel_size[0], device=row.device) * self.dilation[0]
         columns = column[:, None] + torch.arange(self.kernel_size[1], device=row.device) * self.dilation[1]
         # (n, kh, kw, C) -> (n, C * kh * kw), the order of unfold
-        gathered = padded.detach()[image[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+        gathered = padded[image[:, None, None], :, rows[:, :, None], columns[:, None, :]]
         return gathered.movedim(-1, 1).flatten(1)
 
 
