@@ -64,8 +64,10 @@ reproduce: $(STAMP)  ## run what has changed, write results/, compare with the c
 report: $(STAMP)  ## rebuild results/report from the records, without training
 	$(PY) -m decorlib.study.report.build --profile $(PROFILE)
 
+# Its settings are in .jupyter/labconfig: no question about news, no call to the network.
 lab: $(STAMP)  ## open the notebooks in JupyterLab
-	$(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
+	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}" \
+	  $(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
 
 refresh: $(STAMP)  ## run the notebooks at their quick values and store the outputs in notebooks/
 	$(PY) -m decorlib.study.report.reproduce --refresh-sources $(if $(ONLY),--only $(ONLY))

@@ -29,6 +29,7 @@ from decorlib.study.report.execute import NotebookFailed, execute
 from decorlib.study.report.freshness import Job
 from decorlib.study.report.notebooks import BadParameters, Source
 from decorlib.study.report.request import COMMITTED, BadRequest, parse
+from decorlib.study.report.told import TimeLeft, tables_and_verdicts
 
 FAILED, USAGE, CHANGED = 1, 2, 3  # exit statuses: a notebook failed, bad request, something else was found
 NOTHING = "nothing to be done"
@@ -137,7 +138,7 @@ def reproduce(options: argparse.Namespace) -> int:
     except RecordDamaged as error:
         print(f"note: {error}", file=sys.stderr)
         before = {}
-    failures = run_all(sources, values, options)
+    failures = run_all(sources, values, options, TimeLeft([source.number for source in sources], before))
     if failures:
         print("\n".join(["", f"{len(failures)} notebook(s) FAILED:", *failures.values()]), file=sys.stderr)
         print("their results are those of the last successful run, where there is one", file=sys.stderr)
@@ -146,7 +147,7 @@ def reproduce(options: argparse.Namespace) -> int:
     return FAILED if failures else status
 
 
-def run_all(sources: list[Source], values: dict, options: argparse.Namespace) -> dict[str, str]:
+def run_all(sources: list[Source], values: dict, options: argparse.Namespace, progress: TimeLeft) -> dict[str, str]:
     """Run the notebooks in order; a failure does not stop the others. Returns number -> message."""
     failures: dict[str, str] = {}
     for source in sources:
@@ -156,10 +157,12 @@ def run_all(sources: list[Source], values: dict, options: argparse.Namespace) ->
         except (NotebookFailed, OSError, SyntaxError) as error:
             message = not_written(error, source) if isinstance(error, OSError) else str(error)
             failures[source.number] = message
+            progress.after(source.number, 0.0, ran=False)
             print(f"{source.number}  FAILED after {time.perf_counter() - begin:.1f} s: {message}", file=sys.stderr)
             continue
-        print(f"{source.number}  done in {time.perf_counter() - begin:.1f} s" if did else f"{source.number}  {NOTHING}")
-        sys.stdout.flush()
+        seconds = time.perf_counter() - begin
+        words = f"done in {seconds:.1f} s" if did else NOTHING
+        print(f"{source.number}  {words}{progress.after(source.number, seconds, did)}", flush=True)
     return failures
 
 
@@ -217,6 +220,8 @@ def finish(options: argparse.Namespace, before: dict, numbers: list[str]) -> int
     except RecordDamaged as error:
         print(f"reproduce: {error}", file=sys.stderr)
         return FAILED
+    if options.only:
+        print(*(f"\n{tables_and_verdicts(new[number])}" for number in numbers if number in new), sep="\n")
     print(f"\ncompared with {against}:")
     result = compare.compare(*({n: r for n, r in records.items() if n in numbers} for records in (old, new)))
     if others := sorted({*old, *new} - set(numbers)):
