@@ -24,7 +24,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup reproduce report lab refresh test test-shapes test-slow test-interop test-notebooks soak lint imports format lock clean
+.PHONY: help setup reproduce report lab refresh test test-shapes test-slow test-interop test-notebooks wheel soak lint imports format lock clean
 
 # Each on its own line: `export A=0 B=1` would make A the text "0 B=1".
 export PYTHONHASHSEED = 0
@@ -64,8 +64,10 @@ reproduce: $(STAMP)  ## run what has changed, write results/, compare with the c
 report: $(STAMP)  ## rebuild results/report from the records, without training
 	$(PY) -m decorlib.study.report.build --profile $(PROFILE)
 
+# Its settings are in .jupyter/labconfig: no question about news, no call to the network.
 lab: $(STAMP)  ## open the notebooks in JupyterLab
-	$(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
+	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}" \
+	  $(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
 
 refresh: $(STAMP)  ## run the notebooks at their quick values and store the outputs in notebooks/
 	$(PY) -m decorlib.study.report.reproduce --refresh-sources $(if $(ONLY),--only $(ONLY))
@@ -98,6 +100,10 @@ $(INTEROP): requirements-interop.lock $(STAMP)
 
 test-interop: $(INTEROP)  ## beside peft, transformers, timm, accelerate, lightning, torchao and others (installs them)
 	HF_HUB_OFFLINE=1 $(PY) -m pytest tests/interop
+
+# Downloads torch once more, several GB on Linux; TORCH=2.14.1 names a version.
+wheel: $(STAMP)  ## build the wheel and run README's code and the examples for trainers from it, in a new environment
+	$(PY) tests/helpers/from_wheel.py $(if $(TORCH),--torch $(TORCH))
 
 # In a clone of its own: an edit of the library in the middle ends it.
 soak: $(STAMP)  ## sweeps under random faults for MINUTES=30, memory watched

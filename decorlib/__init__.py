@@ -22,10 +22,10 @@ from decorlib.layers import (
     padding,
 )
 from decorlib.layers.pending import LostGradient
+from decorlib.layers.rates import suggest_rate, suggest_rates
 from decorlib.layers.summary import summary
 from decorlib.layers.unmoved import SilentNoOp
 from decorlib.optim import DecorOptimizer, DecorSGD
-from decorlib.rates import suggest_rate, suggest_rates
 from decorlib.rules.catalogue import RULES, make_rule
 from decorlib.rules.maps import AdaptiveGainRule, FoldiakRule
 from decorlib.rules.rules import KappaRule, NotebookRule, PlainDecorrelation, Rule, SeedRule, WhiteningRule

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from decorlib.layers.groups import Layers, groups, groups_of, learners_in
+from decorlib.layers.options import Rate
 from decorlib.layers.steps import Learner, as_gradients, check_rate, in_place, learn
 
 
@@ -162,7 +163,7 @@ class DecorSGD(OptimizerOfR):
     """
 
     def __init__(
-        self, model: Layers, lr: float | str, max_step: float | None = None, *, skip_unreached: bool = False
+        self, model: Layers, lr: Rate, max_step: float | None = None, *, skip_unreached: bool = False
     ):  # ε in the papers
         super().__init__(model, {"lr": lr, "max_step": max_step}, skip_unreached)
         self._add_nothing()

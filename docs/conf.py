@@ -2,7 +2,9 @@
 
 import os
 import re
+import sys
 import xml.etree.ElementTree as ET
+from importlib import import_module
 
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
@@ -24,14 +26,26 @@ nb_execution_mode = "off"
 nb_output_stderr = "remove"
 nb_ipywidgets_js = {}
 nb_merge_streams = True
+# A role that names one of ours and leads nowhere is an error; torch's pages are not within reach.
+nitpicky = True
+nitpick_ignore_regex = [
+    (r"py:.*", r"(?!decorlib\b).*"),
+    (r"py:mod", r".*"),
+    (r"py:class", r"decorlib\.study\.(report|sweeps)\.\w+\.\w+"),  # types in signatures, of modules without a page
+]
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
 
 # API pages, from docstrings.
+autodoc_mock_imports = ["lightning", "transformers"]  # the trainers of decorlib.integrations
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True  # `root=ROOT`, not the path of whoever built the report
 autodoc_default_options = {"show-inheritance": True}
+# What type checkers know stands in the signatures by its name (decorlib.layers.options).
+autodoc_type_aliases = {
+    name: name for name in ("AnyRule", "Center", "Layers", "Padding", "Rate", "Reduction", "Size", "Span", "Variance")
+}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
@@ -119,11 +133,34 @@ def _escape_stars(app, what, name, obj, options, lines):
         lines[index] = "".join(parts)
 
 
+def _public_roles(app, what, name, obj, options, lines):
+    """A role that names one of ours leads to the page of names for users, wherever in the library it stands."""
+    facades = {"decorlib.study": import_module("decorlib.study").__all__, "decorlib": import_module("decorlib").__all__}
+
+    def public(match):
+        role, before, target, after = match.groups()
+        parts = target.split(".")
+        for facade, names in facades.items():
+            for i, part in enumerate(parts):
+                if part in names and (i == 0 or target.startswith(f"{facade}.")):
+                    shown = "~" if i == 0 or before.endswith("~") else before
+                    return (
+                        f":{role}:`{shown if before in ('', '~') else before}{'.'.join([facade, *parts[i:]])}{after}`"
+                    )
+        return match[0]
+
+    for index, line in enumerate(lines):
+        lines[index] = re.sub(r":(class|func|meth|attr|exc|data):`((?:[^`<]*<)?~?)([\w.]+)(>?)`", public, line)
+
+
 def linkcode_resolve(domain, info):
     """Source of an object: the file in the clone that holds the report."""
     if domain != "py" or not info["module"]:
         return None
-    path = info["module"].replace(".", "/")
+    value = sys.modules.get(info["module"])  # of a public name: the module that it is written in
+    for part in info["fullname"].split("."):
+        value = getattr(value, part, None)
+    path = (getattr(value, "__module__", None) or info["module"]).replace(".", "/")
     name = f"{path}/__init__.py" if os.path.isdir(f"{_CLONE}/{path}") else f"{path}.py"
     return f"{_TO_CLONE}/{name}"
 
@@ -131,6 +168,7 @@ def linkcode_resolve(domain, info):
 def setup(app):
     """Register the renderer of formulas and the hook for docstrings."""
     app.connect("autodoc-process-docstring", _escape_stars)
+    app.connect("autodoc-process-docstring", _public_roles)
     app.add_html_math_renderer("mathml", inline_renderers=(_inline, None), block_renderers=(_block, None))
 
 

@@ -69,7 +69,7 @@ def test_after_conda_and_binder_decorlib_is_there_from_the_first_cell(tmp_path):
     assert "./postBuild" in re.search(r"\A(?:#.*\n)+", (ROOT / "environment.yml").read_text())[0]
     clone = tmp_path / "a clone"
     shutil.copytree(ROOT / "decorlib", clone / "decorlib", ignore=shutil.ignore_patterns("*.xz", "__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE", "postBuild"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "postBuild"):
         shutil.copy(ROOT / name, clone)
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "conda"], check=True)
     (packages,) = (tmp_path / "conda" / "lib").glob("python*/site-packages")

@@ -25,6 +25,7 @@ from decorlib.layers.conv import DecorConv2d, check_span
 from decorlib.layers.conv_ranks import DecorConv1d, DecorConv3d
 from decorlib.layers.conv_transpose import DecorConvTranspose2d
 from decorlib.layers.linear import DecorLinear
+from decorlib.layers.options import Span
 from decorlib.layers.steps import is_decorrelation
 
 DECORRELATED: dict[type[nn.Module], type[nn.Module]] = {
@@ -86,7 +87,7 @@ def conversion_report(
     *,
     include: Pattern | Iterable[Pattern] | None = None,
     exclude: Pattern | Iterable[Pattern] = (),
-    span: str = "patch",
+    span: Span = "patch",
     max_features: int | None = None,
     sample_input: Sample | None = None,
 ) -> ConversionReport:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterable
+from typing import Unpack
 
 from torch import nn
 
@@ -15,26 +16,27 @@ from decorlib.conversion.fast_paths import switch_fast_paths
 from decorlib.conversion.share import Share, shared_groups
 from decorlib.conversion.watch import Sample
 from decorlib.layers.decorrelation import Decorrelation
+from decorlib.layers.options import AnyRule, ConversionOptions, Span
 from decorlib.layers.shared import SharedDecorrelation
 from decorlib.rules.catalogue import make_rule
-from decorlib.rules.rules import KappaRule, Rule
+from decorlib.rules.rules import KappaRule
 
 log = logging.getLogger("decorlib")
 
 
 def decorrelate(
     model: nn.Module,
-    rule: Rule | str | None = None,
+    rule: AnyRule | None = None,
     *,
     include: Pattern | Iterable[Pattern] | None = None,
     exclude: Pattern | Iterable[Pattern] = (),
-    span: str = "patch",
+    span: Span = "patch",
     max_features: int | None = None,
     sample_input: Sample | None = None,
     calibration: Iterable | None = None,
     share: Share = (),
     decor_bias: bool = False,
-    **options,
+    **options: Unpack[ConversionOptions],
 ) -> nn.Module:
     r"""Decorrelate the inputs of a model's linear and convolutional layers, in place.
 

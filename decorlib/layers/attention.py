@@ -7,6 +7,8 @@ masks, weights, bias_k, bias_v and dropout are torch's.
 
 from __future__ import annotations
 
+from typing import Literal, Unpack
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from decorlib.layers.decorrelation import Decorrelation
 from decorlib.layers.linear import DecorLinear, fused_linear
+from decorlib.layers.options import ConvolutionOptions, Variance
 
 #: For each setting of ``inputs``, whose R the queries, the keys and the values are multiplied by.
 INPUTS = {
@@ -71,17 +74,17 @@ class DecorMultiheadAttention(nn.MultiheadAttention):
         *,
         decor_bias: bool = False,
         eta: float | None = None,  # η
-        variance=None,
-        inputs: str = "separate",
-        **options,
+        variance: Variance | None = None,
+        inputs: Literal["self", "memory", "separate"] = "separate",
+        **options: Unpack[ConvolutionOptions],
     ):
         super().__init__(
             embed_dim, num_heads, dropout, bias, add_bias_kv, add_zero_attn, kdim, vdim, batch_first, device, dtype
         )
-        options |= {"bias": decor_bias, "eta": eta, "variance": variance, "device": device, "dtype": dtype}
-        self.inputs, self.decorrelations = inputs, decorrelations(self, inputs, **options)
+        more = {"bias": decor_bias, "eta": eta, "variance": variance, "device": device, "dtype": dtype, **options}
+        self.inputs, self.decorrelations = inputs, decorrelations(self, inputs, **more)
         self.out_proj.__class__, self.out_proj.fuse = DecorProjection, None
-        self.out_proj.decorrelation = Decorrelation(embed_dim, **options)
+        self.out_proj.decorrelation = Decorrelation(embed_dim, **more)
 
     def forward(
         self,

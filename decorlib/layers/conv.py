@@ -12,6 +12,7 @@ This keeps W (R (patch - mu) + b_R) + b a plain convolution everywhere, borders 
 from __future__ import annotations
 
 import math
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from decorlib.layers.centring import tracked
 from decorlib.layers.decorrelation import Decorrelation
 from decorlib.layers.layout import in_layout, layout_of, shaped_like
 from decorlib.layers.linear import Decorrelated, fused_linear
+from decorlib.layers.options import ConvolutionOptions, Padding, Size, Span, Variance
 from decorlib.layers.patches import at_positions, positions, unfolded
 
 
@@ -60,10 +62,10 @@ class DecorConvNd(DecorConvolution):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size,
-        stride=1,
-        padding=0,
-        dilation=1,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Padding = 0,
+        dilation: Size = 1,
         groups: int = 1,
         bias: bool = True,
         padding_mode: str = "zeros",
@@ -72,10 +74,10 @@ class DecorConvNd(DecorConvolution):
         *,
         decor_bias: bool = False,
         eta: float | None = None,  # η
-        variance=None,
-        span: str = "patch",
+        variance: Variance | None = None,
+        span: Span = "patch",
         fuse: bool | None = None,
-        **options,
+        **options: Unpack[ConvolutionOptions],
     ):
         super().__init__(
             in_channels,
@@ -97,6 +99,9 @@ class DecorConvNd(DecorConvolution):
             features, decor_bias, eta, variance, groups=groups, device=device, dtype=dtype, **options
         )
 
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, span={self.span!r}"
+
     def forward(self, input: Tensor) -> Tensor:
         d, batched = self.decorrelation, self._batched(input)
         x = input if batched else input.unsqueeze(0)
@@ -105,16 +110,15 @@ class DecorConvNd(DecorConvolution):
         if self.span == "channel":
             out = self._on_channels(x)
         else:
-            padded = self._padded(x)
-            mean = self._mean_patch(x, padded)
-            if self._fuses(x, self._out_size(padded)):
+            mean, size = self._mean_patch(x), self._out_size(x)
+            if self._fuses(x, size):
                 if d.due:
-                    d.remember_samples(self._patches(padded), mean)
+                    d.remember_samples(self._patches(x), mean)
                 out = self._conv_forward(x, *self.fused(mean))
             else:
-                y = self._patches_state(padded, mean)
+                y = self._patches_state(x, mean)
                 out = F.linear(y, self.weight.flatten(1), self.bias) if self.groups == 1 else self._by_group(y)
-                out = out.transpose(1, 2).unflatten(2, self._out_size(padded))
+                out = out.transpose(1, 2).unflatten(2, size)
                 out = in_layout(out, self._layout(x))
         return out if batched else out.squeeze(0)
 
@@ -187,25 +191,28 @@ class DecorConvNd(DecorConvolution):
             bias = extra if bias is None else bias + extra
         return bias
 
-    def _out_size(self, padded: Tensor) -> tuple[int, ...]:
-        return positions(padded.shape[2:], self.kernel_size, self.dilation, self.stride)
+    def _out_size(self, x: Tensor) -> tuple[int, ...]:
+        around = self._reversed_padding_repeated_twice  # of the last dimension first
+        sides = [before + after for before, after in zip(around[::2], around[1::2], strict=True)][::-1]
+        size = [n + more for n, more in zip(x.shape[2:], sides, strict=True)]
+        return positions(size, self.kernel_size, self.dilation, self.stride)
 
     def _unfold(self, padded: Tensor) -> Tensor:
         """All patches, (N, positions, C * kh * kw)."""
         return unfolded(padded, self.kernel_size, self.dilation, self.stride)
 
-    def _mean_patch(self, x: Tensor, padded: Tensor) -> Tensor | None:
+    def _mean_patch(self, x: Tensor) -> Tensor | None:
         d = self.decorrelation
         if d.center is None:
             return None
         if not d.training:
             return d.running_mean
 
-        # The mean patch is a patch of the mean image: one image to unfold, not N.
+        # The mean patch is a patch of the mean image: one image to pad and unfold, not N.
         def mean_of(dtype: torch.dtype) -> Tensor:
-            return self._unfold(padded.mean(0, keepdim=True, dtype=dtype)).mean((0, 1))
+            return self._unfold(self._padded(x.mean(0, keepdim=True, dtype=dtype))).mean((0, 1))
 
-        return tracked(d, mean_of, x.shape[0] * math.prod(self._out_size(padded)))
+        return tracked(d, mean_of, x.shape[0] * math.prod(self._out_size(x)))
 
     def _fuses(self, x: Tensor, positions) -> bool:
         """Whether composing W R for all outputs is cheaper than R at all positions, backward included."""
@@ -215,9 +222,9 @@ class DecorConvNd(DecorConvolution):
         separate = sites * (1 + (learning and x.requires_grad))
         return self._choose(outputs * (1 + learning) + d.due * d.fraction * sites, separate)
 
-    def _patches_state(self, padded: Tensor, mean: Tensor | None) -> Tensor:
+    def _patches_state(self, x: Tensor, mean: Tensor | None) -> Tensor:
         d = self.decorrelation
-        patches = self._unfold(padded)
+        patches = self._unfold(self._padded(x))
         y = d.transform(patches, mean)
         if d.due:
             d.remember(patches, mean, y)
@@ -229,13 +236,14 @@ class DecorConvNd(DecorConvolution):
         return out if self.bias is None else out + self.bias
 
     @torch.no_grad()
-    def _patches(self, padded: Tensor) -> Tensor:
+    def _patches(self, x: Tensor) -> Tensor:
         """The inputs (n, D) of the positions that the statistics use."""
         d = self.decorrelation
-        chosen = d.sample(padded.shape[0] * math.prod(self._out_size(padded)), padded.device)
+        padded = self._padded(x.detach())
+        chosen = d.sample(padded.shape[0] * math.prod(self._out_size(x)), padded.device)
         if chosen is None:
-            return self._unfold(padded.detach()).flatten(0, 1)
-        return at_positions(padded.detach(), chosen, self.kernel_size, self.dilation, self.stride)
+            return self._unfold(padded).flatten(0, 1)
+        return at_positions(padded, chosen, self.kernel_size, self.dilation, self.stride)
 
 
 class DecorConv2d(DecorConvNd, nn.Conv2d):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from decorlib.layers.conv import DecorConvolution
 from decorlib.layers.decorrelation import Decorrelation
 from decorlib.layers.layout import in_layout, shaped_like
+from decorlib.layers.options import ConvolutionOptions, Size, Variance
 
 
 class DecorConvTranspose2d(DecorConvolution, nn.ConvTranspose2d):
@@ -34,22 +37,22 @@ class DecorConvTranspose2d(DecorConvolution, nn.ConvTranspose2d):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size,
-        stride=1,
-        padding=0,
-        output_padding=0,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size = 0,
+        output_padding: Size = 0,
         groups: int = 1,
         bias: bool = True,
-        dilation=1,
+        dilation: Size = 1,
         padding_mode: str = "zeros",
         device=None,
         dtype=None,
         *,
         decor_bias: bool = False,
         eta: float | None = None,  # η
-        variance=None,
+        variance: Variance | None = None,
         fuse: bool | None = None,
-        **options,
+        **options: Unpack[ConvolutionOptions],
     ):
         super().__init__(
             in_channels,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from decorlib.layers import centring, integrity, memory, operations
 from decorlib.layers.checks import check_options, chosen_rule, features_last
 from decorlib.layers.count import UpdateCount
+from decorlib.layers.options import AnyRule, Center, Reduction, Variance
 from decorlib.layers.recompute import Passes
 from decorlib.layers.step import PreparedStep, idle_reason, measured, prepared, set_gradients
 from decorlib.rules.moments import LOW_PRECISION
@@ -78,13 +79,13 @@ class Decorrelation(nn.Module):
         in_features: int,
         bias: bool = False,
         eta: float | None = None,  # η
-        variance=None,
+        variance: Variance | None = None,
         *,
-        rule=None,  # a Rule, or the name of one
+        rule: AnyRule | None = None,
         groups: int = 1,
-        center: str | None = None,
+        center: Center | None = None,
         momentum: float | None = 0.1,
-        bias_reduction: str = "mean",
+        bias_reduction: Reduction = "mean",
         update_every: int = 1,
         fraction: float = 1.0,
         accumulate: bool = False,

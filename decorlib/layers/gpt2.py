@@ -7,6 +7,8 @@ finds one. Until then transformers is not imported.
 
 from __future__ import annotations
 
+from typing import Unpack
+
 from torch import Tensor, addmm, nn
 
 from decorlib.layers.decorrelation import Decorrelation
@@ -36,7 +38,7 @@ def _made(plain: type[nn.Module]) -> type[nn.Module]:
 
         _fuses = DecorLinear._fuses
 
-        def __init__(self, nf: int, nx: int, *, fuse: bool | None = None, **options):
+        def __init__(self, nf: int, nx: int, *, fuse: bool | None = None, **options: Unpack[LinearOptions]):
             super().__init__(nf, nx)
             self.fuse, self.decorrelation = fuse, Decorrelation(nx, **options)
 

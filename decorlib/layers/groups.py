@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
+from decorlib.layers.options import Layers
 from decorlib.layers.steps import Learner, learners_of
-
-Layers = nn.Module | Iterable[Any]  # a model, layers, (name, layer) pairs, or groups of those
 
 
 def groups(model: Layers) -> list[dict[str, Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from decorlib.layers import operations
 from decorlib.layers.centring import tracked_plainly
 from decorlib.layers.decorrelation import Decorrelation
+from decorlib.layers.options import LinearOptions, Variance
 
 
 class Decorrelated:
@@ -77,12 +80,12 @@ class DecorLinear(Decorrelated, nn.Linear):
         bias: bool = True,
         decor_bias: bool = False,
         eta: float | None = None,  # η
-        variance=None,
+        variance: Variance | None = None,
         *,
         fuse: bool | None = None,
         device=None,
         dtype=None,
-        **options,
+        **options: Unpack[LinearOptions],
     ):
         super().__init__(in_features, out_features, bias, device, dtype)
         self.fuse = fuse

@@ -252,9 +252,11 @@ def check_finite(layer: nn.Module, x: Tensor, what: str, witness: Tensor | None 
     """Raise NonFiniteInput where x holds NaN or infinity; ``witness`` is something that would hold them, too."""
     # One number finds any NaN or inf. Only where reading it back is free: a GPU would have to be waited for. What
     # x does to y shows in y, which the processor has just written and still holds; x it would have to fetch again.
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
+    if not x.is_cpu or torch.compiler.is_compiling():
         return
-    flat = (x if witness is None else witness).detach().reshape(-1)
+    flat = x if witness is None else witness
+    if flat.dim() != 1 or flat.requires_grad:  # else a mean, which every forward of a layer is here for
+        flat = flat.detach().reshape(-1)
     if math.isfinite(float(flat.dot(flat))):  # of a sum or a norm, the quickest
         return
     if not bool(x.isfinite().all()):

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from decorlib.layers.decorrelation import Decorrelation
+from decorlib.layers.options import Rate
 from decorlib.layers.pending import expect_step
 from decorlib.layers.steps import (
     as_gradients,
@@ -42,7 +43,7 @@ def bp_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def decor_step(
-    model: nn.Module, lr: float | str, max_step: float | None = None, *, skip_unreached: bool = False
+    model: nn.Module, lr: Rate, max_step: float | None = None, *, skip_unreached: bool = False
 ) -> dict[str, Tensor | None]:
     r"""One plain gradient step of every R in the model, from the batch that its layer has just seen.
 

@@ -92,7 +92,12 @@ def summary(model: nn.Module, sample_input: Tensor | tuple | None = None, rows: 
 
     Example::
 
-        >>> print(summary(model, torch.randn(64, 3, 32, 32)))
+        >>> model = decorrelate(nn.Sequential(nn.Linear(784, 100), nn.ReLU(), nn.Linear(100, 10)))
+        >>> print(summary(model, torch.randn(64, 784)))
+        layer              D  groups  numbers in R  rows  loss  cost of a step
+        0.decorrelation  784       1       614,656    64     -   11.67 x plain
+        2.decorrelation  100       1        10,000    64     -   14.18 x plain
+        all                                624,656
     """
     counted = {} if sample_input is None else _rows(model, sample_input)
     around = {id(m.decorrelation): m for m in model.modules() if is_decorrelation(getattr(m, "decorrelation", None))}

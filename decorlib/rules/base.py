@@ -94,7 +94,7 @@ class Rule:
 class RowRule(Rule):
     """Rules of the form dR = diag(a) R + diag(b) X R: a left factor that weighs rows. Subclasses give a and b.
 
-    The product X R is all that costs; :class:`~decorlib.rules.Moments` takes it in the cheaper of its two forms.
+    The product X R is all that costs; :class:`~decorlib.rules.moments.Moments` takes it in the cheaper of two forms.
     """
 
     def rows(self, moments: Moments) -> tuple[Vector | Scalar | float, Vector | Scalar | float]:

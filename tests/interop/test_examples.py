@@ -9,7 +9,8 @@ import torch
 from decorlib import decor_modules
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "trainers.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^## (.+)\n(?:(?!^## ).*\n)*?```python\n(.*?)```", PAGE, re.M | re.S)
+SECTIONS = [part.partition("\n") for part in re.split(r"^## ", PAGE, flags=re.M)[1:]]
+BLOCKS = [(title, re.search(r"```python\n(.*?)```", rest, re.S)[1]) for title, _, rest in SECTIONS]
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from decorlib.study.evidence.provenance import ROOT
 from decorlib.study.evidence.records import EXTENDED, RecordDamaged, dumps, write_atomic
-from decorlib.study.report import freshness, generated, pages, request
+from decorlib.study.report import api_pages, freshness, generated, pages, request
 from decorlib.study.report.pages import ReportError
 from decorlib.study.report.publish import one_at_a_time
 
@@ -65,6 +65,7 @@ def build(root: Path, results: Path, build_folder: Path, force: bool = False) ->
     try:
         shutil.copytree(root / "docs", sources, ignore=shutil.ignore_patterns("__pycache__"))
         count = pages.write_sources(root, results, sources)
+        api_pages.write(sources)
         settings = {
             "DECORLIB_CLONE": str(root),
             "DECORLIB_TO_CLONE": pages.way(site / "api", root),

@@ -4,7 +4,6 @@ Everything here turns something that exists into text. Numbers come from records
 out, so the report can be built from the first notebook on.
 """
 
-import ast
 import copy
 import os
 import re
@@ -163,7 +162,9 @@ def write_sources(root: Path, results: Path, target: Path) -> int:
         page.cells.append(v4.new_markdown_cell(foot, id="provenance"))
         (folder / path.name).write_text(nbformat.writes(page) + "\n", encoding="utf-8")
     texts = {
-        "answers.md": generated.answer_table(records, executed, way(site, results)) + generated.below_answers(root),
+        "opening.md": generated.opening(records, root),
+        "answers.md": generated.answer_table(records, executed, way(site, results), root)
+        + generated.below_answers(records, root),
         "gallery.md": generated.gallery(notebooks, executed, records, target),
         "headline.md": generated.headline(notebooks, target) + generated.plain_answer(records),
         "contents.md": toctree([f"notebooks/{path.stem}" for path in executed.values()], "Notebooks"),
@@ -171,24 +172,7 @@ def write_sources(root: Path, results: Path, target: Path) -> int:
     for name, text in texts.items():
         (target / "_generated").mkdir(exist_ok=True)
         (target / "_generated" / name).write_text(text, encoding="utf-8")
-    api = target / "api"
-    api.mkdir(exist_ok=True)
-    for module in modules():
-        text = f"# {module}\n\n```{{eval-rst}}\n.. automodule:: {module}\n   :members:\n```\n"
-        (api / f"{module}.md").write_text(text, encoding="utf-8")
-    (target / "_generated" / "api.md").write_text(api_listing(modules()), encoding="utf-8")
     return len(executed)
-
-
-def api_listing(names: list[str]) -> str:
-    """The modules with the first line of their docstrings, and the toctree that makes them pages."""
-    lines = []
-    for name in names:
-        path = PACKAGE.parent / name.replace(".", "/")
-        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        lines.append(f"* [{name}](api/{name}.md): {text.partition(chr(10))[0]}")
-    return "\n".join(lines) + "\n\n" + toctree([f"/api/{name}" for name in names], "")
 
 
 def toctree(entries: list[str], caption: str) -> str:

@@ -29,8 +29,9 @@ from decorlib.study.report.execute import NotebookFailed, execute
 from decorlib.study.report.freshness import Job
 from decorlib.study.report.notebooks import BadParameters, Source
 from decorlib.study.report.request import COMMITTED, BadRequest, parse
+from decorlib.study.report.told import TimeLeft, tables_and_verdicts
 
-FAILED, USAGE, CHANGED = 1, 2, 3  # exit statuses: a notebook failed, bad request, a verdict changed
+FAILED, USAGE, CHANGED = 1, 2, 3  # exit statuses: a notebook failed, bad request, something else was found
 NOTHING = "nothing to be done"
 
 
@@ -70,6 +71,9 @@ def run_one(job: Job, options: argparse.Namespace) -> Path:
         if not executed.exists():
             shutil.rmtree(staging, ignore_errors=True)
     notebook = notebooks.normalise(nbformat.read(executed, as_version=4))
+    if job.profile in COMMITTED:  # of a quick run nothing came out
+        made = compare.read_folder(staging / "records").get(job.number)
+        notebook.cells[0].source = answers.in_title(made, notebook.cells[0].source)
     notebook.metadata["decorlib"] = {
         "profile": job.profile,
         "parameters": job.values,
@@ -134,7 +138,7 @@ def reproduce(options: argparse.Namespace) -> int:
     except RecordDamaged as error:
         print(f"note: {error}", file=sys.stderr)
         before = {}
-    failures = run_all(sources, values, options)
+    failures = run_all(sources, values, options, TimeLeft([source.number for source in sources], before))
     if failures:
         print("\n".join(["", f"{len(failures)} notebook(s) FAILED:", *failures.values()]), file=sys.stderr)
         print("their results are those of the last successful run, where there is one", file=sys.stderr)
@@ -143,7 +147,7 @@ def reproduce(options: argparse.Namespace) -> int:
     return FAILED if failures else status
 
 
-def run_all(sources: list[Source], values: dict, options: argparse.Namespace) -> dict[str, str]:
+def run_all(sources: list[Source], values: dict, options: argparse.Namespace, progress: TimeLeft) -> dict[str, str]:
     """Run the notebooks in order; a failure does not stop the others. Returns number -> message."""
     failures: dict[str, str] = {}
     for source in sources:
@@ -153,10 +157,12 @@ def run_all(sources: list[Source], values: dict, options: argparse.Namespace) ->
         except (NotebookFailed, OSError, SyntaxError) as error:
             message = not_written(error, source) if isinstance(error, OSError) else str(error)
             failures[source.number] = message
+            progress.after(source.number, 0.0, ran=False)
             print(f"{source.number}  FAILED after {time.perf_counter() - begin:.1f} s: {message}", file=sys.stderr)
             continue
-        print(f"{source.number}  done in {time.perf_counter() - begin:.1f} s" if did else f"{source.number}  {NOTHING}")
-        sys.stdout.flush()
+        seconds = time.perf_counter() - begin
+        words = f"done in {seconds:.1f} s" if did else NOTHING
+        print(f"{source.number}  {words}{progress.after(source.number, seconds, did)}", flush=True)
     return failures
 
 
@@ -214,6 +220,8 @@ def finish(options: argparse.Namespace, before: dict, numbers: list[str]) -> int
     except RecordDamaged as error:
         print(f"reproduce: {error}", file=sys.stderr)
         return FAILED
+    if options.only:
+        print(*(f"\n{tables_and_verdicts(new[number])}" for number in numbers if number in new), sep="\n")
     print(f"\ncompared with {against}:")
     result = compare.compare(*({n: r for n, r in records.items() if n in numbers} for records in (old, new)))
     if others := sorted({*old, *new} - set(numbers)):
@@ -223,6 +231,8 @@ def finish(options: argparse.Namespace, before: dict, numbers: list[str]) -> int
     try:
         if options.profile == "full" and readme.exists() and answers.write_readme(new, readme):
             print("README.md: answers written from the records")
+        if options.profile == "full" and (titles := answers.write_titles(new, options.root / "notebooks")):
+            print(f"what came out, written into the first cells of {', '.join(titles)}")
     except RecordDamaged as error:  # of the longer study
         print(f"reproduce: {error}", file=sys.stderr)
         return FAILED
@@ -231,7 +241,7 @@ def finish(options: argparse.Namespace, before: dict, numbers: list[str]) -> int
 
         if not build.build(options.root, options.results, options.build):
             return FAILED
-    return CHANGED if result.verdicts else 0
+    return CHANGED if result.failed else 0
 
 
 def main(arguments: list[str] | None = None) -> int:

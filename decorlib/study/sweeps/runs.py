@@ -73,7 +73,7 @@ def sweep(
     A run is computed once: its record is stored under a hash of the specification, the function's name, the code that
     it can reach by import statements (comments and docstrings aside), torch's version, the kind of device, and what
     modules say that they read besides (``DEPENDS_ON``, such as checksums of data;
-    :func:`decorlib.study.sweeps.identity.environment`). Each runs with one thread, deterministic algorithms and seeded
+    ``decorlib.study.sweeps.identity.environment``). Each runs with one thread, deterministic algorithms and seeded
     generators, so all engines give the same bits; seeds belong into the specification. A run that fails does not stop
     the others.
 

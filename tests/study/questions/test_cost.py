@@ -4,8 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from decorlib import DecorLinear
-from decorlib.study.questions.cost import layer_cost
+from decorlib import DecorLinear, KappaRule
+from decorlib.rules import work
+from decorlib.rules.moments import Moments
+from decorlib.study.experiments import flops
+from decorlib.study.questions.cost import instead, layer_cost
 
 
 def test_memory_is_counted_at_its_peak_and_without_what_was_there_before():
@@ -70,3 +73,48 @@ def test_the_dense_step_is_the_step_of_the_layer():
         stepped, theirs = layer_cost.dense_update(R, x, eye, 0.05, literal)
         torch.testing.assert_close(stepped, layer.weight.data)
         torch.testing.assert_close(theirs, loss)
+
+
+def test_every_arm_of_what_one_would_take_instead_steps_and_its_work_is_counted():
+    arms = instead.arms(batch=16)
+    assert set(arms) - {"SOAP"} == set(instead.work(batch=16))
+    for step in arms.values():
+        step()
+        step()
+    assert next(iter(arms)) == "plain"
+    assert ("SOAP" in arms) != ("SOAP" in instead.missing())
+
+
+def test_counted_work_of_a_plain_step_is_what_torch_counts():
+    assert instead.counted_by_torch(instead.arms(batch=16)["plain"]) == instead.work(batch=16)["plain"]
+
+
+def test_between_updates_torch_counts_the_work_that_we_count_too():
+    step = instead.arms(batch=16)["R, every 25th"]
+    step()  # the first one learns
+    D, every = 256, 10**9
+    expected = flops.mlp(None, 16, instead.WIDTHS).total
+    for M in instead.WIDTHS[2:]:
+        layer = work.decor_linear(KappaRule(), 16, D, M, update_every=every)
+        expected += layer.total - work.linear(16, D, M).total
+    assert instead.counted_by_torch(step) == round(expected)
+
+
+def test_torch_counts_nothing_for_the_product_that_is_added_to_R_in_place():
+    D, B = 32, 8
+    R, y = torch.eye(D), torch.randn(B, D)
+    moments = Moments.of(y)
+    seen = instead.counted_by_torch(lambda: KappaRule().step_(moments, R, 1e-3))
+    assert seen == 2 * B * D**2  # Y R, and not Y'(Y R)
+    assert work.learning(KappaRule(), B, D).update + work.learning(KappaRule(), B, D).statistics == 2 * seen
+
+
+def test_guards_can_be_left_out_for_a_comparison_and_are_back_after_it():
+    layer = DecorLinear(4, 3, center="batch")
+    bad = torch.full((8, 4), float("nan"))
+    with instead.unguarded():
+        layer(bad)
+    layer.decorrelation.running_mean.zero_()
+    with pytest.raises(ValueError, match="NaN"):
+        layer(bad)
+    assert len(instead.guards(repeats=1, batch=8, calls=2)) == 1

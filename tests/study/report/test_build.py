@@ -10,7 +10,9 @@ import torch
 from nbformat import v4
 from small_report import ROOT, figure, put_results
 
-from decorlib.study.report import build, freshness, generated, pages
+import decorlib
+import decorlib.study
+from decorlib.study.report import api_pages, build, freshness, generated, pages
 from decorlib.study.report.pages import ReportError
 
 
@@ -110,6 +112,11 @@ def test_the_whole_report(tmp_path, monkeypatch, png, capsys):
         assert text in page
     api = (site / "api" / "decorlib.rules.rules.html").read_text(encoding="utf-8")
     assert "SeedRule" in api
+    page_of_names = (site / "api.html").read_text(encoding="utf-8")
+    assert {f"decorlib.{name}" for name in decorlib.__all__} <= set(re.findall(r'id="([\w.]+)"', page_of_names))
+    for path in (site / "api.html", site / "internals.html", *(site / "api").glob("*.html")):
+        text = re.sub(r"<[^>]*>", "", path.read_text(encoding="utf-8"))
+        assert not re.findall(r":(?:class|func|meth|mod|attr|obj|math|exc|data):`", text), path.name
     assert (site / "searchindex.js").exists()
     size = sum(path.stat().st_size for path in site.rglob("*") if path.is_file())
     assert size < build.SITE_LIMIT / 3
@@ -178,3 +185,25 @@ def test_the_foot_of_every_page_says_what_made_the_records(tmp_path, monkeypatch
     assert "&lt;fast &amp; new&gt;" in foot
     assert "1.5 min for 1 notebook(s)" in foot
     assert f"torch {records['07'].made_by['versions']['torch']}" in foot
+
+
+def test_every_public_name_has_a_section_and_a_line():
+    found = api_pages.sections(*api_pages.facades())
+    names = [full for section in found.values() for full, _ in section]
+    ours = [f"{facade.__name__}.{name}" for facade in (decorlib, decorlib.study) for name in facade.__all__]
+    assert sorted(names) == sorted(ours)
+    lines = {full: api_pages.first_line(full, value) for section in found.values() for full, value in section}
+    assert [full for full, line in lines.items() if len(line) < 10 or ":`" in line] == []
+    assert lines["decorlib.SeedRule"] == "another name for `NotebookRule`"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("What :func:`decorlib.decorrelate` would do.", "What `decorlib.decorrelate` would do."),
+        ("See :class:`~decorlib.layers.Decorrelation`.", "See `Decorrelation`."),
+        ("As :py:meth:`this <decorlib.Rule.loss>`, ``x`` too.", "As `decorlib.Rule.loss`, `x` too."),
+    ],
+)
+def test_roles_become_code_in_a_line(text, shown):
+    assert api_pages.as_markdown(text) == shown
