@@ -12,6 +12,9 @@ from decorlib.layers.steps import is_decorrelation
 
 ATTENTION = {nn.MultiheadAttention: DecorMultiheadAttention, NonDynamicallyQuantizableLinear: DecorProjection}
 
+#: The parameters that R is written into.
+OWN = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "in_proj_bias")
+
 
 def why_not(name: str, modules: dict[str, nn.Module], converted) -> str | None:
     """Why an output projection cannot be converted: it goes with the attention whose forward reads it."""

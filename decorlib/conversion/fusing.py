@@ -126,7 +126,7 @@ def _refuse(model: nn.Module, verified: bool) -> None:
             subclass = f"{type(module).__name__} is a subclass; write out what it computes"
             _check(name, computed(module) or subclass)
         elif attention.is_attention(module):
-            _check(name, computed(module) or forward_replaced(module))
+            _check(name, computed(module) or forward_replaced(module) or _why_tensors(module, attention.OWN))
         elif plain_kind(module) is not None:
             _check(name, forward_replaced(module) or _why_values(module))
         elif is_decorrelation(module):
@@ -139,9 +139,11 @@ def _check(name: str, reason: str | None) -> None:
 
 
 def _why_values(module: nn.Module) -> str | None:
-    if (reason := computed(module)) is not None:
-        return reason
-    for kind in ("weight", "bias"):
+    return computed(module) or _why_tensors(module, ("weight", "bias"))
+
+
+def _why_tensors(module: nn.Module, kinds: tuple[str, ...]) -> str | None:
+    for kind in kinds:
         tensor = getattr(module, kind)
         if tensor is not None and (odd := odd_tensor(tensor)) is not None:
             if is_dtensor(tensor):

@@ -13,6 +13,7 @@ from torch import Tensor, addmm, nn
 
 from decorlib.layers.decorrelation import Decorrelation
 from decorlib.layers.linear import DecorLinear, Decorrelated, fused_linear
+from decorlib.layers.options import LinearOptions
 
 
 def is_conv1d(kind: type[nn.Module]) -> bool:

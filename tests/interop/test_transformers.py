@@ -3,6 +3,7 @@
 import copy
 import itertools
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -220,3 +221,22 @@ def test_a_conv1d_is_a_linear_layer_with_a_transposed_weight(center):
 
 
 CONV1D = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+
+
+def test_berts_queries_keys_and_values_share_one_r():
+    torch.manual_seed(0)
+    plain, sample = bert(), MODELS["bert"][1]
+    expected = output(plain, sample)
+    share = [("*.query", "*.key", "*.value")]
+    model = decorrelate(copy.deepcopy(plain), center="batch", sample_input=sample, share=share)
+    attentions = [layer.attention.self for layer in model.bert.encoder.layer]
+    assert all(one.query.decorrelation is one.key.decorrelation is one.value.decorrelation for one in attentions)
+    assert len(list(decor_modules(model))) == len(list(decor_modules(decorrelate(copy.deepcopy(plain))))) - 2 * 2
+    assert_agrees(model, expected, sample)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)  # that there were several forwards
+        three_steps(model, sample, lambda out: out.loss)
+    trained = output(model, sample)
+    fused = fuse(model, sample_input=sample)
+    assert_agrees(fused, trained, sample)
+    assert_plain(fused)
