@@ -12,17 +12,14 @@ from decorlib.layers.steps import is_decorrelation
 
 ATTENTION = {nn.MultiheadAttention: DecorMultiheadAttention, NonDynamicallyQuantizableLinear: DecorProjection}
 
-#: The parameters that R is written into.
-OWN = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "in_proj_bias")
-
 
 def why_not(name: str, modules: dict[str, nn.Module], converted) -> str | None:
     """Why an output projection cannot be converted: it goes with the attention whose forward reads it."""
     module = modules[name]
     if type(module) is not NonDynamicallyQuantizableLinear:
         return None
-    holder = name.rpartition(".")[0]
-    if type(modules.get(holder)) is nn.MultiheadAttention and name.endswith(".out_proj") and holder in converted:
+    holder, _, attribute = name.rpartition(".")
+    if type(modules.get(holder)) is nn.MultiheadAttention and attribute == "out_proj" and holder in converted:
         return None
     return "only an attention that is decorrelated itself calls its output projection as a layer"
 

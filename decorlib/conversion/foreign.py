@@ -14,6 +14,9 @@ from torch.nn.utils import parametrize
 # Adapters of peft whose forward is base_layer(x) and something beside it, so that the layer below may change its form.
 ADDING = ("lora", "adalora", "ia3", "loha", "lokr", "vera")
 
+#: Weights and biases that attention has of its own.
+OF_ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "in_proj_bias")
+
 
 def is_a(module: nn.Module, name: str, package: str) -> bool:
     """Whether one of the classes of a module is called ``name`` and defined in ``package``."""
@@ -55,7 +58,7 @@ def computed(module: nn.Module) -> str | None:
     """How a weight or bias is computed from others at each forward, and the way out; None where it is a Parameter."""
     if parametrize.is_parametrized(module):
         return "parametrised: remove the parametrization first (torch.nn.utils.parametrize)"
-    for name in ("weight", "bias"):
+    for name in ("weight", "bias", *OF_ATTENTION):
         if hasattr(module, f"{name}_mask"):
             return f"its {name} is computed from others (pruning): torch.nn.utils.prune.remove(layer, '{name}') first"
         held = module._parameters.get(name)

@@ -13,6 +13,7 @@ from decorlib.conversion.candidates import PLAIN, plain_kind
 from decorlib.conversion.fast_paths import switch_fast_paths
 from decorlib.conversion.foreign import (
     ADDING,
+    OF_ATTENTION,
     adapters,
     computed,
     forward_replaced,
@@ -126,7 +127,7 @@ def _refuse(model: nn.Module, verified: bool) -> None:
             subclass = f"{type(module).__name__} is a subclass; write out what it computes"
             _check(name, computed(module) or subclass)
         elif attention.is_attention(module):
-            _check(name, computed(module) or forward_replaced(module) or _why_tensors(module, attention.OWN))
+            _check(name, computed(module) or forward_replaced(module) or _why_tensors(module, OF_ATTENTION))
         elif plain_kind(module) is not None:
             _check(name, forward_replaced(module) or _why_values(module))
         elif is_decorrelation(module):

@@ -35,7 +35,8 @@ class DecorMultiheadAttention(nn.MultiheadAttention):
 
     A drop-in for :class:`torch.nn.MultiheadAttention`, whose parameters it has under the same names. The R of its
     inputs are in ``decorrelations``, that of the output projection in ``out_proj.decorrelation``. torch's inference
-    fast path, which reads W alone, is not taken.
+    fast path, which reads W alone, is not taken. Of keys and values, tokens that ``key_padding_mask`` hides are left
+    out of the statistics; of the queries, and of the one input of self-attention, those of :func:`decorlib.padding`.
 
     Args:
         embed_dim, num_heads, dropout, bias, add_bias_kv, add_zero_attn, kdim, vdim, batch_first: as in torch.
@@ -97,7 +98,7 @@ class DecorMultiheadAttention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        means = self._look(query, key, value)
+        means = self._look(query, key, value, key_padding_mask)
         turn = self.batch_first and query.dim() == 3
         if turn:  # one view of one tensor: torch asks whether they are the same
             views = {id(x): x.transpose(0, 1) for x in (query, key, value)}
@@ -165,21 +166,31 @@ class DecorMultiheadAttention(nn.MultiheadAttention):
         bias = None if biases[0] is None else torch.cat(biases)
         return [torch.cat(weights)] if self._qkv_same_embed_dim else weights, bias
 
-    def _look(self, query: Tensor, key: Tensor, value: Tensor) -> dict[str, Tensor | None]:
+    def _look(self, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None) -> dict[str, Tensor | None]:
         """Remember the inputs for the update of R, and give the mean of each."""
+        if padding is not None:
+            padding = padding if padding.dtype == torch.bool else padding.isneginf()
+            padding = padding.mT if padding.dim() == 2 and not self.batch_first else padding
         frozen = not any(W.requires_grad for W in self._weights())
         means = {}
         for name, x in self.inputs_of(query, key, value).items():
             d = self.decorrelations[name]
+            if not x.is_floating_point():
+                raise ValueError(f"{name} is {x.dtype}; a floating type is needed")
             if x.shape[-1] != d.in_features:
                 raise ValueError(
                     f"{name} of shape {tuple(x.shape)} does not fit: its last size must be {d.in_features}"
                 )
-            x, d.frozen = d.flat(x), frozen
-            d.enter(x)
-            means[name] = d.mean(x)
-            if d.due:
-                d.remember(x, means[name])
+            d.frozen, mask = frozen, d.padding_mask
+            if name in ("memory", "key", "value"):  # of other tokens than decorlib.padding() speaks of
+                d.padding_mask = padding
+            try:
+                d.enter(x)
+                means[name] = d.mean(x)
+                if d.due:
+                    d.remember(x, means[name])
+            finally:
+                d.padding_mask = mask
         return means
 
     def _weights(self) -> list[nn.Parameter]:

@@ -7,8 +7,18 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
-from decorlib import DecorMultiheadAttention, DecorSGD, KappaRule, conversion_report, decor_modules, decorrelate, fuse
+from decorlib import (
+    DecorMultiheadAttention,
+    DecorSGD,
+    KappaRule,
+    conversion_report,
+    decor_modules,
+    decorrelate,
+    fuse,
+    padding,
+)
 from decorlib.conversion import calibrate
 
 E, HEADS, TARGET, SOURCE, BATCH = 8, 2, 4, 5, 3
@@ -263,3 +273,36 @@ def test_an_attention_whose_weights_rest_keeps_its_r():
     layer(*x)
     with pytest.raises(RuntimeError, match="no layer learns"):
         DecorSGD(layer, 1e-2).step()
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("kind", ["memory", "separate"])
+def test_hidden_keys_are_left_out_of_the_statistics(kind, batch_first):
+    """Also inside padding(), whose mask is of the queries' tokens."""
+    _, layer = pair(kind, {"batch_first": batch_first}, center="batch")
+    query, key, value = data(kind, {"batch_first": batch_first})
+    hidden = torch.zeros(BATCH, SOURCE, dtype=torch.bool)
+    hidden[1, 2:] = True
+    queries = torch.zeros(BATCH, TARGET, dtype=torch.bool)
+    queries[0, 1:] = True
+    for mask in (hidden, torch.zeros(BATCH, SOURCE, dtype=torch.float64).masked_fill(hidden, -torch.inf)):
+        with padding(layer, queries, batch_first):
+            layer(query, key, value, key_padding_mask=mask)
+        for name, x, left in [("query", query, queries), ("memory" if kind == "memory" else "key", key, hidden)]:
+            rows = (x if batch_first else x.transpose(0, 1))[~left]
+            seen = layer.decorrelations[name].memory.batches[-1].y
+            order = lambda t: torch.stack(sorted(t, key=lambda row: row.tolist()))  # noqa: E731
+            torch.testing.assert_close(order(seen), order(rows - rows.mean(0)), rtol=1e-10, atol=1e-10)
+
+
+def test_pruned_attention_is_left_alone_and_not_fused():
+    layer = nn.MultiheadAttention(E, HEADS)
+    prune.l1_unstructured(layer, "in_proj_weight", 10)
+    report = conversion_report(nn.ModuleList([layer]))
+    assert "its in_proj_weight is computed from others (pruning)" in report.left_alone["0"]
+    assert "only an attention that is decorrelated itself" in report.left_alone["0.out_proj"]
+    later = decorrelate(nn.MultiheadAttention(E, HEADS))
+    assert len(list(decor_modules(later))) == 4
+    prune.l1_unstructured(later, "in_proj_weight", 10)
+    with pytest.raises(ValueError, match="layer '': its in_proj_weight is computed from others"):
+        fuse(later)
