@@ -44,7 +44,7 @@ def results(tmp_path, monkeypatch):
 
 def record(loss=0.1):
     made = Record("03", "Does it help?", {"seeds": 3})
-    made.value("loss", loss)
+    made.value("loss", loss, tolerance=0.01)
     made.runs([{"seed": 0, "loss": [loss, 2 * loss]}])
     return made
 

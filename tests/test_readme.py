@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from decorlib.study.evidence import answers
-from decorlib.study.evidence.records import load_records
+from decorlib.study.evidence.records import Record, load_records
+from decorlib.study.report import notebooks
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 
@@ -19,9 +20,37 @@ def test_answer_table_is_that_of_the_records():
 
 def test_a_changed_verdict_is_noticed(tmp_path):
     text = README.read_text(encoding="utf-8")
-    changed = re.sub(r"\| (yes|no|inconclusive) \|", "| maybe |", text, count=1)
+    changed = re.sub(r"\| (supported|refuted|harmful|undecided)\b", "| maybe", text, count=1)
     assert changed != text, "README shows no verdict"
     assert answers.in_readme(load_records(), changed) != changed
+
+
+def test_a_changed_opening_is_noticed():
+    text = README.read_text(encoding="utf-8")
+    changed = text.replace("**Does decorrelation help?**", "**It helps.**")
+    assert changed != text, "README does not open with the answer"
+    assert answers.in_readme(load_records(), changed) == text
+
+
+def test_first_cells_say_what_came_out():
+    """Two sentences of the record of the full run, where `make reproduce` has written any."""
+    records = load_records()
+    for source in notebooks.find(README.parent / "notebooks"):
+        title = source.read().cells[0].source
+        assert answers.in_title(records.get(source.number), title) == title, "run `make reproduce`: it writes them"
+
+
+def test_what_came_out_replaces_what_came_out_before():
+    record = Record("03", "why?")
+    assert answers.in_title(record, "# 03 · Why?") == "# 03 · Why?"
+    record.sentences("It costs 3 steps.", "It gains 0.2 points.")
+    first = answers.in_title(record, "# 03 · Why?\n\n**Runs in** a minute.")
+    assert first.endswith("**What came out.** It costs 3 steps. It gains 0.2 points.\n<!-- /came out -->")
+    record.sentences("It costs 4 steps.", "It gains nothing.")
+    second = answers.in_title(record, first)
+    assert second.count("What came out") == 1
+    assert "It costs 4 steps. It gains nothing." in second
+    assert answers.CAME_OUT.sub("", second) == "# 03 · Why?\n\n**Runs in** a minute."
 
 
 def test_markers_are_needed():

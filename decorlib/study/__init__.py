@@ -36,6 +36,7 @@ _HOME = {
     "interval": "evidence.stats",
     "holm": "evidence.stats",
     "ratio": "evidence.stats",
+    "points": "evidence.shared",
 }
 
 __all__ = sorted(_HOME)

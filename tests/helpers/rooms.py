@@ -121,7 +121,9 @@ def main(folder: str | None = None) -> int:
     try:
         print(picture(graph))
     except CycleError as error:
-        print(f"no floors: {' <- '.join(error.args[1])}")
+        circle = error.args[1][:-1]  # its first stands at the end again; begin it with the first by name
+        start = circle.index(min(circle))
+        print(f"no floors: {' <- '.join([*circle[start:], *circle[:start], circle[start]])}")
         wrong.append("there is a circle")
     for line in wrong:
         print(line)

@@ -18,9 +18,10 @@ def figure(png, alt="A line."):
 
 def verdict(outcome="supported"):
     return {
-        **dict.fromkeys(("hypothesis", "claim", "criterion", "evidence", "cure"), "it helps | a lot"),
+        **dict.fromkeys(("hypothesis", "claim", "criterion", "evidence", "remedy"), "it helps | a lot"),
         **{"estimate": 0.5, "low": 0.25, "high": 0.75, "n": 5, "unit": "epochs", "p_value": 0.01},
-        **{"outcome": outcome, "explains_failed_run": "no"},
+        **{"outcome": outcome, "explains_failed_run": "no", "margin": 0.1, "better": "higher", "tolerance": None},
+        **dict.fromkeys(("scale", "schedule", "control"), "small"),
     }
 
 
@@ -31,7 +32,7 @@ def put_results(
     results = root / "results"
     monkeypatch.setenv("DECORLIB_RESULTS", str(results))
     record = Record(number, "Why?", {"seeds": 5})
-    record.value("x", 1.0)
+    record.value("x", 1.0, tolerance=0.1)
     record.table("answer", pd.DataFrame({"sentence": ["It *needs* 2 epochs.", "A gain: <yes>."]}))
     record.verdict(verdict())
     record.write()

@@ -1,48 +1,103 @@
-"""The answer sheet: every verdict of every record, one row each, for notebook 09, the README and the report alike."""
+"""The answer sheet: every verdict of every record, one row each, for notebook 09, the README and the report alike.
+
+Above it stands one paragraph in plain words, in the notebooks' first cells two sentences each. All of it is made from
+records, and written between markers, so that nobody types a number.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import nbformat
+
 from decorlib._io.files import written_atomically
+from decorlib.study.evidence import shared
 from decorlib.study.evidence.provenance import ROOT
-from decorlib.study.evidence.records import EXTENDED, Record
-from decorlib.study.evidence.verdicts import Verdict, family
+from decorlib.study.evidence.records import Record
+from decorlib.study.evidence.shared import Shared
+from decorlib.study.evidence.verdicts import Answer, Verdict, family
 
 START = re.compile(r"(<!-- answers:[^\n]*-->\n).*?(<!-- /answers -->)", re.S)
-OUTCOME = {"supported": "yes", "refuted": "no", "inconclusive": "inconclusive"}
+OPENING = re.compile(r"(<!-- opening:[^\n]*-->\n).*?(<!-- /opening -->)", re.S)
+CAME_OUT = re.compile(r"\n*<!-- came out:[^\n]*-->\n.*?<!-- /came out -->", re.S)
+OTHERWISE = "; other runs say otherwise, see below"
+GROUPS = {  # in the order in which they are told
+    "harmful": "worse than",
+    "refuted": "no different, by as much as counts, from",
+    "undecided": "undecided against",
+    "supported": "better than",
+}
 
 
-def rows(records: dict[str, Record]) -> list[dict[str, str]]:
-    """One row per verdict, in the order of the notebooks; p-values corrected by Holm over all of them."""
+def answered(records: dict[str, Record]) -> list[tuple[str, Answer]]:
+    """Every verdict with its notebook's number, decided as one family."""
     where = [(notebook, verdict) for notebook, record in sorted(records.items()) for verdict in record.verdicts]
-    corrected = family(Verdict.from_dict(verdict) for _, verdict in where)
+    return list(zip([n for n, _ in where], family(Verdict.from_dict(v) for _, v in where), strict=True))
+
+
+def rows(records: dict[str, Record], root: Path = ROOT) -> list[dict[str, str]]:
+    """One row per verdict, in the order of the notebooks; an outcome says where other runs say something else."""
+    elsewhere = shared.read(records, root)
     return [
         {
-            "hypothesis": verdict.hypothesis,
-            "claim tested": verdict.claim,
-            "broke run 3?": verdict.explains_failed_run or "–",
-            "supported?": OUTCOME[verdict.outcome],
-            "effect [95% interval]": effect(verdict),
-            "cure": verdict.cure,
+            "hypothesis": answer.verdict.hypothesis,
+            "claim": answer.verdict.claim,
+            "scale": answer.verdict.scale or "–",
+            "schedule": answer.verdict.schedule or "–",
+            "control": answer.verdict.control or "–",
+            "outcome": outcome(answer) + (OTHERWISE if disagreeing(answer, elsewhere) else ""),
+            "effect [95% simultaneous interval], n": effect(answer),
+            "p": probability(answer.p_value),
+            "remedy": answer.verdict.remedy or "–",
             "notebook": notebook,
         }
-        for (notebook, _), verdict in zip(where, corrected, strict=True)
+        for notebook, answer in answered(records)
     ]
 
 
-def effect(verdict: Verdict) -> str:
-    """Estimate with its interval and n, as text; a number that was not estimated over seeds stands alone."""
-    if verdict.low == verdict.high:
-        return f"{verdict.estimate:.2g} {verdict.unit}"
-    return f"{verdict.estimate:.2g} {verdict.unit} [{verdict.low:.2g}, {verdict.high:.2g}], n = {verdict.n}"
+def contradictions(records: dict[str, Record], root: Path = ROOT) -> list[tuple[str, str]]:
+    """Rows that other comparisons of the records contradict: the hypothesis, and a sentence with all of them."""
+    elsewhere, found = shared.read(records, root), []
+    for _, answer in answered(records):
+        others = disagreeing(answer, elsewhere)
+        if others:
+            found.append(
+                (answer.verdict.hypothesis, f"{answer.outcome} here, but " + "; ".join(map(str, others)) + ".")
+            )
+    return found
 
 
-def markdown(records: dict[str, Record], link: Callable[[str], str]) -> str:
+def disagreeing(answer: Answer, elsewhere: Sequence[Shared]) -> list[Shared]:
+    """The comparisons that bear on a row and say something else than its outcome."""
+    about = [found for found in elsewhere if found.hypothesis == answer.verdict.hypothesis]
+    return [found for found in about if found.outcome != answer.outcome]
+
+
+def outcome(answer: Answer) -> str:
+    """The outcome in a word or two, with the seeds that would decide."""
+    if answer.outcome != "undecided":
+        return answer.outcome
+    return "undecided" + (f" (n = {answer.seeds} would decide)" if answer.seeds else "")
+
+
+def effect(answer: Answer) -> str:
+    """Estimate with its simultaneous interval and n; a number that was not estimated over seeds stands alone."""
+    verdict, found = answer.verdict, answer.interval
+    if found.low == found.high:
+        return f"{found.estimate:.2g} {verdict.unit}"
+    return f"{found.estimate:.2g} {verdict.unit} [{found.low:.2g}, {found.high:.2g}], n = {found.n}"
+
+
+def probability(p: float | None) -> str:
+    """A p-value in a few characters."""
+    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.2g}"
+
+
+def markdown(records: dict[str, Record], link: Callable[[str], str], root: Path = ROOT) -> str:
     """The rows as a Markdown table; ``link`` gives what the last column says for a notebook's number."""
-    table = rows(records)
+    table = rows(records, root)
     if not table:
         return "No notebook has written a verdict yet: `make reproduce` does.\n"
     names = list(table[0])
@@ -53,24 +108,75 @@ def markdown(records: dict[str, Record], link: Callable[[str], str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def longer(root: Path = ROOT) -> str:
-    """What the committed records of longer studies decided, one sentence each; empty where there are none.
+def below(records: dict[str, Record], root: Path = ROOT, escaped: Callable[[str], str] = str) -> str:
+    """What stands under the table, in Markdown: the run that failed, and where other runs contradict a row.
 
-    They stand beside the table and not in it: a longer run of a question is no further question.
+    Args:
+        records: by notebook.
+        root: the clone.
+        escaped: text of records made safe for the page that it is for. Default: as it is
     """
-    sentences = []
-    for path in sorted((root / EXTENDED / "records").glob("[0-9][0-9].json")):
-        record = Record.load(path)
-        verdicts = "; ".join(str(Verdict.from_dict(verdict)) for verdict in record.verdicts)
-        sentences.append(
-            f"The longer study of notebook {record.notebook} (seeds: {record.parameters['seeds']}), by its own "
-            f"criteria: {verdicts}."
-        )
-    return " ".join(sentences)
+    parts = [escaped(failed_run(records))] if failed_run(records) else []
+    if found := contradictions(records, root):
+        lines = [f"* *{escaped(hypothesis)}*: {escaped(sentence)}" for hypothesis, sentence in found]
+        head = "**Where our own other runs say otherwise** (each interval 95%, by itself):"
+        parts.append(head + "\n\n" + "\n".join(lines))
+    return "".join(f"\n{part}\n" for part in parts)
+
+
+def failed_run(records: dict[str, Record]) -> str:
+    """Which of the suspects broke run 3 of the 2024 notebook, in two sentences; empty where no record says."""
+    said: dict[str, list[str]] = {"yes": [], "partly": [], "no": []}
+    for _, answer in answered(records):
+        if answer.verdict.explains_failed_run:
+            said[answer.verdict.explains_failed_run].append(answer.verdict.hypothesis)
+    words = {"yes": "what broke it", "partly": "what had a part", "no": "what did not break it"}
+    told = [f"{words[key]}: {', '.join(names)}" for key, names in said.items() if names]
+    return f"Run 3 is the 2024 notebook's third, which did not decorrelate; {'; '.join(told)}." if told else ""
+
+
+def plain(records: dict[str, Record], root: Path = ROOT, escaped: Callable[[str], str] = str) -> str:
+    """Does it help, over what, when not? One paragraph, the least flattering comparisons first; empty without them.
+
+    Each comparison stands once: where the longer study made it too, the less favourable of the two.
+    """
+    found: dict[str, Shared] = {}
+    for one in shared.read(records, root):
+        if one.gain and (one.gain not in found or one.interval.estimate < found[one.gain].interval.estimate):
+            found[one.gain] = one
+    if not found:
+        return ""
+    groups = []
+    for name, words in GROUPS.items():
+        among = sorted((one for one in found.values() if one.outcome == name), key=lambda one: one.interval.estimate)
+        if among:
+            groups.append(f"**{words}** " + "; ".join(escaped(f"{one.gain}: {one.numbers}") for one in among))
+    margins = " or ".join(f"{100 * margin:g}" for margin in sorted({one.margin for one in found.values()}))
+    head = "**Does decorrelation help?** Test accuracy of a network with a learned R, minus that of a network without, "
+    head += "both tuned, as many seconds each; least flattering first, of two studies the less favourable. It is "
+    tail = f" Intervals are 95%, each by itself; {margins} points (MLP, ConvNet) are what counts."
+    return head + ", and it is ".join(groups) + "." + escaped(seconds(records)) + tail
+
+
+def seconds(records: dict[str, Record]) -> str:
+    """Time to backpropagation's best accuracy, of the fastest arm without R and of the claim's, as one sentence."""
+    record = records.get("07")
+    if record is None or "time to accuracy" not in record.tables:
+        return ""
+    frame = record.frame("time to accuracy").set_index("arm")["of seconds"].astype(float)
+    ours = "kappa, deeper layers"
+    others = [arm for arm in frame.index if not re.search("kappa|rule|exact|^backpropagation", arm)]
+    if ours not in frame.index or not others:
+        return ""
+    other = frame[others].idxmin()
+    return (
+        f" To the best accuracy of plain backpropagation (background at -2), {other} needs {frame[other]:.2f} of its "
+        f"seconds, R in the deeper layers {frame[ours]:.2f}."
+    )
 
 
 def in_readme(records: dict[str, Record], text: str, notebooks: Path = ROOT / "notebooks") -> str:
-    """README's text with the table between its markers made anew.
+    """README's text with the paragraph and the table between their markers made anew.
 
     Raises:
         ValueError: the markers are not there.
@@ -82,15 +188,41 @@ def in_readme(records: dict[str, Record], text: str, notebooks: Path = ROOT / "n
         path = next(notebooks.glob(f"{notebook}_*.ipynb"), None)
         return notebook if path is None else f"[{notebook}](notebooks/{path.name})"
 
-    below = longer(notebooks.parent)
-    table = markdown(records, link) + (f"\n{below}\n" if below else "")
+    root = notebooks.parent
+    table = markdown(records, link, root) + below(records, root)
+    text = OPENING.sub(lambda found: found[1] + "\n" + plain(records, root) + "\n\n" + found[2], text)
     return START.sub(lambda found: found[1] + "\n" + table + "\n" + found[2], text)
 
 
+def in_title(record: Record | None, text: str) -> str:
+    """The source of a notebook's first cell with what came out, as its record says it, at its end."""
+    text = CAME_OUT.sub("", text)
+    if record is None or not record.came_out:
+        return text
+    head = "<!-- came out: written by `make reproduce` from the record of the full run -->"
+    return f"{text}\n\n{head}\n**What came out.** {' '.join(record.came_out)}\n<!-- /came out -->"
+
+
+def write_titles(records: dict[str, Record], notebooks: Path = ROOT / "notebooks") -> list[str]:
+    """Write what came out into the first cells of the notebooks; returned are the numbers of those that changed."""
+    changed = []
+    for path in sorted(notebooks.glob("[0-9][0-9]_*.ipynb")):
+        number = path.name[:2]
+        notebook = nbformat.read(path, as_version=4)
+        title = notebook.cells[0]
+        new = in_title(records.get(number), title.source)
+        if new != title.source:
+            title.source = new
+            with written_atomically(path) as file:
+                file.write((nbformat.writes(notebook).rstrip("\n") + "\n").encode())
+            changed.append(number)
+    return changed
+
+
 def write_readme(records: dict[str, Record], path: Path = ROOT / "README.md") -> bool:
-    """Write the table into README; True where that changed it."""
+    """Write paragraph and table into README; True where that changed it."""
     old = path.read_text(encoding="utf-8")
-    new = in_readme(records, old)
+    new = in_readme(records, old, path.parent / "notebooks")
     if new == old:
         return False
     with written_atomically(path) as file:

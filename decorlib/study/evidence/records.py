@@ -1,8 +1,9 @@
 """What a notebook found, as one small JSON file that people, tests and the report read.
 
-A record holds the question, the parameters, headline numbers with the tolerance at which another run must
-agree, small tables and verdicts. It is plain JSON: loading one executes nothing. It carries the sha256 of its
-own content, so that a damaged or hand-edited file is noticed.
+A record holds the question, the parameters, headline numbers and small tables with the tolerances at which another
+run must agree, verdicts, and two sentences on what came out. It is plain
+JSON: loading one executes nothing. It carries the sha256 of its own content, so that a damaged or hand-edited file is
+noticed.
 """
 
 import gzip
@@ -12,50 +13,24 @@ import math
 import os
 import re
 import zlib
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from decorlib._io.files import written_atomically
-from decorlib._io.plain import canonical, plain
+from decorlib._io.plain import canonical
 from decorlib.study.evidence import provenance
+from decorlib.study.evidence.agreement import TIMING, of_columns, within
+from decorlib.study.evidence.simple import simplified
 
-FORMAT = 1
+FORMAT = 2  # 1: tolerances were relative, tables had none, verdicts no margin; such a record can still be read
+READS = (1, 2)
 GZIP_FROM = 200_000  # bytes; larger lists of runs are stored compressed
 EXTENDED = Path("results") / "extended"  # of a clone: what `make reproduce PROFILE=extended` writes
 
 
 class RecordDamaged(RuntimeError):
     """A record cannot be read, or its content is not what its checksum says."""
-
-
-def simplified(value: Any, where: str = "value") -> Any:
-    """Plain data (:func:`decorlib._io.plain.plain`) of numbers of numpy and torch, tuples and dataclasses; NaN is None.
-
-    Raises:
-        TypeError: something that a record cannot hold, with the place where it is.
-    """
-    return plain(value, where, _simplify, containers=(list, tuple))
-
-
-def _simplify(value: Any, where: str) -> Any:
-    if isinstance(value, str | bool):
-        return value
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): simplified(item, f"{where}[{key!r}]") for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return simplified(list(value), where)
-    if is_dataclass(value) and not isinstance(value, type):
-        return simplified(asdict(value), where)
-    if hasattr(value, "tolist"):  # numpy scalars and arrays, torch tensors
-        return simplified(value.tolist(), where)
-    raise TypeError(
-        f"{where} is a {type(value).__name__}; a record holds numbers, text, lists and dictionaries of them"
-    )
 
 
 def dumps(content: Any) -> str:
@@ -84,7 +59,7 @@ class Record:
 
     Example:
         >>> record = Record("03", question="Does a variance of one help?", parameters={"seeds": 5})
-        >>> record.value("largest deviation", 0.0125, tolerance=0.02)
+        >>> record.value("largest deviation", 0.0125, tolerance=0.005)
         >>> record.values[0]["value"]
         0.0125
     """
@@ -95,6 +70,8 @@ class Record:
     values: list[dict] = field(default_factory=list, init=False)
     tables: dict[str, dict] = field(default_factory=dict, init=False)
     verdicts: list[dict] = field(default_factory=list, init=False)
+    came_out: list[str] = field(default_factory=list, init=False)
+    format: int = field(default=FORMAT, init=False)
     made_by: dict = field(default_factory=dict, init=False)
     _runs: list | None = field(default=None, init=False, repr=False)
     _runs_file: dict | None = field(default=None, init=False, repr=False)
@@ -106,7 +83,9 @@ class Record:
             raise ValueError("question is empty: give the notebook's question, as in its title")
         self.parameters = simplified(self.parameters, "parameters")
 
-    def value(self, name: str, x: Any, unit: str = "", tolerance: float | int = 0.02) -> None:
+    def value(
+        self, name: str, x: Any, unit: str = "", tolerance: float | int | None = None, timing: bool = False
+    ) -> None:
         """Keep a headline number.
 
         A NaN or infinite number is kept as ``None`` with status ``"diverged"``.
@@ -115,27 +94,64 @@ class Record:
             name: what it is; unique in the record.
             x: the number: Python's, numpy's or a torch scalar.
             unit: its unit. Default: ``""``
-            tolerance: largest relative change that counts as the same result. Default: 0.02
+            tolerance: largest absolute change, in the unit, that counts as the same result: below the margin of the
+                verdict that it decides and above ten times the measured spread (``docs/numbers.md``).
+            timing: it is seconds over seconds; another run agrees within a factor of 1.25. Default: ``False``
         """
         if any(kept["name"] == name for kept in self.values):
             raise ValueError(f"there is already a value {name!r} in record {self.notebook}")
-        if not (math.isfinite(tolerance) and tolerance >= 0):
+        if (tolerance is None) != timing:
+            raise ValueError(f"value {name!r} needs a tolerance, absolute and in its unit, or timing=True, not both")
+        if tolerance is not None and not (math.isfinite(tolerance) and tolerance >= 0):
             raise ValueError(f"tolerance must be a number of at least 0, got {tolerance}")
         x = simplified(x, name)
         if x is not None and not isinstance(x, int | float):
             raise TypeError(f"value {name!r} must be a number, got {x!r}; use table() for more than one")
-        status = "diverged" if x is None else "finite"
-        self.values.append({"name": name, "value": x, "unit": unit, "tolerance": float(tolerance), "status": status})
+        status, agrees = "diverged" if x is None else "finite", TIMING if timing else within(tolerance)
+        self.values.append({"name": name, "value": x, "unit": unit, "agrees": agrees, "status": status})
 
-    def table(self, name: str, frame) -> None:
-        """Keep a small table (a pandas data frame; its index is kept where it has a name)."""
+    def table(
+        self,
+        name: str,
+        frame,
+        tolerance: float | int | dict[str, float] | None = None,
+        ratios: dict[str, float] | tuple[str, ...] = (),
+        skip: tuple[str, ...] = (),
+    ) -> None:
+        """Keep a small table (a pandas data frame; its index is kept where it has a name).
+
+        Another run's table is compared row by row: text, truth, counts and chosen rates must be equal, measured numbers
+        agree within `tolerance`. A column ``p`` follows from the others and is not compared.
+
+        Args:
+            name: what it is; unique in the record.
+            frame: the table.
+            tolerance: largest absolute change, of all columns or by column. Default: ``None``
+            ratios: columns of positive numbers that may differ by a factor: 1.25 for those of a tuple (timings).
+            skip: columns that are not compared, such as seconds of one machine; ``"*"`` is the whole table.
+        """
         if name in self.tables:
             raise ValueError(f"there is already a table {name!r} in record {self.notebook}")
         frame = frame.reset_index() if any(label is not None for label in frame.index.names) else frame
         rows = [[simplified(item, f"table {name!r}") for item in row] for row in frame.itertuples(index=False)]
         if len(rows) > 2000:
             raise ValueError(f"table {name!r} has {len(rows)} rows; keep runs with runs(), tables are small")
-        self.tables[name] = {"columns": [str(column) for column in frame.columns], "rows": rows}
+        columns = [str(column) for column in frame.columns]
+        cells = {column: [row[j] for row in rows] for j, column in enumerate(columns)}
+        agrees = of_columns(name, cells, tolerance, ratios, skip)
+        self.tables[name] = {"columns": columns, "rows": rows, "agrees": agrees}
+
+    def sentences(self, worse: str, better: str) -> None:
+        """Keep what came out, in two sentences with their numbers, for the notebook's first cell.
+
+        Args:
+            worse: the unfavourable one, which stands first.
+            better: the other one.
+        """
+        for sentence in (worse, better):
+            if not re.fullmatch(r"[A-Z\d'].*\.", sentence, re.S):
+                raise ValueError(f"what came out is said in whole sentences, got {sentence!r}")
+        self.came_out = [" ".join(sentence.split()) for sentence in (worse, better)]
 
     def runs(self, runs: list[dict]) -> None:
         """Keep the full records of the runs beside this record, in ``NN.runs.json`` (``.gz`` where large)."""
@@ -159,16 +175,19 @@ class Record:
     def content(self) -> dict:
         """The record as it is stored, checksum included."""
         content = {
-            "format": FORMAT,
+            "format": self.format,
             "notebook": self.notebook,
             "question": self.question,
             "parameters": self.parameters,
             "values": self.values,
             "tables": self.tables,
             "verdicts": self.verdicts,
+            "came_out": self.came_out,
             "runs": self._runs_file,
             "made_by": self.made_by,
         }
+        if self.format == 1:
+            del content["came_out"]
         return {**content, "sha256": _sum(content)}
 
     def write(self) -> Path | None:
@@ -210,15 +229,16 @@ class Record:
         try:
             content = json.loads(text)
             stored, found = content["sha256"], _sum(content)
-            if content["format"] != FORMAT:
-                raise RecordDamaged(f"{source} has record format {content['format']!r}, this decorlib reads {FORMAT}")
+            if content["format"] not in READS:
+                raise RecordDamaged(f"{source} has record format {content['format']!r}, this decorlib reads {READS}")
             if stored != found:
                 raise RecordDamaged(
                     f"{source} is damaged or was edited: its content does not give its sha256; {way_out}"
                 )
             record = cls(content["notebook"], content["question"], content["parameters"])
-            for name in ("values", "tables", "verdicts", "made_by"):
+            for name in ("format", "values", "tables", "verdicts", "made_by"):
                 setattr(record, name, content[name])
+            record.came_out = content["came_out"] if content["format"] > 1 else []
             record._runs_file = content["runs"]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise RecordDamaged(f"{source} is damaged: {type(error).__name__}: {error}; {way_out}") from error

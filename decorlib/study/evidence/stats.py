@@ -1,4 +1,4 @@
-"""Numbers over seeds: paired differences, Student-t intervals, Holm's correction, and the decision they lead to.
+"""Numbers over seeds: paired differences, Student-t intervals, Holm's correction, the decision they lead to, and power.
 
 The seed is the unit: each run of an arm is paired with the run of the other arm that has the same seed (same initial
 weights, same batches), because seeds differ more from each other than arms do. Student-t, not a percentile
@@ -7,14 +7,15 @@ bootstrap: of 5 values the bootstrap's nominal 95 % interval covers the mean in 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
 
-Outcome = Literal["supported", "refuted", "inconclusive"]
+Outcome = Literal["supported", "refuted", "harmful", "undecided"]
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def decide(interval: Interval, *, better: Literal["higher", "lower"], margin: float = 0.0) -> Outcome:
     """What an interval says about the claim "the value is higher than margin" (or "lower than -margin").
 
-    Supported where the whole interval is beyond the margin, refuted where it is wholly on this side of it, and
-    inconclusive where the margin is inside.
+    * *supported*: the whole interval is beyond the margin;
+    * *refuted*: it lies inside -margin to margin, which is evidence that nothing is there that counts. Where the margin
+      is 0 (a bound that is met or missed) there is no such inside: the whole interval is on the wrong side;
+    * *harmful*: the whole interval is beyond the margin on the wrong side;
+    * *undecided*: a margin is inside the interval.
 
     Args:
         interval: of a difference, or of what else the claim is about.
@@ -134,12 +138,102 @@ def decide(interval: Interval, *, better: Literal["higher", "lower"], margin: fl
     Raises:
         ValueError: unknown direction or negative margin.
     """
+    low, high = _oriented(better, margin, interval.low, interval.high)
+    if low > margin:
+        return "supported"
+    if high < -margin:
+        return "harmful" if margin > 0 else "refuted"
+    return "refuted" if -margin < low and high < margin else "undecided"
+
+
+def beyond(interval: Interval, *, better: Literal["higher", "lower"], margin: float, level: float = 0.95) -> float:
+    """One-sided p-value of "the effect is not beyond the margin": P(T > (estimate - margin) / (s / sqrt(n))).
+
+    It is at most (1 - level) / 2 exactly where the two-sided interval of that level lies beyond the margin.
+
+    Args:
+        interval: Student-t, from :func:`interval` or :func:`paired`.
+        better: direction of the claim.
+        margin: smallest effect that counts, not negative.
+        level: that of the interval. Default: 0.95.
+    """
+    at, _ = _oriented(better, margin, interval.estimate, interval.estimate)
+    error = standard_error(interval, level)
+    if error == 0:
+        return 0.0 if at > margin else 1.0
+    return float(stats.t.sf((at - margin) / error, interval.n - 1))
+
+
+def simultaneous(interval: Interval, family: int, level: float = 0.95) -> Interval:
+    """The interval at Bonferroni's level 1 - (1 - level) / family: all of a family's hold together with `level`.
+
+    Args:
+        interval: Student-t, of the level given.
+        family: number of intervals.
+        level: of the interval, and of the family as a whole. Default: 0.95.
+
+    Raises:
+        ValueError: a family of fewer than one.
+    """
+    if family < 1:
+        raise ValueError(f"family = {family} must be at least 1, the number of intervals that are to hold together")
+    error = standard_error(interval, level)
+    if error == 0:
+        return interval
+    half = float(stats.t.isf((1 - level) / 2 / family, interval.n - 1)) * error
+    return replace(interval, low=interval.estimate - half, high=interval.estimate + half)
+
+
+def standard_error(interval: Interval, level: float = 0.95) -> float:
+    """s / sqrt(n) of a Student-t interval, from its width; 0 where it has none."""
+    if interval.n < 2:
+        return 0.0
+    return (interval.high - interval.low) / 2 / float(stats.t.ppf(0.5 + level / 2, interval.n - 1))
+
+
+def seeds_to_decide(
+    interval: Interval, *, margin: float, family: int = 1, level: float = 0.95, power: float = 0.8
+) -> int | None:
+    """Seeds with which the present estimate and spread would decide, with the power asked for.
+
+    The smallest n with P(T'(n - 1, d sqrt(n)) > t(1 - alpha, n - 1)) >= power, T' noncentral t: a one-sided test
+    against the margin nearer to the estimate, d = abs(abs(estimate) - margin) / s away, alpha = (1 - level) / 2 / family.
+    None where no number of seeds that fits into a study does (more than 100,000): the estimate lies on the margin.
+
+    Args:
+        interval: Student-t, of the level given, one per row.
+        margin: smallest effect that counts, not negative.
+        family: rows that are decided together (Bonferroni). Default: 1.
+        level: of the interval, and of the family. Default: 0.95.
+        power: probability of a decision. Default: 0.8.
+    """
+    spread = standard_error(interval, level) * math.sqrt(interval.n)
+    if spread == 0:
+        return None
+    away = abs(abs(interval.estimate) - margin) / spread
+    alpha, test = (1 - level) / 2 / family, TTestPower()
+
+    def enough(n: int) -> bool:
+        return float(test.power(away, n, alpha, alternative="larger")) >= power
+
+    low, high = 1, 2
+    while not enough(high):
+        low, high = high, 2 * high
+        if low > 100_000:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
+def _oriented(better: str, margin: float, low: float, high: float) -> tuple[float, float]:
+    """Both ends, with the claim's direction upwards."""
     if better not in ("higher", "lower"):
         raise ValueError(f"better = {better!r} must be 'higher' or 'lower'")
     if not margin >= 0:
         raise ValueError(f"margin = {margin} must not be negative; the direction is said by better")
-    low, high = (interval.low, interval.high) if better == "higher" else (-interval.high, -interval.low)
-    return "supported" if low > margin else "refuted" if high < margin else "inconclusive"
+    return (low, high) if better == "higher" else (-high, -low)
 
 
 def _checked(values: Sequence[float | None], name: str) -> np.ndarray:

@@ -1,14 +1,16 @@
 """What a notebook claims, with the numbers that decide it."""
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-from decorlib.study.evidence.stats import Interval, Outcome, decide, holm
+from decorlib.study.evidence.stats import Interval, Outcome, beyond, decide, holm, seeds_to_decide, simultaneous
 
-OUTCOMES = ("supported", "refuted", "inconclusive")
+OUTCOMES = ("supported", "refuted", "harmful", "undecided")
 EXPLANATIONS = ("yes", "no", "partly", None)
+LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -17,18 +19,26 @@ class Verdict:
 
     Args:
         hypothesis: short name, such as "variance".
-        claim: the sentence that was tested.
+        claim: the sentence that was tested, said so that "supported" means that it holds; without a negation.
         criterion: what would decide it, as it stands in the title cell.
         estimate: effect over seeds, in `unit`.
         low: lower end of its 95 % interval.
         high: upper end.
         n: seeds (pairs).
         unit: of the estimate; "" where it has none.
-        p_value: two-sided, of "no effect", before correction over the family; None where nothing was tested.
-        outcome: "supported", "refuted" or "inconclusive".
+        p_value: one-sided, of "the effect is not beyond the margin", before correction over the family; None where
+            nothing was tested.
+        outcome: "supported", "refuted" (evidence of absence), "harmful" or "undecided"; of this question alone.
         explains_failed_run: question (a), is it why run 3 failed: "yes", "no", "partly"; None where it is not asked.
         evidence: what that answer rests on.
-        cure: what helps, in one sentence; "" where there is nothing to cure.
+        remedy: what helps, in one sentence; "" where nothing has to be mended.
+        margin: smallest effect that counts, in `unit`; 0 where the estimate is the distance to a bound. Default: 0.
+        better: direction in which the claim says the estimate lies. Default: "higher".
+        scale: how large the study is: images, network, length. Default: "".
+        schedule: of the rates, "constant" or what else. Default: "".
+        control: what it is compared with. Default: "".
+        tolerance: largest absolute change of estimate, low and high with which another run agrees. Default: ``None``,
+            a quarter of the margin; where that is 0, a quarter of the interval's width.
 
     Raises:
         ValueError: naming the field and what it may hold; also an estimate outside its interval.
@@ -46,7 +56,13 @@ class Verdict:
     outcome: Outcome
     explains_failed_run: Literal["yes", "no", "partly"] | None
     evidence: str
-    cure: str
+    remedy: str
+    margin: float = 0.0
+    better: Literal["higher", "lower"] = "higher"
+    scale: str = ""
+    schedule: str = ""
+    control: str = ""
+    tolerance: float | None = None
 
     def __post_init__(self):
         for name in ("hypothesis", "claim", "criterion"):
@@ -66,6 +82,8 @@ class Verdict:
             raise ValueError(f"n = {self.n} must be at least 1")
         if self.p_value is not None and not 0 <= self.p_value <= 1:
             raise ValueError(f"p_value = {self.p_value} must be between 0 and 1")
+        if not self.margin >= 0 or self.better not in ("higher", "lower"):
+            raise ValueError(f"margin = {self.margin} must be at least 0, better = {self.better!r} higher or lower")
 
     @classmethod
     def from_interval(
@@ -80,13 +98,14 @@ class Verdict:
         unit: str = "",
         explains_failed_run: Literal["yes", "no", "partly"] | None = None,
         evidence: str = "",
-        cure: str = "",
+        remedy: str = "",
+        **about: Any,
     ) -> "Verdict":
-        """A verdict whose outcome is computed by :func:`decorlib.study.evidence.stats.decide`, not typed.
+        """A verdict whose outcome and p-value are computed (:mod:`decorlib.study.evidence.stats`), not typed.
 
         Args:
-            interval: from :func:`decorlib.study.evidence.stats.paired` or its relatives.
-            hypothesis: as in the class, as all that follow but better and margin.
+            interval: from :func:`decorlib.study.evidence.stats.paired`, or of one sample.
+            hypothesis: as in the class, as all that follow.
             claim: the sentence tested.
             criterion: what decides it.
             better: direction in which the claim says the estimate lies.
@@ -94,10 +113,11 @@ class Verdict:
             unit: of the estimate. Default: "".
             explains_failed_run: answer to question (a). Default: None.
             evidence: what that rests on. Default: "".
-            cure: what helps. Default: "".
+            remedy: what helps. Default: "".
+            about: scale, schedule, control, tolerance.
         """
         return cls(
-            **asdict(interval),
+            **{**asdict(interval), "p_value": beyond(interval, better=better, margin=margin)},
             hypothesis=hypothesis,
             claim=claim,
             criterion=criterion,
@@ -105,16 +125,20 @@ class Verdict:
             outcome=decide(interval, better=better, margin=margin),
             explains_failed_run=explains_failed_run,
             evidence=evidence,
-            cure=cure,
+            remedy=remedy,
+            margin=margin,
+            better=better,
+            **about,
         )
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Verdict":
-        """The verdict that :meth:`as_dict` wrote, checked again.
+        """The verdict that :meth:`as_dict` wrote, checked again; one of a record of format 1 is understood too.
 
         Raises:
             ValueError: fields are missing or unknown.
         """
+        content = _of_format_1(content) if "cure" in content else content
         names = {field.name for field in fields(cls)}
         if names != set(content):
             missing, unknown = sorted(names - set(content)), sorted(set(content) - names)
@@ -124,6 +148,16 @@ class Verdict:
     def as_dict(self) -> dict[str, Any]:
         """Plain dict, for a record."""
         return asdict(self)
+
+    @property
+    def interval(self) -> Interval:
+        """Its estimate with the 95 % interval."""
+        return Interval(self.estimate, self.low, self.high, self.n, 1.0 if self.p_value is None else self.p_value)
+
+    @property
+    def agrees_within(self) -> float:
+        """Largest absolute change of estimate, low and high with which another run agrees."""
+        return self.tolerance if self.tolerance is not None else (self.margin or self.high - self.low) / 4
 
     @property
     def numbers(self) -> str:
@@ -136,11 +170,47 @@ class Verdict:
         return f"{self.hypothesis}: {self.outcome} ({self.numbers})"
 
 
-def family(verdicts: Iterable[Verdict], level: float = 0.95) -> list[Verdict]:
-    """The verdicts with p-values corrected by Holm over the family; support that does not survive is inconclusive.
+def _of_format_1(content: dict[str, Any]) -> dict[str, Any]:
+    """A verdict as records held it before they held margins: those stood in the criterion, p was of "no effect"."""
+    content = {**content, "remedy": content["cure"]}
+    del content["cure"]
+    said = re.search(r"(?:above|higher by more than|lower by more than) ([\d.]+\d)", content.get("criterion", ""))
+    content["margin"] = float(said[1]) if said else 0.0
+    content["better"] = "lower" if said and "lower" in said[0] else "higher"
+    content |= {"scale": "", "schedule": "", "control": "", "tolerance": None}
+    if content.get("p_value") is not None and content.get("n", 0) > 1:
+        found = Interval(content["estimate"], content["low"], content["high"], content["n"], 1.0)
+        how = {"better": content["better"], "margin": content["margin"]}
+        content["p_value"], content["outcome"] = beyond(found, **how), decide(found, **how)
+    return {**content, "outcome": {"inconclusive": "undecided"}.get(content["outcome"], content["outcome"])}
 
-    Many tests make false discoveries, so only "supported" can change. "Refuted" rests on an interval that ends before
-    the margin, which may well hold 0 and have a large p-value. A verdict without one does not count in the family.
+
+@dataclass(frozen=True)
+class Answer:
+    """A verdict as one of a family: what it says where all are asked at once.
+
+    Args:
+        verdict: the verdict, its own p-value and 95 % interval untouched.
+        outcome: in the family.
+        interval: simultaneous: all of a family's hold together with 95 %.
+        p_value: Holm's adjusted one-sided p of "not beyond the margin"; None where nothing was tested.
+        seeds: that would decide with a power of 80 % at the present estimate and spread; None where it is decided.
+    """
+
+    verdict: Verdict
+    outcome: Outcome
+    interval: Interval
+    p_value: float | None
+    seeds: int | None
+
+
+def family(verdicts: Iterable[Verdict], level: float = LEVEL) -> list[Answer]:
+    """What the verdicts say together.
+
+    Many tests make false discoveries. *Supported* needs Holm's adjusted one-sided p at most (1 - level) / 2, which is
+    what a two-sided interval of `level` beyond the margin means for one question alone. *Refuted* and *harmful* need
+    the simultaneous interval (Bonferroni) inside the margin, or beyond it on the wrong side. The rest is *undecided*.
+    A verdict without a p-value was decided otherwise, by its criterion; it does not count in the family.
 
     Args:
         verdicts: all of the family, no more and no fewer.
@@ -148,7 +218,18 @@ def family(verdicts: Iterable[Verdict], level: float = 0.95) -> list[Verdict]:
     """
     verdicts = list(verdicts)
     tested = [i for i, verdict in enumerate(verdicts) if verdict.p_value is not None]
-    for i, p in zip(tested, holm([verdicts[i].p_value for i in tested]), strict=True):
-        lost = verdicts[i].outcome == "supported" and p > 1 - level
-        verdicts[i] = replace(verdicts[i], p_value=p, outcome="inconclusive" if lost else verdicts[i].outcome)
-    return verdicts
+    adjusted = dict(zip(tested, holm([verdicts[i].p_value for i in tested]), strict=True))
+    answers = []
+    for i, verdict in enumerate(verdicts):
+        if i not in adjusted:
+            answers.append(Answer(verdict, verdict.outcome, verdict.interval, None, None))
+            continue
+        wide = simultaneous(verdict.interval, len(tested), level)
+        outcome = decide(wide, better=verdict.better, margin=verdict.margin)
+        if outcome == "undecided" and adjusted[i] <= (1 - level) / 2:
+            outcome = "supported"
+        seeds = None
+        if outcome == "undecided":
+            seeds = seeds_to_decide(verdict.interval, margin=verdict.margin, family=len(tested), level=level)
+        answers.append(Answer(verdict, outcome, replace(wide, p_value=adjusted[i]), adjusted[i], seeds))
+    return answers

@@ -121,3 +121,16 @@ def largest_difference(history: History, run: str, key: str) -> float:
         if theirs.get(key) is not None
     ]
     return max(abs(ours - theirs) / max(abs(theirs), 1e-6) for ours, theirs in pairs)
+
+
+def last_digits(document: dict[str, History]) -> tuple[int, int, float]:
+    """Values that were printed, how many of them differ in the last digit, and the largest relative difference."""
+    pairs = [
+        (ours[key], theirs[key])
+        for run, history in document.items()
+        for ours, theirs in zip(history.as_seed_printed(), printed(run), strict=False)
+        for key in ("bp_loss", "decorrelation_loss")
+        if theirs.get(key) is not None
+    ]
+    differ = sum(round(ours, 6) != theirs for ours, theirs in pairs)
+    return len(pairs), differ, max(abs(ours - theirs) / max(abs(theirs), 1e-6) for ours, theirs in pairs)

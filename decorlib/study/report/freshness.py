@@ -10,8 +10,10 @@ from pathlib import Path
 
 from IPython.core.inputtransformer2 import TransformerManager
 
+from decorlib.study.evidence.answers import CAME_OUT
 from decorlib.study.evidence.provenance import DATA
 from decorlib.study.evidence.records import EXTENDED, Record, RecordDamaged, dumps, write_atomic
+from decorlib.study.evidence.shared import REGISTRY
 from decorlib.study.report.notebooks import Source
 from decorlib.study.sweeps import source as code
 
@@ -108,8 +110,10 @@ def inputs(source: Source, values: dict, options: Namespace) -> dict[str, str]:
     lock = options.root / "requirements.lock"
     cells = source.read().cells
     found = {
-        # without outputs, counts and ids
-        "the notebook": sha(json.dumps([[c.cell_type, c.source, sorted(c.metadata.get("tags", []))] for c in cells])),
+        # without outputs, counts and ids, and without what came out, which is made from the results
+        "the notebook": sha(
+            json.dumps([[c.cell_type, CAME_OUT.sub("", c.source), sorted(c.metadata.get("tags", []))] for c in cells])
+        ),
         "its parameters": sha(dumps(values)),
         "requirements.lock": sha(lock.read_bytes()) if lock.exists() else "none",
         "the data": sha((DATA / "mnist" / "SHA256SUMS").read_bytes()),
@@ -123,6 +127,10 @@ def inputs(source: Source, values: dict, options: Namespace) -> dict[str, str]:
         for path in sorted((options.results / "records").glob("[0-9][0-9].json")):
             if path.stem < source.number:
                 found[f"record {path.stem}"] = _findings(path)
+        for path in sorted((options.root / EXTENDED / "records").glob("[0-9][0-9].json")):
+            found[f"extended record {path.stem}"] = _findings(path)
+        shared = options.root / REGISTRY
+        found["the shared comparisons"] = sha(shared.read_bytes()) if shared.exists() else "none"
     longer = options.root / EXTENDED / "records" / f"{source.number}.json"
     if "load_extended" in text and options.profile != "extended" and longer.exists():
         found["the extended record"] = _findings(longer)

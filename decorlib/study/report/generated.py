@@ -83,15 +83,15 @@ def site_foot(records: dict[str, Record]) -> str:
     return " · ".join(parts)
 
 
-def answer_table(records: dict[str, Record], pages: dict[str, Path], results: str) -> str:
+def answer_table(records: dict[str, Record], pages: dict[str, Path], results: str, root: Path) -> str:
     """The answer sheet, each row with its notebook's page and its record.
 
     As HTML, because each cell carries the name of its column: on a phone a row becomes a card. The way to the evidence
     comes second, not last as in the README: where the table is wider than the page its end must be scrolled to.
     """
-    rows = answers.rows(records)
+    rows = answers.rows(records, root)
     if not rows:
-        return answers.markdown(records, str)
+        return answers.markdown(records, str, root)
 
     def evidence(notebook: str) -> str:
         name = pages[notebook].with_suffix(".html").name if notebook in pages else None
@@ -110,10 +110,14 @@ def answer_table(records: dict[str, Record], pages: dict[str, Path], results: st
     return "```{raw} html\n" + "\n".join([*lines, "</tbody></table>"]) + "\n```\n"
 
 
-def below_answers(root: Path) -> str:
-    """What longer studies decided, under the table."""
-    text = answers.longer(root)
-    return f"\n{plain_markdown(text)}\n" if text else ""
+def below_answers(records: dict[str, Record], root: Path) -> str:
+    """What stands under the table: the run that failed, and where other runs contradict a row."""
+    return answers.below(records, root, plain_markdown)
+
+
+def opening(records: dict[str, Record], root: Path) -> str:
+    """The paragraph with which the landing page opens; nothing where no record can say."""
+    return answers.plain(records, root, plain_markdown) + "\n"
 
 
 def first_figure(notebook: NotebookNode) -> tuple[bytes, str] | None:

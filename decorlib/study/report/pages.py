@@ -162,7 +162,9 @@ def write_sources(root: Path, results: Path, target: Path) -> int:
         page.cells.append(v4.new_markdown_cell(foot, id="provenance"))
         (folder / path.name).write_text(nbformat.writes(page) + "\n", encoding="utf-8")
     texts = {
-        "answers.md": generated.answer_table(records, executed, way(site, results)) + generated.below_answers(root),
+        "opening.md": generated.opening(records, root),
+        "answers.md": generated.answer_table(records, executed, way(site, results), root)
+        + generated.below_answers(records, root),
         "gallery.md": generated.gallery(notebooks, executed, records, target),
         "headline.md": generated.headline(notebooks, target) + generated.plain_answer(records),
         "contents.md": toctree([f"notebooks/{path.stem}" for path in executed.values()], "Notebooks"),

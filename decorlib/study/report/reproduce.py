@@ -31,7 +31,7 @@ from decorlib.study.report.notebooks import BadParameters, Source
 from decorlib.study.report.request import COMMITTED, BadRequest, parse
 from decorlib.study.report.told import TimeLeft, tables_and_verdicts
 
-FAILED, USAGE, CHANGED = 1, 2, 3  # exit statuses: a notebook failed, bad request, a verdict changed
+FAILED, USAGE, CHANGED = 1, 2, 3  # exit statuses: a notebook failed, bad request, something else was found
 NOTHING = "nothing to be done"
 
 
@@ -71,6 +71,9 @@ def run_one(job: Job, options: argparse.Namespace) -> Path:
         if not executed.exists():
             shutil.rmtree(staging, ignore_errors=True)
     notebook = notebooks.normalise(nbformat.read(executed, as_version=4))
+    if job.profile in COMMITTED:  # of a quick run nothing came out
+        made = compare.read_folder(staging / "records").get(job.number)
+        notebook.cells[0].source = answers.in_title(made, notebook.cells[0].source)
     notebook.metadata["decorlib"] = {
         "profile": job.profile,
         "parameters": job.values,
@@ -228,6 +231,8 @@ def finish(options: argparse.Namespace, before: dict, numbers: list[str]) -> int
     try:
         if options.profile == "full" and readme.exists() and answers.write_readme(new, readme):
             print("README.md: answers written from the records")
+        if options.profile == "full" and (titles := answers.write_titles(new, options.root / "notebooks")):
+            print(f"what came out, written into the first cells of {', '.join(titles)}")
     except RecordDamaged as error:  # of the longer study
         print(f"reproduce: {error}", file=sys.stderr)
         return FAILED
@@ -236,7 +241,7 @@ def finish(options: argparse.Namespace, before: dict, numbers: list[str]) -> int
 
         if not build.build(options.root, options.results, options.build):
             return FAILED
-    return CHANGED if result.verdicts else 0
+    return CHANGED if result.failed else 0
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,16 +1,44 @@
+"""Records against records: what moves by more than its tolerance is told, and nothing slips through."""
+
+import copy
 import subprocess
 
+import pandas as pd
 import pytest
 
 from decorlib.study.evidence import compare
 from decorlib.study.evidence.records import Record
 
+VERDICT = {
+    **{"hypothesis": "h", "claim": "it helps", "criterion": "above 0.4", "evidence": "runs", "remedy": ""},
+    **{
+        "estimate": 1.0,
+        "low": 0.5,
+        "high": 1.5,
+        "n": 5,
+        "unit": "",
+        "p_value": 0.01,
+        "margin": 0.4,
+        "better": "higher",
+    },
+    **{"scale": "", "schedule": "", "control": "", "tolerance": None},
+    **{"outcome": "supported", "explains_failed_run": "no"},
+}
 
-def record(value=1.0, tolerance=0.02, outcome="supported", explains="no", number="03", **parameters):
+
+def record(value=1.0, tolerance=0.02, outcome="supported", explains="no", number="03", table=(), came=(), **parameters):
     made = Record(number, "why?", parameters)
     made.value("x", value, tolerance=tolerance)
-    made.verdict({"hypothesis": "h", "outcome": outcome, "explains_failed_run": explains})
+    for name, (frame, options) in dict(table).items():
+        made.table(name, frame, **options)
+    if came:
+        made.sentences(*came)
+    made.verdict(VERDICT | {"outcome": outcome, "explains_failed_run": explains})
     return {number: made}
+
+
+def results(found, what):
+    return [r for w, r in zip(found.rows["what"], found.rows["result"], strict=True) if w.startswith(what)]
 
 
 @pytest.mark.parametrize(
@@ -20,7 +48,8 @@ def record(value=1.0, tolerance=0.02, outcome="supported", explains="no", number
         (1.0, 1.019, "within"),
         (1.0, 1.021, "OUTSIDE"),
         (-1.0, -1.03, "OUTSIDE"),
-        (0.0, 0.01, "within"),  # from zero the change is absolute
+        (100.0, 100.03, "OUTSIDE"),  # absolute, in the value's unit
+        (0.0, 0.01, "within"),
         (0.0, 0.03, "OUTSIDE"),
         (1.0, float("nan"), "diverged"),
         (float("inf"), 1.0, "no longer diverged"),
@@ -29,22 +58,89 @@ def record(value=1.0, tolerance=0.02, outcome="supported", explains="no", number
 )
 def test_a_value(old, new, result):
     found = compare.compare(record(old), record(new))
-    assert list(found.rows["result"]) == [result]
+    assert results(found, "x") == [result]
     assert found.outside == (result != "within")
+    assert found.failed == (result != "within")
     assert found.verdicts == []
+
+
+@pytest.mark.parametrize(("new", "result"), [(2.4, "within"), (2.6, "OUTSIDE"), (1.7, "within"), (1.5, "OUTSIDE")])
+def test_timings_are_compared_as_ratios(new, result):
+    old, now = record(), record()
+    old["03"].value("step / plain step", 2.0, timing=True)
+    now["03"].value("step / plain step", new, timing=True)
+    assert results(compare.compare(old, now), "step") == [result]
 
 
 def test_a_run_cannot_widen_its_own_tolerance():
     found = compare.compare(record(1.0, tolerance=0.01), record(1.5, tolerance=10.0))
-    assert list(found.rows["result"]) == ["OUTSIDE"]
+    assert results(found, "x") == ["OUTSIDE"]
 
 
 def test_new_and_vanished_values():
     old, new = record(), record()
-    old["03"].value("only old", 1)
-    new["03"].value("only new", 1)
-    rows = compare.compare(old, new).rows.set_index("value")["result"]
-    assert rows.to_dict() == {"x": "within", "only new": "new", "only old": "gone"}
+    old["03"].value("only old", 1, tolerance=0)
+    new["03"].value("only new", 1, tolerance=0)
+    rows = compare.compare(old, new).rows.set_index("what")["result"]
+    assert (rows["x"], rows["only new"], rows["only old"]) == ("within", "new", "gone")
+
+
+FRAME = pd.DataFrame(
+    {"arm": ["a", "b"], "accuracy": [0.9, 0.8], "runs": [5, 5], "lr": [1e-3, 2e-3], "ms": [1.0, 2.0], "p": [0.1, 0.2]}
+)
+RULES = {"tolerance": 0.01, "skip": ("ms",)}
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "result"),
+    [
+        ("accuracy", 0.795, "within"),
+        ("accuracy", 0.78, "OUTSIDE"),
+        ("accuracy", None, "OUTSIDE"),
+        ("arm", "c", "OUTSIDE"),
+        ("runs", 4, "OUTSIDE"),  # counts are equal or not
+        ("lr", 1e-3, "OUTSIDE"),  # so are chosen rates, however small
+        ("ms", 9.0, "not compared"),
+        ("p", 0.9, "not compared"),
+    ],
+)
+def test_a_cell_of_a_table(column, cell, result):
+    frame = FRAME.astype(object)
+    frame.loc[1, column] = cell
+    found = compare.compare(record(table={"t": (FRAME, RULES)}), record(table={"t": (frame, RULES)}))
+    assert results(found, f"table t: {column}") == [result]
+    assert found.failed == (result == "OUTSIDE")
+    assert "2 not compared" in found.text()
+
+
+def test_another_shape_and_a_lost_table():
+    old = record(table={"t": (FRAME, RULES)})
+    assert results(compare.compare(old, record(table={"t": (FRAME[:1], RULES)})), "table t") == ["OUTSIDE"]
+    assert results(compare.compare(old, record()), "table t") == ["gone"]
+
+
+def test_measured_numbers_need_a_word_on_how_they_are_compared():
+    with pytest.raises(ValueError, match="column 'accuracy' of table 't' holds measured numbers"):
+        Record("03", "why?").table("t", FRAME, tolerance={"ms": 0.1})
+    with pytest.raises(ValueError, match=r"no columns \['seconds'\]"):
+        Record("03", "why?").table("t", FRAME, skip=("seconds",))
+
+
+@pytest.mark.parametrize(
+    ("new", "same"),
+    [
+        ("It needs 2 epochs and 9.9 s where others need 6.5 and 8.1 s: met. It gains +0.15 points.", True),
+        ("It needs 3 epochs and 3.4 s where others need 6.5 and 6.3 s: met. It gains +0.14 points.", False),
+        ("It needs 2 epochs and 3.4 s where others need 6.5 and 6.3 s: not met. It gains +0.14 points.", False),
+        ("It needs 2 epochs and 3.4 s where others need 6.5 and 6.3 s: met. It gains -0.14 points.", False),
+        ("All is well.", False),
+    ],
+)
+def test_sentences_are_compared_apart_from_seconds(new, same):
+    old = "It needs 2 epochs and 3.4 s where others need 6.5 and 6.3 s: met. It gains +0.14 points."
+    tables = [{"answer": (pd.DataFrame({"sentence": [text]}), {})} for text in (old, new)]
+    assert compare.compare(*(record(table=t) for t in tables)).failed != same
+    assert compare.compare(record(came=(old, "Yes.")), record(came=(new, "Yes."))).failed != same
 
 
 @pytest.mark.parametrize(
@@ -57,13 +153,56 @@ def test_new_and_vanished_values():
 def test_a_changed_verdict(change, sentence):
     found = compare.compare(record(), record(**change))
     assert found.verdicts == [sentence]
+    assert found.failed
     assert f"VERDICT CHANGED: {sentence}" in found.text()
+
+
+@pytest.mark.parametrize(
+    ("change", "caught"),
+    [
+        ({"estimate": 1.05, "low": 0.55, "high": 1.55}, 0),
+        ({"estimate": 1.2, "low": 0.7, "high": 1.7}, 3),  # a quarter of the margin is allowed
+        ({"high": 1.7}, 2),  # and then the estimate is not in the middle
+        ({"estimate": 0.95}, 1),
+        ({"n": 4}, 1),
+    ],
+)
+def test_the_numbers_of_a_verdict(change, caught):
+    new = record()
+    new["03"].verdicts[0] |= change
+    found = compare.compare(record(), new)
+    assert found.outside == caught
+    assert found.verdicts == []
+
+
+def test_a_verdict_that_does_not_hold_together_counts_as_changed():
+    new = record()
+    new["03"].verdicts[0]["estimate"] = -1.0
+    (said,) = compare.compare(record(), new).verdicts
+    assert "estimate = -1.0 is outside its interval" in said
 
 
 def test_a_verdict_that_is_gone_counts_as_changed():
     new = record()
     new["03"].verdicts.clear()
     assert compare.compare(record(), new).verdicts == ["03 h: was supported, now gone"]
+
+
+def test_across_formats_nothing_fails_and_a_note_says_so():
+    """The records from before tolerances were absolute are the last that this is needed for."""
+    old, new = record(1.0, table={"t": (FRAME, RULES)}), record(9.0, outcome="refuted", table={"t": (FRAME, RULES)})
+    old["03"].format = 1
+    old["03"].values[0] = {"name": "x", "value": 1.0, "unit": "", "tolerance": 0.02, "status": "finite"}
+    del old["03"].tables["t"]["agrees"]
+    found = compare.compare(old, new)
+    assert not found.failed
+    assert results(found, "x") == [compare.OLD_FORMAT]
+    assert found.notes[0] == "03: formats 1 and 2: judged by the new record's tolerances, without failing"
+    assert "across formats: 03 h: outcome was supported, now refuted" in found.notes
+    again = copy.deepcopy(old)
+    assert not compare.compare(old, again).failed
+    again["03"].values[0]["value"] = 1.03
+    assert compare.compare(old, again).failed
 
 
 def test_first_and_missing_records_are_noted_not_judged():
@@ -91,6 +230,8 @@ def test_against_the_committed_records(tmp_path, monkeypatch, capsys):
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-qm", "results")
     assert compare.main(tmp_path) == 0
+    record(2.0)["03"].write()
+    assert compare.main(tmp_path) == 3  # no verdict changed, but a value did
     record(outcome="refuted")["03"].write()
     assert compare.main(tmp_path) == 3
     assert "now refuted" in capsys.readouterr().out

@@ -23,8 +23,9 @@ def results(tmp_path, monkeypatch):
 def full_record() -> Record:
     record = Record("03", "Does it help?", {"seeds": (0, 1), "rate": np.float64(0.1)})
     record.value("loss", torch.tensor(0.1), unit="nats", tolerance=0.01)
-    record.value("gone", float("nan"))
-    record.table("rates", pd.DataFrame({"arm": ["a", "b"], "rate": [0.1, math.inf]}))
+    record.value("gone", float("nan"), tolerance=0.02)
+    record.table("rates", pd.DataFrame({"arm": ["a", "b"], "rate": [0.1, math.inf]}), tolerance=0.01)
+    record.sentences("It costs 3 steps.", "It gains 0.2 points.")
     record.verdict(verdict())
     record.runs([{"seed": 0, "loss": [1.0, float("inf")]}])
     return record
@@ -36,9 +37,13 @@ def test_what_is_written_is_read(results):
     read = Record.load(path)
     assert read.parameters == {"seeds": [0, 1], "rate": 0.1}
     assert read.values[0]["value"] == torch.tensor(0.1).item()
-    assert read.values[1] == {"name": "gone", "value": None, "unit": "", "tolerance": 0.02, "status": "diverged"}
+    assert read.values[1] == {
+        **{"name": "gone", "value": None, "unit": ""},
+        **{"agrees": {"within": 0.02}, "status": "diverged"},
+    }
     assert read.tables["rates"]["rows"] == [["a", 0.1], ["b", None]]
     assert list(read.frame("rates").columns) == ["arm", "rate"]
+    assert read.came_out == ["It costs 3 steps.", "It gains 0.2 points."]
     assert read.verdicts == [verdict()]
     assert read.load_runs() == [{"seed": 0, "loss": [1.0, None]}]
     assert read.made_by["versions"]["torch"] == torch.__version__.split("+")[0] or read.made_by["versions"]["torch"]
@@ -99,7 +104,7 @@ def test_no_partial_file_is_left_when_writing_fails(results, monkeypatch):
     [
         lambda text: text[: len(text) // 2],
         lambda text: text.replace('"supported"', '"refuted"'),
-        lambda text: text.replace('"format": 1', '"format": 2'),
+        lambda text: text.replace('"format": 2', '"format": 1'),
         lambda text: "[]",
         lambda text: "",
         lambda text: text.replace('"sha256"', '"sum"'),
@@ -129,13 +134,19 @@ def test_wrong_use_is_refused():
     with pytest.raises(ValueError, match="question is empty"):
         Record("03", " ")
     record = Record("03", "why?")
-    record.value("x", 1)
+    record.value("x", 1, tolerance=0)
     with pytest.raises(ValueError, match="already a value 'x'"):
-        record.value("x", 2)
+        record.value("x", 2, tolerance=0)
     with pytest.raises(TypeError, match="must be a number"):
-        record.value("y", "fast")
+        record.value("y", "fast", tolerance=0)
     with pytest.raises(ValueError, match="tolerance"):
         record.value("z", 1, tolerance=float("nan"))
+    with pytest.raises(ValueError, match="needs a tolerance, absolute and in its unit, or timing=True"):
+        record.value("z", 1)
+    with pytest.raises(ValueError, match="not both"):
+        record.value("z", 1, tolerance=0.1, timing=True)
+    with pytest.raises(ValueError, match="whole sentences"):
+        record.sentences("no sentence", "Yes.")
     with pytest.raises(TypeError, match=r"parameters\['model'\] is a Linear"):
         Record("03", "why?", {"model": torch.nn.Linear(1, 1)})
     record.verdict(verdict())

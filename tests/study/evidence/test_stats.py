@@ -1,12 +1,25 @@
 """Statistics against hand calculation, scipy's own test, published examples, and simulated coverage."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import scipy.stats
 
-from decorlib.study.evidence.stats import Interval, decide, holm, interval, paired, ratio
+from decorlib.study.evidence.stats import (
+    Interval,
+    beyond,
+    decide,
+    holm,
+    interval,
+    paired,
+    ratio,
+    seeds_to_decide,
+    simultaneous,
+)
+
+t_quantile = scipy.stats.t.ppf
 
 
 def test_interval_by_hand():
@@ -90,15 +103,20 @@ def test_holm_by_hand():
     [
         (0.1, 0.5, "higher", 0.0, "supported"),
         (-0.5, -0.1, "higher", 0.0, "refuted"),
-        (-0.1, 0.5, "higher", 0.0, "inconclusive"),
+        (-0.1, 0.5, "higher", 0.0, "undecided"),
         (0.1, 0.5, "lower", 0.0, "refuted"),
         (-0.5, -0.1, "lower", 0.0, "supported"),
         (0.1, 0.5, "higher", 0.05, "supported"),
-        (0.1, 0.5, "higher", 0.3, "inconclusive"),
+        (0.1, 0.5, "higher", 0.3, "undecided"),
         (0.1, 0.5, "higher", 0.6, "refuted"),  # an effect, but smaller than claimed
         (-0.5, -0.1, "lower", 0.6, "refuted"),
         (-0.5, -0.3, "lower", 0.2, "supported"),
-        (0.0, 0.5, "higher", 0.0, "inconclusive"),
+        (0.0, 0.5, "higher", 0.0, "undecided"),
+        (-0.5, -0.3, "higher", 0.2, "harmful"),  # an effect that counts, on the wrong side
+        (0.3, 0.5, "lower", 0.2, "harmful"),
+        (-0.5, 0.1, "higher", 0.2, "undecided"),  # no gain that counts, but perhaps harm
+        (-0.1, 0.1, "higher", 0.2, "refuted"),
+        (-0.2, 0.1, "higher", 0.2, "undecided"),  # on the margin is not inside
     ],
 )
 def test_decide(low, high, better, margin, outcome):
@@ -129,3 +147,57 @@ def test_a_value_that_is_not_there_is_never_dropped():
 
     with pytest.raises(ValueError, match=r"a\[1\] is None.*leave out its pair and say how many"):
         stats._checked([1.0, None], "a")
+
+
+def slow_t_tail(t, df, steps=400_000, far=400.0):
+    """P(T > t) as a sum over the density, t >= 0; nothing but the definition."""
+    c = math.gamma((df + 1) / 2) / (math.sqrt(df * math.pi) * math.gamma(df / 2))
+    x = t + (np.arange(steps) + 0.5) * (far - t) / steps
+    return float((c * (1 + x**2 / df) ** (-(df + 1) / 2)).sum() * (far - t) / steps)
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.3])
+def test_beyond_is_the_tail_of_t_against_the_margin(margin):
+    values = [0.9, 1.4, 0.2, 1.1, 0.6]
+    found = interval(values)
+    t = (np.mean(values) - margin) / (np.std(values, ddof=1) / math.sqrt(5))
+    assert beyond(found, better="higher", margin=margin) == pytest.approx(slow_t_tail(t, 4), rel=1e-3)
+    mirrored = interval([-v for v in values])
+    assert beyond(mirrored, better="lower", margin=margin) == beyond(found, better="higher", margin=margin)
+    assert beyond(mirrored, better="higher", margin=margin) > 0.9
+
+
+def test_beyond_and_the_interval_say_the_same():
+    """One-sided p is 0.025 exactly where the end of the 95% interval is on the margin."""
+    found = interval([2.9, 3.4, 2.2, 3.1, 2.6])
+    assert beyond(found, better="higher", margin=found.low) == pytest.approx(0.025)
+    wide = simultaneous(found, 10)
+    assert beyond(found, better="higher", margin=wide.low) == pytest.approx(0.0025)
+    assert simultaneous(found, 1).low == pytest.approx(found.low)
+    same = interval([1.0, 1.0, 1.0])
+    assert simultaneous(same, 10) == same
+    assert beyond(same, better="higher", margin=0.5) == 0.0
+    assert beyond(same, better="higher", margin=1.0) == 1.0
+
+
+def test_seeds_to_decide_have_the_power_that_they_promise():
+    """Against draws: at the n that is named 80% of the studies decide, well below it fewer do."""
+    rng, mean, spread, margin = np.random.default_rng(0), 1.0, 0.8, 0.3
+    pilot = Interval(mean, mean - 0.5, mean + 0.5, 6, 0.5)
+    pilot = replace(pilot, low=mean - half(spread, 6), high=mean + half(spread, 6))
+    n = seeds_to_decide(pilot, margin=margin)
+    assert decided(rng, mean, spread, margin, n) == pytest.approx(0.8, abs=0.05)
+    assert decided(rng, mean, spread, margin, n - 4) < 0.75
+    assert seeds_to_decide(pilot, margin=margin, family=10) > n
+    assert seeds_to_decide(replace(pilot, estimate=0.3, low=0.3 - 1, high=0.3 + 1), margin=0.3) is None  # on the margin
+    assert seeds_to_decide(interval([1.0, 1.0]), margin=0.1) is None
+
+
+def half(spread, n):
+    return float(t_quantile(0.975, n - 1)) * spread / math.sqrt(n)
+
+
+def decided(rng, mean, spread, margin, n, studies=4000):
+    x = rng.normal(mean, spread, (studies, n))
+    low = x.mean(1) - float(t_quantile(0.975, n - 1)) * x.std(1, ddof=1) / math.sqrt(n)
+    return float((low > margin).mean())

@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+import scipy.stats
 
 from decorlib.study.evidence.stats import interval, paired
 from decorlib.study.evidence.verdicts import Verdict, family
@@ -21,7 +22,13 @@ FIELDS = {
     "outcome": "supported",
     "explains_failed_run": "no",
     "evidence": "a control in which the update works decorrelates",
-    "cure": "aim at s2 / (1 - eta s2)",
+    "remedy": "aim at s2 / (1 - eta s2)",
+    "margin": 0.1,
+    "better": "lower",
+    "scale": "1,000 digits",
+    "schedule": "constant",
+    "control": "the corrected rule",
+    "tolerance": None,
 }
 
 
@@ -40,10 +47,10 @@ def test_the_outcome_is_computed():
     verdict = Verdict.from_interval(found, **words, better="higher", unit="points")
     assert verdict.outcome == "supported"
     assert (verdict.estimate, verdict.low, verdict.high, verdict.n) == (found.estimate, found.low, found.high, 4)
-    assert verdict.p_value == found.p_value
+    assert verdict.p_value == pytest.approx(found.p_value / 2)  # one-sided, of a margin of 0
     assert verdict.numbers.startswith("0.0188 points [")
     assert Verdict.from_interval(paired(worse, better), **words, better="higher").outcome == "refuted"
-    assert Verdict.from_interval(found, **words, better="higher", margin=0.02).outcome == "inconclusive"
+    assert Verdict.from_interval(found, **words, better="higher", margin=0.02).outcome == "undecided"
     tiny = Verdict.from_interval(interval([1.0, 1.0, 1.0]), **words, better="higher")
     assert tiny.numbers.endswith("p < 0.001")
 
@@ -59,6 +66,7 @@ def test_the_outcome_is_computed():
         ({"estimate": 0.0}, r"estimate = 0.0 is outside its interval \[-0.6, -0.4\]"),
         ({"n": 0}, "n = 0 must be at least 1"),
         ({"p_value": 1.2}, "p_value = 1.2"),
+        ({"margin": -0.1}, "margin = -0.1 must be at least 0"),
     ],
 )
 def test_what_does_not_hold_together_is_refused(change, message):
@@ -76,17 +84,79 @@ def test_words_outside_the_lists_are_refused(change):
 
 
 def test_a_dict_that_is_no_verdict():
-    with pytest.raises(ValueError, match=r"missing \['cure'\], unknown \['remedy'\]"):
-        Verdict.from_dict({**{k: v for k, v in FIELDS.items() if k != "cure"}, "remedy": ""})
+    with pytest.raises(ValueError, match=r"missing \['remedy'\], unknown \['help'\]"):
+        Verdict.from_dict({**{k: v for k, v in FIELDS.items() if k != "remedy"}, "help": ""})
 
 
-def test_a_family_is_corrected_towards_caution():
-    p = {"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005, "e": None}
-    verdicts = [Verdict(**{**FIELDS, "hypothesis": name, "p_value": value}) for name, value in p.items()]
-    corrected = family(verdicts)
-    assert [v.p_value for v in corrected[:4]] == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert [v.outcome for v in corrected] == ["supported", "inconclusive", "inconclusive", "supported", "supported"]
-    assert corrected[4] == verdicts[4]
-    refuted = Verdict(**{**FIELDS, "outcome": "refuted", "p_value": 0.9})
-    assert family([refuted]) == [refuted]
+def of(values, name="h", margin=0.1, better="higher"):
+    words = {"hypothesis": name, "claim": "it helps", "criterion": "beyond the margin"}
+    return Verdict.from_interval(interval(values), **words, better=better, margin=margin)
+
+
+SEVEN = [0.9, 1.1, 1.0, 0.95, 1.05, 1.02, 0.98]
+
+
+@pytest.mark.parametrize(
+    ("shift", "outcome"), [(0.0, "supported"), (-1.0, "refuted"), (-2.0, "harmful"), (-0.9, "undecided")]
+)
+def test_a_family_of_one_says_what_the_verdict_says(shift, outcome):
+    verdict = of([x + shift for x in SEVEN])
+    (answer,) = family([verdict])
+    assert verdict.outcome == answer.outcome == outcome
+    assert answer.interval.low == pytest.approx(verdict.low)
+    assert answer.p_value == pytest.approx(verdict.p_value)
+    assert (answer.seeds is None) == (outcome != "undecided") or shift == -0.9  # on the margin no n decides
+
+
+def test_many_questions_at_once_need_more():
+    close = [0.12, 0.35, 0.2, 0.15, 0.3, 0.25]
+    assert family([of(close)])[0].outcome == "supported"
+    rows = family([of(close), *(of([(x - 1) / 4 for x in SEVEN], f"other {i}") for i in range(9))])
+    assert rows[0].outcome == "undecided"
+    assert rows[0].seeds > 6
+    assert rows[0].p_value == pytest.approx(10 * rows[0].verdict.p_value)
+    assert rows[0].interval.low < rows[0].verdict.low
+    assert [row.outcome for row in rows[1:]] == ["refuted"] * 9
+
+
+def test_holm_supports_where_bonferroni_cannot_yet():
+    """The second smallest p is multiplied by one less: 0.02 of two questions is 0.02 after the first is supported."""
+    sure = of(SEVEN, "sure")
+    p = 0.02
+    error = 1.0
+    at = 0.1 + float(scipy.stats.t.isf(p, 6)) * error
+    half = float(scipy.stats.t.ppf(0.975, 6)) * error
+    fields = {**FIELDS, "hypothesis": "close", "estimate": at, "low": at - half, "high": at + half, "n": 7}
+    close = Verdict(**{**fields, "better": "higher", "p_value": p})
+    rows = family([sure, close])
+    assert rows[1].p_value == pytest.approx(0.02)
+    assert [row.outcome for row in rows] == ["supported", "supported"]
+    assert family([close, close])[0].outcome == "undecided"
+
+
+def test_what_was_not_tested_does_not_count_in_the_family():
+    alone = Verdict(**{**FIELDS, "p_value": None})
+    rows = family([alone, of(SEVEN)])
+    assert (rows[0].outcome, rows[0].p_value, rows[0].interval.low) == ("supported", None, -0.6)
+    assert rows[1].interval.low == pytest.approx(rows[1].verdict.low)
     assert family([]) == []
+
+
+def test_a_verdict_of_format_1_is_understood():
+    """Margin and direction stood in the criterion, p was of no effect, what did not decide was inconclusive."""
+    new = {"remedy", "margin", "better", "scale", "schedule", "control", "tolerance"}
+    old = {k: v for k, v in FIELDS.items() if k not in new} | {"cure": "c", "outcome": "inconclusive"}
+    verdict = Verdict.from_dict({**old, "criterion": "test loss lower by more than 0.01 nats, 95% interval"})
+    assert (verdict.margin, verdict.better, verdict.remedy, verdict.outcome) == (0.01, "lower", "c", "supported")
+    verdict = Verdict.from_dict({**old, "criterion": "95% interval above 0.005; refuted below"})
+    assert (verdict.margin, verdict.better, verdict.outcome) == (0.005, "higher", "harmful")
+    assert verdict.p_value > 0.99
+    untested = Verdict.from_dict({**old, "p_value": None})
+    assert (untested.margin, untested.outcome) == (0.0, "undecided")
+
+
+def test_the_tolerance_of_another_run_is_below_the_margin():
+    assert of(SEVEN, margin=0.1).agrees_within == 0.025
+    bound = of(SEVEN, margin=0.0)
+    assert bound.agrees_within == (bound.high - bound.low) / 4
+    assert Verdict(**{**FIELDS, "tolerance": 0.3}).agrees_within == 0.3

@@ -33,12 +33,12 @@ figures.mkdir()
 for name in "ab":
     _ = (figures / f"01_{name}.png").write_text(str(found[0]["losses"]) * 1000)
 record = Record("01", "Does it survive?", {"seeds": seeds})
-record.value("last loss", found[-1]["losses"][-1])
+record.value("last loss", found[-1]["losses"][-1], tolerance=0.01)
 record.runs(found)
 _ = record.write()"""
 READS = """from decorlib.study import Record, load_records
 record = Record("02", "What did the other find?")
-record.value("twice", 2 * load_records(before="02")["01"].values[0]["value"])
+record.value("twice", 2 * load_records(before="02")["01"].values[0]["value"], tolerance=0.01)
 _ = record.write()"""
 
 

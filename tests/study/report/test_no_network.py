@@ -48,7 +48,7 @@ from decorlib.study.experiments import experiment
 specs = [experiment.Experiment(train_size=64, batch_size=32, epochs=1, hidden=(8,), seed=s) for s in range(2)]
 found = sweep(specs, experiment.run, jobs=1)
 record = Record("01", "Does it need a network?", {})
-record.value("loss", found[0]["final"]["test_loss"])
+record.value("loss", found[0]["final"]["test_loss"], tolerance=0.01)
 _ = record.write()"""
 TRIES = f"""import socket
 for reach in (lambda: socket.socket().connect(("{ELSEWHERE}", 80)), lambda: socket.getaddrinfo("example.org", 80)):

@@ -126,8 +126,10 @@ def test_a_dead_kernel_and_a_time_out_are_failures(tmp_path, capsys):
 RECORD = (
     "from decorlib.study import Record\n"
     "record = Record('01', 'why?')\n"
-    "record.value('x', value)\n"
-    "record.verdict(dict(hypothesis='h', outcome=outcome, explains_failed_run=None))\n"
+    "record.value('x', value, tolerance=0.02)\n"
+    "verdict = dict.fromkeys(('hypothesis', 'claim', 'criterion'), 'h') | dict(estimate=1.0, low=0.5, high=1.5, n=5)\n"
+    "verdict |= dict(unit='', p_value=0.01, outcome=outcome, explains_failed_run=None, evidence='', remedy='')\n"
+    "record.verdict(verdict | dict(margin=0.1, better='higher', scale='', schedule='', control='', tolerance=None))\n"
     "_ = record.write()"
 )
 
@@ -271,7 +273,7 @@ def test_a_changed_verdict_sets_the_exit_status_and_reruns_who_reads_it(tmp_path
     assert "02  nothing to be done" in out
     assert "09  why (full: record 01 changed)" in out
     assert "VERDICT CHANGED: 01 h: outcome was supported, now refuted" in out
-    assert "1 values compared, 1 outside" in out
+    assert "5 values compared, 1 outside" in out
 
 
 def test_what_ran_is_compared_and_what_did_not_is_named(tmp_path, capsys):
@@ -285,7 +287,7 @@ def test_what_ran_is_compared_and_what_did_not_is_named(tmp_path, capsys):
     assert make(tmp_path, "--only", "02", "03") == reproduce.FAILED
     out = capsys.readouterr().out
     assert "not run, so not compared: 01, 02" in out
-    assert "1 values compared, 1 outside" in out
+    assert "5 values compared, 1 outside" in out
     capsys.readouterr()
     assert make(tmp_path, "--only", "01", "--force") == 0
     assert "not run, so not compared: 02, 03" in capsys.readouterr().out

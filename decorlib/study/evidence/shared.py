@@ -1,0 +1,116 @@
+"""What the records say elsewhere about a row of the answer table: comparisons that more than one study makes.
+
+Which they are is data, ``docs/shared.yaml``; their numbers are computed from the records and the stored runs.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from decorlib.study.evidence.provenance import ROOT
+from decorlib.study.evidence.records import EXTENDED, Record
+from decorlib.study.evidence.stats import Interval, Outcome, decide, paired
+from decorlib.study.evidence.verdicts import Verdict
+
+REGISTRY = Path("docs") / "shared.yaml"
+
+
+@dataclass(frozen=True)
+class Shared:
+    """One comparison: where it stands, what it is, what it found and what that means by its margin.
+
+    Args:
+        hypothesis: the row that it bears on.
+        notebook: whose record has it.
+        longer: it is of the longer study (``results/extended``).
+        what: the comparison in words.
+        interval: 95 %, of this comparison alone.
+        margin: smallest effect that counts.
+        unit: "" for test accuracy, which is told in points.
+        gain: the control, for those that say whether there is a gain; "" for others.
+    """
+
+    hypothesis: str
+    notebook: str
+    longer: bool
+    what: str
+    interval: Interval
+    margin: float
+    unit: str
+    gain: str
+
+    @property
+    def outcome(self) -> Outcome:
+        """By its own 95 % interval."""
+        return decide(self.interval, better="higher", margin=self.margin)
+
+    @property
+    def numbers(self) -> str:
+        """Estimate, interval and n; accuracies in points."""
+        found = self.interval
+        if self.unit:
+            return f"{found.estimate:.2g} {self.unit} [{found.low:.2g}, {found.high:.2g}], n = {found.n}"
+        return points(found)
+
+    def __str__(self) -> str:
+        longer = ", longer study" if self.longer else ""
+        return f"{self.what} ({self.notebook}{longer}): {self.numbers}, {self.outcome}"
+
+
+def points(found: Interval) -> str:
+    """An accuracy's difference as percentage points."""
+    low, high = (100 * end for end in (found.low, found.high))
+    return f"{100 * found.estimate:+.2f} points [{low:.2f}, {high:.2f}], n = {found.n}"
+
+
+def read(records: dict[str, Record], root: Path = ROOT) -> list[Shared]:
+    """Every comparison of the registry that these records, or those of the longer studies, hold.
+
+    Args:
+        records: by notebook, loaded from a folder.
+        root: the clone, for the registry and the longer studies.
+    """
+    path = root / REGISTRY
+    registry = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    longer = {p.stem: Record.load(p) for p in sorted((root / EXTENDED / "records").glob("[0-9][0-9].json"))}
+    found = []
+    for hypothesis, entries in registry.items():
+        for entry in entries:
+            for among, extended in ((records, False), (longer, True)):
+                record = among.get(entry["record"])
+                if record is None or ("verdict" in entry and not extended):
+                    continue
+                interval = find(record, entry)
+                if interval is not None:
+                    about = (entry["what"], interval, entry["margin"], entry.get("unit", ""), entry.get("gain", ""))
+                    found.append(Shared(hypothesis, record.notebook, extended, *about))
+    return found
+
+
+def find(record: Record, entry: dict) -> Interval | None:
+    """The numbers of one entry of the registry in a record; None where it does not have them."""
+    if "verdict" in entry:
+        return next(
+            (Verdict.from_dict(v).interval for v in record.verdicts if v["hypothesis"] == entry["verdict"]), None
+        )
+    if "arms" in entry:
+        ended = by_arm(record) if "cost" in record.tables else {}
+        pair = [ended.get(arm) for arm in entry["arms"]]
+        return None if None in pair or any(x is None for arm in pair for x in arm) else paired(*pair)
+    if entry["table"] not in record.tables:
+        return None
+    frame = record.frame(entry["table"])
+    for row in frame.itertuples(index=False):
+        if re.fullmatch(entry["row"], str(row[0])):
+            told = dict(zip(frame.columns, row, strict=True))
+            return Interval(told["estimate"], told["low"], told["high"], int(told["n"]), told["p"])
+    return None
+
+
+def by_arm(record: Record, value: str = "test_accuracy") -> dict[str, list[float | None]]:
+    """What each arm's runs ended with, by seed: runs are stored in the order of the table ``cost``, seed by seed."""
+    arms, seeds, runs = record.frame("cost")["arm"], record.parameters["seeds"], record.load_runs()
+    ended = [run["final"].get(value) for run in runs]
+    return {arm: ended[i * seeds : (i + 1) * seeds] for i, arm in enumerate(arms)}

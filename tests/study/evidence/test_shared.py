@@ -1,0 +1,65 @@
+"""What other notebooks' records say about a row, and that no row keeps silent about it."""
+
+import pytest
+import yaml
+
+from decorlib.study.evidence import answers, shared
+from decorlib.study.evidence.provenance import ROOT
+from decorlib.study.evidence.records import EXTENDED, Record, load_records
+from decorlib.study.evidence.stats import paired
+
+
+@pytest.fixture(scope="module")
+def records():
+    return load_records()
+
+
+@pytest.fixture(scope="module")
+def drawn(records):
+    return shared.read(records)
+
+
+def test_a_row_that_another_comparison_contradicts_says_so(records, drawn):
+    """Every comparison is drawn; where it says something else than its row, README has its numbers."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    said = dict(answers.contradictions(records))
+    outcomes = {answer.verdict.hypothesis: answer.outcome for _, answer in answers.answered(records)}
+    for one in drawn:
+        if one.outcome != outcomes[one.hypothesis]:
+            assert f"{one.what} (" in said[one.hypothesis]
+            assert one.numbers in said[one.hypothesis]
+            assert one.numbers in text
+    for row in answers.rows(records):
+        assert (answers.OTHERWISE in row["outcome"]) == (row["hypothesis"] in said)
+    assert said, "nothing disagrees with anything: is the registry read?"
+
+
+def test_every_entry_of_the_registry_is_found_in_some_record(records):
+    """An arm or a row that was renamed would silently stop contradicting."""
+    registry = yaml.safe_load((ROOT / shared.REGISTRY).read_text(encoding="utf-8"))
+    longer = {path.stem: Record.load(path) for path in (ROOT / EXTENDED / "records").glob("[0-9][0-9].json")}
+    hypotheses = {answer.verdict.hypothesis for _, answer in answers.answered(records)}
+    assert set(registry) <= hypotheses
+    for entries in registry.values():
+        for entry in entries:
+            among = [source[entry["record"]] for source in (records, longer) if entry["record"] in source]
+            assert any(shared.find(record, entry) for record in among), entry
+
+
+def test_runs_are_lined_up_with_their_arms(records):
+    """What the stored runs give for an arm is what the notebook's own table of differences says."""
+    ended = shared.by_arm(records["07"])
+    table = records["07"].frame("ablation").set_index("effect")
+    for effect, arm in {"decorrelation": "kappa", "demeaning": "demeaned"}.items():
+        found = paired(ended[arm], ended["backpropagation"])
+        assert found.estimate == pytest.approx(table.loc[effect, "estimate"])
+
+
+def test_the_opening_tells_the_least_flattering_first(records, drawn):
+    text = answers.plain(records)
+    gains = [one for one in drawn if one.gain]
+    worst = min(gains, key=lambda one: (list(answers.GROUPS).index(one.outcome), one.interval.estimate))
+    first = text.index(worst.numbers)
+    assert all(text.index(one.numbers) >= first for one in gains if one.numbers in text)
+    assert {one.gain for one in gains if f"{one.gain}: " in text} == {one.gain for one in gains}
+    assert answers.plain({}, ROOT / "nowhere") == ""
