@@ -1,4 +1,4 @@
-"""The settings with which `make lab` starts JupyterLab: it asks nothing, and marks no notebook as modified on opening."""
+"""How `make lab` starts JupyterLab: it asks nothing, and marks no notebook as modified on opening."""
 
 import asyncio
 import json
