@@ -5,9 +5,12 @@
 
 from decorlib.conversion import ConversionReport, calibrate, conversion_report, decorrelate, fuse
 from decorlib.layers import (
+    DecorConv1d,
     DecorConv2d,
+    DecorConv3d,
     DecorConvTranspose2d,
     DecorLinear,
+    DecorMultiheadAttention,
     Decorrelation,
     NonFiniteInput,
     bp_parameters,
@@ -41,9 +44,12 @@ __all__ = [
     "CheckpointDamaged",
     "ColumnScaledKappaRule",
     "ConversionReport",
+    "DecorConv1d",
     "DecorConv2d",
+    "DecorConv3d",
     "DecorConvTranspose2d",
     "DecorLinear",
+    "DecorMultiheadAttention",
     "DecorOptimizer",
     "DecorSGD",
     "Decorrelation",

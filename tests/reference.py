@@ -4,6 +4,7 @@ Nothing here imports decorlib. Every ``*_step`` is one published equation R -> R
 samples) at rate lr; every ``*_loss`` is the definition of the number that a rule reports, with loops over the entries.
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -249,3 +250,33 @@ def centred_decor_linear(x, R, b_R, W, b):
     y = (x - x.reshape(-1, x.shape[-1]).mean(0)) @ R.T + b_R
     z = y @ W.T
     return z if b is None else z + b
+
+
+def convolved_patches(x, R, b_R, mean, W, b, stride, dilation, groups, span):
+    """W (R (patch - mean) + b_R) + b for x (N, C, *size) that is padded already: tap by tap, position by position.
+
+    R: (groups, D, D); D is a patch's C / groups * taps features, or with ``span="channel"`` its C / groups channels.
+    """
+    kernel, size = W.shape[2:], x.shape[2:]
+    taps = list(itertools.product(*(range(k) for k in kernel)))
+    count = [(n - d * (k - 1) - 1) // s + 1 for n, k, d, s in zip(size, kernel, dilation, stride, strict=True)]
+    channels, rows = x.shape[1] // groups, []
+    for place in itertools.product(*(range(n) for n in count)):
+        patch = []  # one (N, C) for each tap
+        for tap in taps:
+            at = tuple(p * s + t * d for p, s, t, d in zip(place, stride, tap, dilation, strict=True))
+            patch.append(x[(slice(None), slice(None), *at)])
+        patch, parts = torch.stack(patch, 2), []  # (N, C, taps)
+        for g in range(groups):
+            mine, weight = patch[:, g * channels : (g + 1) * channels], W.chunk(groups)[g].flatten(2)
+            D = R.shape[-1]
+            m = torch.zeros(D, dtype=x.dtype) if mean is None else mean[g * D : (g + 1) * D]
+            shift = torch.zeros(D, dtype=x.dtype) if b_R is None else b_R[g * D : (g + 1) * D]
+            if span == "channel":
+                y = [(mine[:, :, t] - m) @ R[g].T + shift for t in range(len(taps))]
+                parts.append(sum(y_t @ weight[:, :, t].T for t, y_t in enumerate(y)))
+            else:
+                parts.append(((mine.flatten(1) - m) @ R[g].T + shift) @ weight.flatten(1).T)
+        rows.append(torch.cat(parts, 1))
+    out = torch.stack(rows, 2).unflatten(2, count)
+    return out if b is None else out + b.reshape(-1, *[1] * len(count))

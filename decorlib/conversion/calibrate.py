@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from decorlib.conversion import attention
 from decorlib.conversion.candidates import plain_kind
 from decorlib.conversion.watch import evaluating, map_tensors, run
 from decorlib.layers.steps import is_decorrelation
@@ -42,33 +43,39 @@ def calibrate(model: nn.Module, batches: Iterable) -> nn.Module:
     if not centred:
         raise ValueError("no layer is centred: decorrelate(model, center='batch') or center='running' first")
     layers = {name: layer for name, layer in model.named_modules() if plain_kind(layer) is not None}
-    layers = {name: layer for name, layer in layers.items() if layer.decorrelation in centred.values()}
-    held = {layer.decorrelation for layer in layers.values()}
+    layers = {name: layer for name, layer in layers.items() if any(d in centred.values() for d in _held(layer))}
+    held = {d for layer in layers.values() for d in _held(layer)}
     for name, decorrelation in centred.items():
         if decorrelation not in held:
             raise ValueError(f"layer '{name}' has no bias that could take up its mean: set its running mean yourself")
     check_biases(model, layers)
     totals, count = _means(model, layers, batches)
-    unreached = [name for name, layer in layers.items() if layer.decorrelation not in totals]
+    unreached = [name for name, layer in layers.items() if any(d not in totals for d in _held(layer))]
     if unreached:
         raise ValueError(
             f"the pass of calibration never reached {_named(unreached)}: exclude them, or give data that reach them"
         )
-    for layer in layers.values():
-        _move_mean(layer, totals[layer.decorrelation], count)
+    means = {d: mean.to(d.running_mean) for d, mean in totals.items()}
+    for layer in layers.values():  # all biases before the first mean: layers may share one
+        _take_up(layer, means)
+    for d, mean in means.items():
+        d.running_mean.copy_(mean)
+        d.num_batches_tracked.fill_(count)
     return model
 
 
 def check_biases(model: nn.Module, layers: dict[str, nn.Module]) -> None:
     """Raise ValueError for a layer whose bias cannot take up a mean."""
-    biases = [id(m._parameters["bias"]) for m in model.modules() if m._parameters.get("bias") is not None]
+    kinds = ("bias", "in_proj_bias")
+    biases = [id(m._parameters[k]) for m in model.modules() for k in kinds if m._parameters.get(k) is not None]
     for name, layer in layers.items():
         if isinstance(layer, nn.modules.conv._ConvTransposeNd):
             raise ValueError(
                 f"layer '{name}': the mean of a transposed convolution is another constant at each position, which no "
                 "bias takes up: exclude it here, and decorrelate it in a second call with center=None"
             )
-        if layer.bias is not None and biases.count(id(layer.bias)) > 1:
+        bias = layer.in_proj_bias if isinstance(layer, nn.MultiheadAttention) else layer.bias
+        if bias is not None and biases.count(id(bias)) > 1:
             raise ValueError(f"layer '{name}' shares its bias with another, and their means differ: untie it first")
 
 
@@ -100,16 +107,26 @@ def _means(model: nn.Module, layers: dict[str, nn.Module], batches) -> tuple[dic
 def _recording(layers: Iterable[nn.Module], totals: dict[nn.Module, list]):
     """At each forward of a layer, in evaluation mode as it is, add up the mean of what it is given."""
 
+    def add(d: nn.Module, mean: Tensor, rows: int) -> None:
+        total = totals.setdefault(d, [0.0, 0])
+        total[0] = total[0] + mean.double() * rows
+        total[1] += rows
+
     def record(layer: nn.Module, inputs: tuple, named: dict, output: Tensor) -> None:
-        x = inputs[0] if inputs else named["input"]
+        if attention.is_attention(layer):
+            given = dict(zip(("query", "key", "value"), inputs, strict=False)) | named
+            for name, x in layer.inputs_of(given["query"], given["key"], given["value"]).items():
+                if x.numel():
+                    rows = x.reshape(-1, x.shape[-1])
+                    add(layer.decorrelations[name], rows.double().mean(0), rows.shape[0])
+            return
+        x = inputs[0] if inputs else next(iter(named.values()))
         if x.numel() == 0:
             return
         batch_mean = _mean_of(layer, x)
         of_patches = isinstance(layer, nn.modules.conv._ConvNd) and batch_mean.numel() > layer.in_channels
         rows = output.numel() // layer.out_channels if of_patches else x.numel() // batch_mean.numel()
-        total = totals.setdefault(layer.decorrelation, [0.0, 0])
-        total[0] = total[0] + batch_mean.double() * rows
-        total[1] += rows
+        add(layer.decorrelation, batch_mean, rows)
 
     hooks = [layer.register_forward_hook(record, with_kwargs=True) for layer in layers]
     try:
@@ -123,9 +140,9 @@ def _mean_of(layer: nn.Module, x: Tensor) -> Tensor:
     """What a training forward would take for the mean of its batch: it moves a running mean all the way there."""
     d = layer.decorrelation
     before = d.running_mean.clone(), d.num_batches_tracked.clone()
-    settings = {name: getattr(d, name) for name in ("training", "learning", "center", "momentum")}
+    settings = {name: getattr(d, name) for name in ("training", "learning", "center", "momentum", "sharers")}
     try:
-        d.training, d.learning, d.center, d.momentum = True, False, "running", 1.0
+        d.training, d.learning, d.center, d.momentum, d.sharers = True, False, "running", 1.0, 1
         type(layer).forward(layer, x)
         return d.running_mean.clone()
     finally:
@@ -135,18 +152,19 @@ def _mean_of(layer: nn.Module, x: Tensor) -> Tensor:
         d.num_batches_tracked.copy_(before[1])
 
 
-def _move_mean(layer: nn.Module, mean: Tensor, batches: int) -> None:
-    d = layer.decorrelation
-    mean = mean.to(d.running_mean)
-    bias = layer.bias
-    before, after = (layer.fused(m)[1] for m in (d.running_mean, mean))
-    shift = before - after
+def _held(layer: nn.Module) -> list[nn.Module]:
+    return list(layer.decorrelations.values()) if attention.is_attention(layer) else [layer.decorrelation]
+
+
+def _take_up(layer: nn.Module, means: dict[nn.Module, Tensor]) -> None:
+    if attention.is_attention(layer):
+        return attention.move_means(layer, {name: means[d] for name, d in layer.decorrelations.items()})
+    d, bias = layer.decorrelation, layer.bias
+    before, after = (layer.fused(m)[1] for m in (d.running_mean, means[d]))
     if bias is None:
-        layer.bias = nn.Parameter(shift.to(layer.weight.dtype), requires_grad=layer.weight.requires_grad)
+        layer.bias = nn.Parameter((before - after).to(layer.weight.dtype), requires_grad=layer.weight.requires_grad)
     else:
-        bias.add_(shift)
-    d.running_mean.copy_(mean)
-    d.num_batches_tracked.fill_(batches)
+        bias.add_(before - after)
 
 
 def _named(names: list[str]) -> str:

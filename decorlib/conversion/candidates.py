@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from torch import nn
 from torch.nn.utils import parametrize
 
+from decorlib.conversion import attention
 from decorlib.conversion.foreign import (
     adapters,
     computed,
@@ -18,7 +20,9 @@ from decorlib.conversion.foreign import (
     odd_tensor,
 )
 from decorlib.conversion.watch import Sample, called_and_read
+from decorlib.layers import gpt2
 from decorlib.layers.conv import DecorConv2d, check_span
+from decorlib.layers.conv_ranks import DecorConv1d, DecorConv3d
 from decorlib.layers.conv_transpose import DecorConvTranspose2d
 from decorlib.layers.linear import DecorLinear
 from decorlib.layers.options import Span
@@ -26,8 +30,11 @@ from decorlib.layers.steps import is_decorrelation
 
 DECORRELATED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: DecorLinear,
+    nn.Conv1d: DecorConv1d,
     nn.Conv2d: DecorConv2d,
+    nn.Conv3d: DecorConv3d,
     nn.ConvTranspose2d: DecorConvTranspose2d,
+    **attention.ATTENTION,
 }
 PLAIN = {decorrelated: plain for plain, decorrelated in DECORRELATED.items()}
 Pattern = str | type[nn.Module]
@@ -97,13 +104,14 @@ def conversion_report(
     for name, module in modules.items():
         if not _owns_a_matrix(module):
             continue
-        reason = _why_not(module) or surroundings.why_not(name)
+        reason = _why_not(module) or surroundings.why_not(name) or attention.why_not(name, modules, converted)
+        projection = isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)  # read by the attention
         if reason is None and max_features is not None and features_of(module, span)[0] > max_features:
             reason = f"R would cover {features_of(module, span)[0]} features, more than max_features = {max_features}"
             excluded.add(name)
-        if reason is None and called is not None and id(module) not in called:
+        if reason is None and not projection and called is not None and id(module) not in called:
             reason = "the forward never calls it (its weights are read directly, or not used)"
-        if reason is None and id(module) in read:
+        if reason is None and not projection and id(module) in read:
             reason = "its weight is read elsewhere in the forward, past the layer and its R"
         if any(_matches(name, modules, pattern) for pattern in exclude):
             reason, _ = "excluded", excluded.add(name)
@@ -123,23 +131,22 @@ def conversion_report(
 def _why_not(module: nn.Module) -> str | None:
     """Why a module that owns a matrix cannot be converted, or None."""
     kind = type(module)
-    if plain_kind(module) or is_decorrelation(module):
+    if plain_kind(module) or is_decorrelation(module) or attention.is_attention(module):
         return "decorrelated already"
     if isinstance(module, nn.modules.lazy.LazyModuleMixin):
         return "lazy: run a batch through the model first, so that its size is known"
     if parametrize.is_parametrized(module):
         return computed(module)
-    if isinstance(module, nn.MultiheadAttention):
-        return "attention's forward reads in_proj_weight directly, without calling a layer"
-    if kind not in DECORRELATED:
+    if counterpart(kind) is None:
         base = next((plain for plain in DECORRELATED if isinstance(module, plain)), None)
         if base is None:
             return f"{kind.__name__} has no decorrelated counterpart"
         return f"{kind.__name__} is a subclass of {base.__name__}, whose forward may not be that of {base.__name__}"
     if (reason := computed(module) or forward_replaced(module)) is not None:
         return reason
-    if not module.weight.is_floating_point():
-        return f"its weight is {module.weight.dtype}"
+    weight = module.out_proj.weight if kind is nn.MultiheadAttention else module.weight
+    if not weight.is_floating_point():
+        return f"its weight is {weight.dtype}"
     return None
 
 
@@ -163,7 +170,7 @@ class _Surroundings:
                 f"it is part of an adapter of peft ('{adapter}'), which is merged into the weight below it as if no R "
                 "were there: decorrelate before get_peft_model, or after merge_and_unload"
             )
-        for kind in ("weight", "bias"):
+        for kind in ("weight", "bias", "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
             tensor = layer._parameters.get(kind)
             if tensor is None or (odd := odd_tensor(tensor)) is None:
                 continue
@@ -172,8 +179,8 @@ class _Surroundings:
                     continue
                 return f"its {kind} is {odd}: decorrelate before it is sharded, see decorlib.conversion.shard"
             return f"its {kind} is {odd}: decorrelate and train before quantising, then fuse, then quantise"
-        for other in self.owners[id(layer.weight)]:
-            if type(self.modules[other]) not in DECORRELATED and plain_kind(self.modules[other]) is None:
+        for other in self.owners[id(layer.weight)] if isinstance(getattr(layer, "weight", None), nn.Parameter) else ():
+            if counterpart(type(self.modules[other])) is None and plain_kind(self.modules[other]) is None:
                 return (
                     f"its weight is also that of '{other}' ({type(self.modules[other]).__name__}), which would go on "
                     "without R: untie them first, layer.weight = nn.Parameter(layer.weight.detach().clone())"
@@ -187,17 +194,26 @@ def _holders(name: str) -> list[str]:
     return [".".join(parts[:i]) for i in range(len(parts) + 1)]
 
 
+def counterpart(kind: type[nn.Module]) -> type[nn.Module] | None:
+    """The decorrelated class for a plain one; None where there is none."""
+    return gpt2.DecorConv1D if gpt2.is_conv1d(kind) else DECORRELATED.get(kind)
+
+
 def plain_kind(module: nn.Module) -> type[nn.Module] | None:
     """torch's class for a layer of ours, also for one whose class was defined anew since; None for other modules."""
     kind = type(module)
     if kind in PLAIN:
         return PLAIN[kind]
+    if (kind.__module__, kind.__qualname__) == (gpt2.__name__, "DecorConv1D"):
+        return kind.plain
     names = {(ours.__module__, ours.__qualname__): plain for ours, plain in PLAIN.items()}
     return names.get((kind.__module__, kind.__qualname__))
 
 
 def _numbers(layer: nn.Module, span: str) -> tuple[int, int]:
     features, groups = features_of(layer, span)
+    if isinstance(layer, nn.MultiheadAttention):
+        return 3 * features**2, 3 * layer.embed_dim * features  # at most
     return groups * features**2, layer.weight.numel()
 
 
@@ -209,7 +225,11 @@ def features_of(layer: nn.Module, span: str) -> tuple[int, int]:
     """D of one R, and how many of them."""
     if isinstance(layer, nn.Linear):
         return layer.in_features, 1
-    patch = layer.kernel_size[0] * layer.kernel_size[1] if type(layer) is nn.Conv2d and span == "patch" else 1
+    if isinstance(layer, nn.MultiheadAttention):
+        return max(layer.embed_dim, layer.kdim, layer.vdim), 1
+    if gpt2.is_conv1d(type(layer)):
+        return layer.nx, 1
+    patch = math.prod(layer.kernel_size) if not layer.transposed and span == "patch" else 1
     return layer.in_channels // layer.groups * patch, layer.groups
 
 

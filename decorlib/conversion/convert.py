@@ -9,12 +9,15 @@ from typing import Unpack
 
 from torch import nn
 
+from decorlib.conversion import attention
 from decorlib.conversion.calibrate import calibrate, check_biases
-from decorlib.conversion.candidates import DECORRELATED, PLAIN, Pattern, conversion_report, features_of
+from decorlib.conversion.candidates import Pattern, conversion_report, counterpart, features_of, plain_kind
 from decorlib.conversion.fast_paths import switch_fast_paths
+from decorlib.conversion.share import Share, shared_groups
 from decorlib.conversion.watch import Sample
 from decorlib.layers.decorrelation import Decorrelation
 from decorlib.layers.options import AnyRule, ConversionOptions, Span
+from decorlib.layers.shared import SharedDecorrelation
 from decorlib.rules.catalogue import make_rule
 from decorlib.rules.rules import KappaRule
 
@@ -31,25 +34,26 @@ def decorrelate(
     max_features: int | None = None,
     sample_input: Sample | None = None,
     calibration: Iterable | None = None,
+    share: Share = (),
     decor_bias: bool = False,
     **options: Unpack[ConversionOptions],
 ) -> nn.Module:
     r"""Decorrelate the inputs of a model's linear and convolutional layers, in place.
 
-    Each :class:`torch.nn.Linear`, :class:`~torch.nn.Conv2d` and :class:`~torch.nn.ConvTranspose2d` becomes its
-    counterpart of :mod:`decorlib.layers` with R = I, so the model computes what it did (to rounding; a linear layer to
-    the bit). As :func:`torch.nn.utils.parametrize.register_parametrization` does, it changes the class of the layer and
-    keeps the object: its Parameters (tied ones stay tied, an optimizer built before stays right), hooks, device, dtype,
-    ``requires_grad`` and mode. The ``state_dict`` gains ``<layer>.decorrelation.*``; one of the plain model loads with
-    ``strict=False``. :func:`fuse` is the way back.
+    Each :class:`torch.nn.Linear`, :class:`~torch.nn.Conv1d`, :class:`~torch.nn.Conv2d`, :class:`~torch.nn.Conv3d`,
+    :class:`~torch.nn.ConvTranspose2d`, :class:`~torch.nn.MultiheadAttention` and transformers' ``Conv1D`` (GPT-2)
+    becomes its counterpart of :mod:`decorlib.layers` with R = I, so the model computes what it did (to rounding; a
+    linear layer to the bit). As :func:`torch.nn.utils.parametrize.register_parametrization` does, it changes the
+    class of the layer and keeps the object: its Parameters (tied ones stay tied, an optimizer built before stays
+    right), hooks, device, dtype, ``requires_grad`` and mode. The ``state_dict`` gains ``<layer>.decorrelation.*``;
+    one of the plain model loads with ``strict=False``. :func:`fuse` is the way back.
 
-    Left alone, with a reason in the report: subclasses of the three, whose forward may be anything (``out_proj`` of
-    :class:`torch.nn.MultiheadAttention`, whose forward reads weights without calling layers; its ``in_proj`` too),
-    lazy, parametrised, pruned, weight- or spectral-normalised layers, weights that are quantised or sharded or of any
-    other tensor subclass, all of an adapter of peft, a weight that a module of another kind shares (a head tied to an
-    embedding), a forward that was replaced on the object, layers that are decorrelated already, and every other module
-    that owns a matrix (embeddings, recurrent layers). What was left alone without being asked for is logged as a
-    warning of the logger "decorlib", else the report as information; :func:`conversion_report` returns it.
+    Left alone, with a reason in the report: subclasses of these, whose forward may be anything, lazy, parametrised,
+    pruned, weight- or spectral-normalised layers, weights that are quantised or sharded or of any other tensor
+    subclass, all of an adapter of peft, a weight that a module of another kind shares (a head tied to an
+    embedding), a forward that was replaced on the object, layers that are decorrelated already, and every other
+    module that owns a matrix (embeddings, recurrent layers). What was left alone without being asked for is logged
+    as a warning of the logger "decorlib", else the report as information; :func:`conversion_report` returns it.
 
     With ``center`` a layer subtracts a mean, so its bias has to take up W mu, or the model computes something else.
     Give ``calibration`` (or ``sample_input``), and it does: see :func:`decorlib.calibrate`. A layer without a bias then
@@ -79,6 +83,9 @@ def decorrelate(
             None, not checked.
         calibration: with ``center``: batches of the data, a loader or any iterable; of a batch (inputs, labels) the
             first is the input. One pass in evaluation mode. Default: None, ``sample_input``.
+        share: groups of name patterns of linear layers that read the same input, ``[("*.query", "*.key", "*.value")]``:
+            those of one holder get one R, whose statistics and step are paid once. In training their inputs must be
+            the same tensor, or an error says so. Default: none.
         decor_bias: learn b_R, see :class:`Decorrelation`. Default: False.
         **options: everything else that Decorrelation takes: ``center``, ``update_every``, ``fraction``, ...
 
@@ -115,23 +122,38 @@ def decorrelate(
     modules = dict(model.named_modules())
     # All R first: an option that does not fit must not leave a model half converted.
     made = {}
+    first_of = {name: group[0] for group in shared_groups(share, report.converted, modules) for name in group}
+    attentions = [name for name in report.converted if isinstance(modules[name], nn.MultiheadAttention)]
+    inputs = attention.settings(model, attentions, sample_input)
     for name in report.converted:
         layer = modules[name]
+        if name in inputs:
+            made[name] = attention.made_for(layer, inputs[name], bias=decor_bias, rule=rule, **options)
+            continue
+        if (first := first_of.get(name, name)) != name:
+            made[name] = made[first]
+            continue
         features, groups = features_of(layer, span)
-        made[name] = Decorrelation(
+        sharers = sum(one == name for one in first_of.values())
+        kind, several = (SharedDecorrelation, {"sharers": sharers}) if sharers else (Decorrelation, {})
+        made[name] = kind(
             features * groups,
             decor_bias,
             rule=rule,
             groups=groups,
             device=layer.weight.device,
             dtype=layer.weight.dtype,
+            **several,
             **options,
         ).train(layer.training)
     layers = {name: modules[name] for name in made}
     if centred and data is not None:
         check_biases(model, layers)
     for name, decorrelation in made.items():
-        _convert(layers[name], decorrelation, span)
+        if name in inputs:
+            attention.convert(layers[name], decorrelation, inputs[name])
+        else:
+            _convert(layers[name], decorrelation, span)
     try:
         if centred and data is not None:
             calibrate(model, data)
@@ -158,16 +180,18 @@ def decorrelate(
 
 
 def _convert(layer: nn.Module, decorrelation: Decorrelation, span: str) -> None:
-    if type(layer) is nn.Conv2d:
+    if isinstance(layer, nn.modules.conv._ConvNd) and not layer.transposed:
         layer.span = span
     vars(layer).pop("forward", None)  # at most its class's own, see forward_replaced
-    layer.__class__, layer.fuse = DECORRELATED[type(layer)], None
+    layer.__class__, layer.fuse = counterpart(type(layer)), None
     layer.decorrelation = decorrelation
 
 
 def _restore(layer: nn.Module) -> None:
     """The plain layer, whose weights were not touched."""
-    plain = PLAIN[type(layer)]
+    if attention.is_attention(layer):
+        return attention.restore(layer)
+    plain = plain_kind(layer)
     del layer.decorrelation, layer.fuse
     if hasattr(layer, "span"):
         del layer.span

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from decorlib.conversion import attention
 from decorlib.conversion.agree import assert_agree
 from decorlib.conversion.candidates import PLAIN, plain_kind
 from decorlib.conversion.fast_paths import switch_fast_paths
@@ -71,7 +72,9 @@ def fuse(model: nn.Module, sample_input: Sample | None = None) -> nn.Module:
 def _fused(model: nn.Module) -> nn.Module:
     written = {}
     for name, layer in model.named_modules():
-        if plain_kind(layer) is not None:
+        if attention.is_attention(layer):
+            written[name] = attention.fused(layer)
+        elif plain_kind(layer) is not None:
             try:
                 written[name] = layer.fused(layer.decorrelation.running_mean)
             except ValueError as error:
@@ -79,10 +82,14 @@ def _fused(model: nn.Module) -> nn.Module:
     return _rewritten(copy.deepcopy(model), written)
 
 
-def _rewritten(model: nn.Module, written: dict[str, tuple[Tensor, Tensor | None]]) -> nn.Module:
+def _rewritten(model: nn.Module, written: dict) -> nn.Module:
     modules = dict(model.named_modules())
-    for name, (weight, bias) in written.items():
+    for name, tensors in written.items():
         layer = modules[name]
+        if isinstance(tensors, dict):
+            attention.rewrite(layer, tensors)
+            continue
+        weight, bias = tensors
         trains, bias_trains = (p is not None and p.requires_grad for p in (layer.weight, layer.bias))
         bias_trains = trains if layer.bias is None else bias_trains
         plain = plain_kind(layer)
@@ -118,6 +125,8 @@ def _refuse(model: nn.Module, verified: bool) -> None:
         if isinstance(module, tuple(PLAIN)) and plain_kind(module) is None:
             subclass = f"{type(module).__name__} is a subclass; write out what it computes"
             _check(name, computed(module) or subclass)
+        elif attention.is_attention(module):
+            _check(name, computed(module) or forward_replaced(module) or _why_tensors(module, attention.OWN))
         elif plain_kind(module) is not None:
             _check(name, forward_replaced(module) or _why_values(module))
         elif is_decorrelation(module):
@@ -130,9 +139,11 @@ def _check(name: str, reason: str | None) -> None:
 
 
 def _why_values(module: nn.Module) -> str | None:
-    if (reason := computed(module)) is not None:
-        return reason
-    for kind in ("weight", "bias"):
+    return computed(module) or _why_tensors(module, ("weight", "bias"))
+
+
+def _why_tensors(module: nn.Module, kinds: tuple[str, ...]) -> str | None:
+    for kind in kinds:
         tensor = getattr(module, kind)
         if tensor is not None and (odd := odd_tensor(tensor)) is not None:
             if is_dtensor(tensor):

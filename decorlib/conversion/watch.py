@@ -57,8 +57,9 @@ class _Reads(TorchFunctionMode):
         super().__init__()
         self.owners: dict[int, list[nn.Module]] = {}
         for module in model.modules():
-            if isinstance(weight := module._parameters.get("weight"), nn.Parameter):
-                self.owners.setdefault(id(weight), []).append(module)
+            for name in ("weight", "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
+                if isinstance(weight := module._parameters.get(name), nn.Parameter):
+                    self.owners.setdefault(id(weight), []).append(module)
         self.running: list[int] = []
         self.called: set[int] = set()
         self.read: set[int] = set()

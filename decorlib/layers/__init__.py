@@ -9,7 +9,9 @@ What is true of every layer here
   which is what :func:`decorlib.fuse` writes out.
 """
 
+from decorlib.layers.attention import DecorMultiheadAttention
 from decorlib.layers.conv import DecorConv2d
+from decorlib.layers.conv_ranks import DecorConv1d, DecorConv3d
 from decorlib.layers.conv_transpose import DecorConvTranspose2d
 from decorlib.layers.decorrelation import Decorrelation
 from decorlib.layers.linear import DecorLinear
@@ -25,9 +27,12 @@ from decorlib.layers.models import (
 )
 
 __all__ = [
+    "DecorConv1d",
     "DecorConv2d",
+    "DecorConv3d",
     "DecorConvTranspose2d",
     "DecorLinear",
+    "DecorMultiheadAttention",
     "Decorrelation",
     "NonFiniteInput",
     "bp_parameters",

@@ -55,7 +55,7 @@ def tracked_plainly(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor | Non
     of = layer.__dict__  # a module looks for its attributes in four places
     if not (of["center"] == "batch" and of["training"] and of["groups"] == 1 and of["_padding_mask"] is None):
         return None
-    if of["momentum"] is None or not operations.eager(x, weight) or distributed():
+    if of["momentum"] is None or layer.sharers > 1 or not operations.eager(x, weight) or distributed():
         return None
     running_mean = of["_buffers"]["running_mean"]
     rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])

@@ -1,6 +1,6 @@
-"""DecorConv2d: a convolution on decorrelated patches, or on decorrelated channels.
+"""DecorConv2d: a convolution on decorrelated patches, or on decorrelated channels; and what it shares with other ranks.
 
-A convolution multiplies patches, so R belongs on patches: D = C_in * kh * kw, laid out as by
+A convolution multiplies patches, so R belongs on patches: D = C_in * kh * kw (of images), laid out as by
 :func:`torch.nn.functional.unfold`.
 At C_in = 512 and a 3 x 3 kernel that is a 4608 x 4608 matrix, which costs more than the layer; R over channels alone
 (``span="channel"``, the same for every position in the kernel) is the affordable part of it.
@@ -20,57 +20,43 @@ from torch import Tensor, nn
 
 from decorlib.layers.centring import tracked
 from decorlib.layers.decorrelation import Decorrelation
-from decorlib.layers.layout import channels_last, in_layout, shaped_like
+from decorlib.layers.layout import in_layout, layout_of, shaped_like
 from decorlib.layers.linear import Decorrelated, fused_linear
 from decorlib.layers.options import ConvolutionOptions, Padding, Size, Span, Variance
+from decorlib.layers.patches import at_positions, positions, unfolded
 
 
 class DecorConvolution(Decorrelated):
-    """What the two convolutions share: the check of their input, and the choice of the cheaper form."""
+    """What all convolutions share: the check of their input, and the choice of the cheaper form."""
+
+    def _batched(self, input: Tensor) -> bool:
+        return input.dim() == len(self.kernel_size) + 2
 
     def _check_input(self, x: Tensor, input: Tensor) -> None:
         if not x.is_floating_point():
             raise ValueError(f"input is {x.dtype}; a floating type is needed: scale it first, e.g. images / 255")
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
+        rank = len(self.kernel_size)
+        if x.dim() != rank + 2 or x.shape[1] != self.in_channels:
             raise ValueError(
-                f"input of shape {tuple(input.shape)} does not fit: ({self.in_channels}, H, W) is needed, with or "
-                "without a batch dimension before it"
+                f"input of shape {tuple(input.shape)} does not fit: ({self.in_channels}, {_SIZES[rank]}) is needed, "
+                "with or without a batch dimension before it"
             )
 
     def _layout(self, x: Tensor) -> torch.memory_format:
         """The memory format in which torch's layer would give its output for images x."""
-        last = channels_last(x) or channels_last(self.weight)
-        return torch.channels_last if last else torch.contiguous_format
+        # Of volumes on a CPU: torch's own code knows no other format; oneDNN, which has no float64, does. Which of the
+        # two takes a float32 volume depends on the number of threads.
+        if x.dim() == 5 and x.device.type == "cpu" and x.dtype == torch.float64:
+            return torch.contiguous_format
+        # torch makes a sequence contiguous before it looks, "to avoid accidentally going through NHWC".
+        return layout_of(x.contiguous() if x.dim() == 3 else x, self.weight)
 
     def _choose(self, together: float | int, separate: float | int) -> bool:
         return together < separate if self.fuse is None else self.fuse
 
 
-class DecorConv2d(DecorConvolution, nn.Conv2d):
-    r"""A convolution on decorrelated patches or channels: out = W (R (patch - mu) + b_R) + b.
-
-    A drop-in for :class:`torch.nn.Conv2d`: the same arguments in the same order, the same initial weights for the same
-    seed, ``weight`` and ``bias`` under the same names. R lives in ``decorrelation``; with ``groups`` each group has its
-    own. Source: Dalm et al. (2024).
-
-    Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode: as in torch.
-        decor_bias, eta, variance: see :class:`~decorlib.layers.Decorrelation`.
-        span: ``"patch"``, R over C_in / groups * kh * kw features; ``"channel"``, over C_in / groups. Default: patch.
-        fuse: True convolves with (W R), False applies R and then W. Default: None, the cheaper one by shape.
-        **options: everything else that Decorrelation takes. ``fraction`` is the part of the positions in all images
-            that the statistics use; their patches alone are gathered.
-
-    Shape:
-        - Input: :math:`(N, C_{in}, H, W)` or :math:`(C_{in}, H, W)`.
-        - Output: as :class:`torch.nn.Conv2d`.
-
-    Example::
-
-        >>> layer = DecorConv2d(3, 16, 3, padding=1, variance=1.0, fraction=0.1)
-        >>> layer(torch.randn(8, 3, 32, 32)).shape
-        torch.Size([8, 16, 32, 32])
-    """
+class DecorConvNd(DecorConvolution):
+    """The convolutions of ranks 1, 2 and 3; torch's class of the rank comes after this one."""
 
     def __init__(
         self,
@@ -117,7 +103,7 @@ class DecorConv2d(DecorConvolution, nn.Conv2d):
         return f"{super().extra_repr()}, span={self.span!r}"
 
     def forward(self, input: Tensor) -> Tensor:
-        d, batched = self.decorrelation, input.dim() == 4
+        d, batched = self.decorrelation, self._batched(input)
         x = input if batched else input.unsqueeze(0)
         self._check_input(x, input)
         self.enter(x)
@@ -142,7 +128,7 @@ class DecorConv2d(DecorConvolution, nn.Conv2d):
         if d.center is not None:
             mean = d.running_mean
             if d.training:
-                mean = tracked(d, lambda dtype: x.mean((0, 2, 3), dtype=dtype), x.numel() // x.shape[1])
+                mean = tracked(d, lambda dtype: x.mean((0, *range(2, x.dim())), dtype=dtype), x.numel() // x.shape[1])
         chosen = d.sample(x.numel() // x.shape[1], x.device) if d.due else None
         if self._fuses(x, x.shape[2:]):
             if d.due:
@@ -151,9 +137,9 @@ class DecorConv2d(DecorConvolution, nn.Conv2d):
         # R has a row and a column per channel, so it commutes with padding: it multiplies the image, not the larger
         # padded one, and what a mean and b_R add is one constant per channel, which the plain bias takes up.
         constant = self._constant(mean)
-        if x.shape[2] * x.shape[3] > 1:  # in the layout of x, without a copy: in a third of the time
-            R = d.weight.detach().to(x.dtype).reshape(self.in_channels, -1, 1, 1)
-            y = F.conv2d(x, R, groups=self.groups)
+        if math.prod(x.shape[2:]) > 1:  # in the layout of x, without a copy: in a third of the time
+            R = d.weight.detach().to(x.dtype).reshape(self.in_channels, -1, *[1] * (x.dim() - 2))
+            y = _CONVOLVE[x.dim() - 2](x, R, groups=self.groups)
         else:
             y = d.product(x.movedim(1, -1)).movedim(-1, 1)
         # Convolutions go on in the layout of what they are given, on a CPU several times slower in one than the other.
@@ -161,7 +147,7 @@ class DecorConv2d(DecorConvolution, nn.Conv2d):
         if d.due:
             states = _pixels(y, chosen)
             d.remember_samples(_pixels(x, chosen), mean, states if constant is None else states + constant.detach())
-        shifts = [] if constant is None else [(constant, self.weight.sum((2, 3)))]
+        shifts = [] if constant is None else [(constant, self.weight.flatten(2).sum(2))]
         return self._conv_forward(y, self.weight, self._shifted_bias(shifts))
 
     def _constant(self, mean: Tensor | None) -> Tensor | None:
@@ -185,9 +171,9 @@ class DecorConv2d(DecorConvolution, nn.Conv2d):
         else:
             R = d.weight.detach().to(self.weight.dtype).reshape(self.groups, *d.weight.shape[-2:])
             w = self.weight.unflatten(0, (self.groups, -1))
-            weight = torch.einsum("gmohw,goi->gmihw", w, R).flatten(0, 1).contiguous()
-            shifts = [] if d.bias is None else [(d.bias, self.weight.sum((2, 3)))]
-            shifts += [] if mean is None else [(-mean, weight.sum((2, 3)))]
+            weight = torch.einsum("gmo...,goi->gmi...", w, R).flatten(0, 1).contiguous()
+            shifts = [] if d.bias is None else [(d.bias, self.weight.flatten(2).sum(2))]
+            shifts += [] if mean is None else [(-mean, weight.flatten(2).sum(2))]
         return shaped_like(self.weight, weight), self._shifted_bias(shifts)
 
     # --------------------------------------------------------------------------------------------------- internals
@@ -205,17 +191,15 @@ class DecorConv2d(DecorConvolution, nn.Conv2d):
             bias = extra if bias is None else bias + extra
         return bias
 
-    def _out_size(self, x: Tensor) -> tuple[int, int]:
-        left, right, top, bottom = self._reversed_padding_repeated_twice
-        sizes = (x.shape[2] + top + bottom, x.shape[3] + left + right)
-        return tuple(
-            (size - dilation * (kernel - 1) - 1) // stride + 1
-            for size, kernel, stride, dilation in zip(sizes, self.kernel_size, self.stride, self.dilation, strict=True)
-        )
+    def _out_size(self, x: Tensor) -> tuple[int, ...]:
+        around = self._reversed_padding_repeated_twice  # of the last dimension first
+        sides = [before + after for before, after in zip(around[::2], around[1::2], strict=True)][::-1]
+        size = [n + more for n, more in zip(x.shape[2:], sides, strict=True)]
+        return positions(size, self.kernel_size, self.dilation, self.stride)
 
     def _unfold(self, padded: Tensor) -> Tensor:
         """All patches, (N, positions, C * kh * kw)."""
-        return F.unfold(padded, self.kernel_size, self.dilation, 0, self.stride).transpose(1, 2)
+        return unfolded(padded, self.kernel_size, self.dilation, self.stride)
 
     def _mean_patch(self, x: Tensor) -> Tensor | None:
         d = self.decorrelation
@@ -255,17 +239,38 @@ class DecorConv2d(DecorConvolution, nn.Conv2d):
     def _patches(self, x: Tensor) -> Tensor:
         """The inputs (n, D) of the positions that the statistics use."""
         d = self.decorrelation
-        (height, width), padded = self._out_size(x), self._padded(x.detach())
-        chosen = d.sample(padded.shape[0] * height * width, padded.device)
+        padded = self._padded(x.detach())
+        chosen = d.sample(padded.shape[0] * math.prod(self._out_size(x)), padded.device)
         if chosen is None:
             return self._unfold(padded).flatten(0, 1)
-        image, position = chosen // (height * width), chosen % (height * width)
-        row, column = position // width * self.stride[0], position % width * self.stride[1]
-        rows = row[:, None] + torch.arange(self.kernel_size[0], device=row.device) * self.dilation[0]
-        columns = column[:, None] + torch.arange(self.kernel_size[1], device=row.device) * self.dilation[1]
-        # (n, kh, kw, C) -> (n, C * kh * kw), the order of unfold
-        gathered = padded[image[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-        return gathered.movedim(-1, 1).flatten(1)
+        return at_positions(padded, chosen, self.kernel_size, self.dilation, self.stride)
+
+
+class DecorConv2d(DecorConvNd, nn.Conv2d):
+    r"""A convolution on decorrelated patches or channels: out = W (R (patch - mu) + b_R) + b.
+
+    A drop-in for :class:`torch.nn.Conv2d`: the same arguments in the same order, the same initial weights for the same
+    seed, ``weight`` and ``bias`` under the same names. R lives in ``decorrelation``; with ``groups`` each group has its
+    own. Source: Dalm et al. (2024).
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode: as in torch.
+        decor_bias, eta, variance: see :class:`~decorlib.layers.Decorrelation`.
+        span: ``"patch"``, R over C_in / groups * kh * kw features; ``"channel"``, over C_in / groups. Default: patch.
+        fuse: True convolves with (W R), False applies R and then W. Default: None, the cheaper one by shape.
+        **options: everything else that Decorrelation takes. ``fraction`` is the part of the positions in all images
+            that the statistics use; their patches alone are gathered.
+
+    Shape:
+        - Input: :math:`(N, C_{in}, H, W)` or :math:`(C_{in}, H, W)`.
+        - Output: as :class:`torch.nn.Conv2d`.
+
+    Example::
+
+        >>> layer = DecorConv2d(3, 16, 3, padding=1, variance=1.0, fraction=0.1)
+        >>> layer(torch.randn(8, 3, 32, 32)).shape
+        torch.Size([8, 16, 32, 32])
+    """
 
 
 @torch.no_grad()
@@ -278,6 +283,8 @@ def _pixels(x: Tensor, chosen: Tensor | None) -> Tensor:
     return x.flatten(2)[chosen // size, :, chosen % size]
 
 
+_CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_SIZES = {1: "L", 2: "H, W", 3: "D, H, W"}
 _PAD = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 
 

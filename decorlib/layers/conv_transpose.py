@@ -74,7 +74,7 @@ class DecorConvTranspose2d(DecorConvolution, nn.ConvTranspose2d):
         )
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        d, batched = self.decorrelation, input.dim() == 4
+        d, batched = self.decorrelation, self._batched(input)
         x = input if batched else input.unsqueeze(0)
         self._check_input(x, input)
         self.enter(x)

@@ -71,7 +71,7 @@ class Decorrelation(nn.Module):
         >>> loss = layer.step(lr=1e-5)
     """
 
-    holds_R = True  # layers are found by this mark: after a reload of the library their class is another one
+    holds_R, sharers = True, 1  # layers are found by this mark, after a reload of the library too; how many hold R
 
     def __init__(
         self,

@@ -25,6 +25,8 @@ class Decorrelated:
         if d.frozen is not frozen:  # setting an attribute of a module is not free
             d.frozen = frozen
         d.enter(x)
+        if d.sharers > 1:
+            d.read_by(self, x)
 
     def update(self, lr: float | None = None, max_step: float | None = None) -> Tensor | None:
         """See :meth:`decorlib.layers.Decorrelation.update`."""

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     Rate = float | Literal["auto"]
     Reduction = Literal["mean", "sum"]
     Span = Literal["patch", "channel"]
-    Size = int | tuple[int, int]
+    Size = int | tuple[int, ...]
     Padding = Size | Literal["valid", "same"]
     Variance = float | Sequence[float] | torch.Tensor | Literal["input"]
 

@@ -101,6 +101,7 @@ def summary(model: nn.Module, sample_input: Tensor | tuple | None = None, rows: 
     """
     counted = {} if sample_input is None else _rows(model, sample_input)
     around = {id(m.decorrelation): m for m in model.modules() if is_decorrelation(getattr(m, "decorrelation", None))}
+    # Of an R that several layers share, and of those of an attention's inputs, the work is not counted.
     found = []
     for name, layer in learners_of(model):
         reader = around.get(id(layer))
@@ -114,7 +115,7 @@ def summary(model: nn.Module, sample_input: Tensor | tuple | None = None, rows: 
                 sum(p.numel() for p in layer.parameters(recurse=False)),
                 seen[1],
                 None if loss is None else float(loss),
-                None if reader is None else _cost(reader, layer, *seen),
+                None if reader is None or layer.sharers > 1 else _cost(reader, layer, *seen),
             )
         )
     return Summary(tuple(found))
@@ -145,7 +146,18 @@ def _rows(model: nn.Module, sample_input: Tensor | tuple) -> dict[int, tuple[int
         before = counted.get(id(module), (0, 0))
         counted[id(module)] = (before[0] + rows[0], before[1] + rows[1])
 
+    def count_inputs(module: nn.Module, args: tuple, named: dict) -> None:
+        given = dict(zip(("query", "key", "value"), args, strict=False)) | named
+        for name, x in module.inputs_of(given["query"], given["key"], given["value"]).items():
+            of, rows = id(module.decorrelations[name]), x.numel() // x.shape[-1]
+            counted[of] = tuple(before + rows for before in counted.get(of, (0, 0)))
+
     hooks = [
+        module.register_forward_pre_hook(count_inputs, with_kwargs=True)
+        for module in model.modules()
+        if any(map(is_decorrelation, getattr(module, "decorrelations", {}).values()))
+    ]
+    hooks += [
         module.register_forward_hook(count)
         for module in model.modules()
         if is_decorrelation(module) or is_decorrelation(getattr(module, "decorrelation", None))

@@ -1,6 +1,9 @@
 """Models of transformers from tiny configurations: converted, trained, fused, saved, loaded, resized."""
 
 import copy
+import itertools
+import pickle
+import warnings
 
 import pytest
 import torch
@@ -160,3 +163,80 @@ def test_a_batch_encoding_is_a_sample_as_it_is():
     model = decorrelate(copy.deepcopy(plain), center="running", sample_input=sample)
     assert_agrees(model, output(plain, sample), sample)
     assert_agrees(fuse(model, sample_input=sample), output(plain, sample), sample)
+
+
+# ------------------------------------------------------------------------------------------------------ GPT-2's Conv1D
+
+
+@pytest.mark.parametrize("center", [None, "running", "batch"])
+def test_all_matrices_of_gpt2_are_converted_and_come_back(center, tmp_path):
+    """Four in each block are transformers' Conv1D, whose weight is (in, out)."""
+    torch.manual_seed(0)
+    plain, sample = gpt2(), {"input_ids": TOKENS, "labels": TOKENS}
+    expected = output(plain, sample)
+    # A mean needs a bias, which transformers' own lm_head has none of when it is loaded again.
+    head = {"exclude": "lm_head"} if center else {}
+    model = decorrelate(copy.deepcopy(plain), center=center, sample_input=sample, **head)
+    blocks = [f"transformer.h.{i}.{name}" for i in (0, 1) for name in CONV1D]
+    assert [name for name, _ in decor_modules(model)] == [
+        f"{name}.decorrelation" for name in (blocks if center else [*blocks, "lm_head"])
+    ]
+    kind = transformers.pytorch_utils.Conv1D
+    assert all(isinstance(model.get_submodule(name), kind) for name in blocks)
+    assert_agrees(model, expected, sample)
+    three_steps(model, sample, lambda out: out.loss)
+    trained = output(model, sample)
+    assert scale(trained - expected) > 1e-3 * scale(expected)
+    assert_agrees(pickle.loads(pickle.dumps(model)), trained, sample)
+    fused = fuse(model, sample_input=sample)
+    assert all(type(fused.get_submodule(name)) is kind for name in blocks)
+    assert_agrees(fused, trained, sample)
+    assert_plain(fused)
+    fused.save_pretrained(tmp_path)
+    assert_agrees(type(plain).from_pretrained(tmp_path), trained, sample)
+
+
+@pytest.mark.parametrize("center", [None, "running", "batch"])
+def test_a_conv1d_is_a_linear_layer_with_a_transposed_weight(center):
+    """The same outputs, gradients and step of R, in both of its forms."""
+    results = []
+    for make, fused in itertools.product((True, False), (True, False)):
+        torch.manual_seed(1)
+        layer = transformers.pytorch_utils.Conv1D(3, 5) if make else torch.nn.Linear(5, 3)
+        layer.weight.data = draw(5, 3, seed=1) if make else draw(5, 3, seed=1).t().contiguous()
+        layer.bias.data = draw(3, seed=2)
+        model = decorrelate(torch.nn.Sequential(layer), center=center, sample_input=draw(6, 5, seed=5), decor_bias=True)
+        layer.fuse = fused
+        layer.decorrelation.weight += 0.3 * draw(5, 5, seed=3)
+        layer.decorrelation.bias += draw(5, seed=4)
+        x = draw(2, 4, 5, seed=6).requires_grad_()
+        out = model(x)
+        out.square().sum().backward()
+        loss = layer.step(0.01)
+        weight = layer.weight.grad if make else layer.weight.grad.t()
+        plain = fuse(model.eval())(x)
+        results.append([out, x.grad, weight, layer.bias.grad, loss, layer.decorrelation.weight, plain])
+    for other in results[1:]:
+        torch.testing.assert_close(results[0], other, rtol=1e-4, atol=1e-4)
+
+
+CONV1D = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+
+
+def test_berts_queries_keys_and_values_share_one_r():
+    torch.manual_seed(0)
+    plain, sample = bert(), MODELS["bert"][1]
+    expected = output(plain, sample)
+    share = [("*.query", "*.key", "*.value")]
+    model = decorrelate(copy.deepcopy(plain), center="batch", sample_input=sample, share=share)
+    attentions = [layer.attention.self for layer in model.bert.encoder.layer]
+    assert all(one.query.decorrelation is one.key.decorrelation is one.value.decorrelation for one in attentions)
+    assert len(list(decor_modules(model))) == len(list(decor_modules(decorrelate(copy.deepcopy(plain))))) - 2 * 2
+    assert_agrees(model, expected, sample)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)  # that there were several forwards
+        three_steps(model, sample, lambda out: out.loss)
+    trained = output(model, sample)
+    fused = fuse(model, sample_input=sample)
+    assert_agrees(fused, trained, sample)
+    assert_plain(fused)
