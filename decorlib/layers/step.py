@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from decorlib.layers import integrity
-from decorlib.layers.checks import called
+from decorlib.layers.checks import called, check_max_step
 from decorlib.layers.distributed import distributed
 from decorlib.rules.moments import Moments
 from decorlib.rules.rates import auto_rate
@@ -113,6 +113,7 @@ def prepared(layer: nn.Module, lr: float | Tensor | None, max_step: float | None
     if _rests(layer):
         return None
     integrity.check(layer)
+    check_max_step(max_step)
     if turn and len(layer.memory) == 0:
         raise RuntimeError(_nothing_remembered(layer, "update()"))
     if max_step is not None and lr is None:

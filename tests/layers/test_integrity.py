@@ -361,3 +361,24 @@ def test_one_rate_for_each_group_is_as_many_layers():
     with pytest.raises(ValueError, match="groups cannot differ"):
         wide.prepare(rates)
     assert KappaRule() == Decorrelation(6).rule
+
+
+def test_thawing_the_whole_model_gives_r_no_gradient():
+    """model.requires_grad_(True), as fine-tuning ends: whoever asks for what requires a gradient must not get R."""
+    model = learned()
+    model.requires_grad_(False)
+    model(x)
+    model.requires_grad_(True)
+    model(x)
+    assert not any(R.requires_grad for R in matrices(model))
+    assert all(p.requires_grad for p in bp_parameters(model))
+
+
+def test_copies_of_data_parallel_are_refused_for_what_they_are():
+    layer = Decorrelation(8)
+    layer.name = "encoder"
+    replica = layer._replicate_for_data_parallel()
+    replica.weight = layer.weight.detach()  # as torch.nn.parallel.replicate does
+    with pytest.raises(RuntimeError, match=r"layer 'encoder': torch\.nn\.DataParallel .*DistributedDataParallel"):
+        replica(x)
+    assert torch.equal(replica.eval()(x), x)
