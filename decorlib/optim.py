@@ -226,7 +226,8 @@ class DecorOptimizer(OptimizerOfR):
             self.inner.defaults["max_step"] = max_step
         self._share()
         kind = type(self.inner)
-        if inspect.signature(kind.step).parameters["closure"].default is inspect.Parameter.empty:
+        closure = inspect.signature(kind.step).parameters.get("closure")
+        if closure is not None and closure.default is inspect.Parameter.empty:
             raise ValueError(f"{kind.__name__} evaluates a loss again and again in a step; the direction of R has none")
         if any(group.get("maximize") for group in self.param_groups):
             raise ValueError("maximize=True moves R away from decorrelated states: leave it out")

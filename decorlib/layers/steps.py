@@ -169,6 +169,9 @@ def in_place(steps: Iterable) -> None:
 
 def as_gradients(steps: Iterable) -> None:
     """Into ``.grad``, for an optimizer to step."""
+    steps = list(steps)
+    for step in steps:  # all that may fail, before the first gradient is set
+        step.direct()
     for step in steps:
         step.commit_gradient()
 

@@ -17,6 +17,7 @@ from decorlib import (
     decor_modules,
     decor_parameters,
     decor_step,
+    decor_update,
     decorrelate,
 )
 
@@ -141,7 +142,7 @@ def test_looking_at_r_costs_no_pass_over_it_once_it_was_found_sound(monkeypatch)
 
 
 def on_meta(**options):
-    with torch.device("meta"):
+    with torch.device("meta"), pytest.warns(UserWarning, match="center='running' .* outputs change by W mu"):
         return decorrelate(plain(), center="running", decor_bias=True, **options)
 
 
@@ -340,7 +341,12 @@ def test_a_layer_that_cannot_be_prepared_leaves_those_before_it_as_they_were():
     first = model[0].prepare(0.1)
     with pytest.raises(ValueError, match="singular"):
         model[1].prepare(0.1)
+    with pytest.raises(ValueError, match=r"layer '1': .*singular"):
+        decor_step(model, 0.1)
+    with pytest.raises(ValueError, match="singular"):
+        decor_update(model, 0.1)
     assert first.loss.isfinite()
+    assert all(R.grad is None for R in matrices(model))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
