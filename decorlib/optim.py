@@ -225,6 +225,12 @@ class DecorOptimizer(OptimizerOfR):
             self.inner = optimizer(self.param_groups, lr=rate, **options)
             self.inner.defaults["max_step"] = max_step
         self._share()
+        kind = type(self.inner)
+        closure = inspect.signature(kind.step).parameters.get("closure")
+        if closure is not None and closure.default is inspect.Parameter.empty:
+            raise ValueError(f"{kind.__name__} evaluates a loss again and again in a step; the direction of R has none")
+        if any(group.get("maximize") for group in self.param_groups):
+            raise ValueError("maximize=True moves R away from decorrelated states: leave it out")
         if in_place and not is_plain_sgd(self.inner):
             raise ValueError(
                 f"in_place=True takes plain SGD steps, and none that hooks wait for; the optimizer is {self.inner}: "
@@ -236,7 +242,20 @@ class DecorOptimizer(OptimizerOfR):
 
     def _learn(self) -> None:
         self._share()  # load_state_dict of the inner one puts others in their place
+        if not self.in_place:
+            self._refuse_replaced()
         super()._learn()
+
+    def _refuse_replaced(self) -> None:
+        """Raise where a layer has another R by now than the one that the optimizer inside would step."""
+        held = {id(p) for group in self.param_groups for p in group["params"]}
+        learners = [learner for found in self.learners for learner in found]
+        lost = sorted({one.name for one in learners if any(id(p) not in held for p in one.parameters)})
+        if lost:
+            raise RuntimeError(
+                f"R of layers {lost} is another tensor than the one that {type(self.inner).__name__} was built over "
+                "(load_state_dict(assign=True), to_empty): build the optimizer of R anew, after loading"
+            )
 
     def _take(self, steps: list) -> None:
         if self.in_place:

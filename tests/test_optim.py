@@ -585,3 +585,48 @@ def test_compiled_steps_of_other_optimizers_go_on():
         step = torch.compile(sgd.step, backend="eager")
         step()
     assert torch.equal(weight.detach(), torch.full((3,), 0.5))
+
+
+@pytest.mark.parametrize("way", ["assign", "to_empty"])
+def test_an_optimizer_whose_R_was_replaced_says_so(way):
+    """As with the weights, it would step tensors that the model no longer has; here that can be known."""
+    model = network()
+    optimizer, plain = DecorOptimizer(model, torch.optim.Adam, lr=1e-2), DecorSGD(model, lr=1e-2)
+    if way == "assign":
+        model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
+    else:
+        state = copy.deepcopy(model.state_dict())
+        model.to("meta").to_empty(device="cpu")
+        model.load_state_dict(state)
+    model(batches()[0][0])
+    with pytest.raises(RuntimeError, match=r"R of layers \['0.decorrelation', '2.decorrelation'\] is another tensor"):
+        optimizer.step()
+    before = matrices(model)
+    plain.step()  # finds R in its layers
+    assert all(not torch.equal(before[name], R) for name, R in matrices(model).items())
+    anew = DecorOptimizer(model, torch.optim.Adam, lr=1e-2)
+    model(batches()[1][0])
+    anew.step()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (torch.optim.LBFGS, {}, "LBFGS evaluates a loss again and again"),
+        (torch.optim.SGD, {"maximize": True}, "maximize=True moves R away"),
+        (torch.optim.Adam, {"maximize": True}, "maximize=True moves R away"),
+    ],
+)
+def test_an_optimizer_that_cannot_step_R_is_refused_when_it_is_built(kind, options, message):
+    with pytest.raises(ValueError, match=message):
+        DecorOptimizer(network(), kind, lr=0.1, **options)
+
+
+@pytest.mark.parametrize("bad", [None, True, torch.tensor([0.1, 0.1])])
+def test_what_is_no_number_is_no_rate(bad):
+    model = network()
+    model(batches()[0][0])
+    before = matrices(model)
+    with pytest.raises(ValueError, match=r"lr is .*; it must be one number"):
+        decor_step(model, bad)
+    assert all(torch.equal(before[name], R) for name, R in matrices(model).items())

@@ -66,7 +66,7 @@ def test_the_wheel_says_who_it_is(built_wheel):
 
 def test_the_source_distribution_has_what_its_tests_read(sdist):
     assert package_files() <= sdist.keys()
-    folders = ("tests", "docs", "notebooks", "findings", ".ci", ".github")
+    folders = ("tests", "docs", "notebooks", "findings", ".ci", ".github", ".jupyter")
     ours = {
         str(path.relative_to(ROOT))
         for name in folders

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 
 import torch
 from torch import Tensor, nn
@@ -24,16 +25,40 @@ def check_options(
     fraction: float,
 ) -> None:
     """Raise ValueError for an option of :class:`~decorlib.layers.Decorrelation` that is out of its range."""
-    _check(in_features >= 1, "in_features", in_features, "at least 1")
-    divides = groups >= 1 and in_features % groups == 0
+    _check(_whole(in_features) and in_features >= 1, "in_features", in_features, "a whole number, at least 1")
+    divides = _whole(groups) and groups >= 1 and in_features % groups == 0
     _check(divides, "groups", groups, f"a divisor of in_features = {in_features}")
     _check(center in CENTERS, "center", center, "None, 'batch', 'running' or 'bias'")
-    averages = momentum is None or 0 < momentum <= 1
+    averages = momentum is None or (_number(momentum) and 0 < momentum <= 1)
     _check(averages, "momentum", momentum, "in (0, 1], or None for the plain average")
     _check(bias_reduction in ("mean", "sum"), "bias_reduction", bias_reduction, "'mean' or 'sum'")
-    rest = "at least 1; to stop learning R, do not call update(), or set layer.learning = False"
-    _check(update_every >= 1, "update_every", update_every, rest)
-    _check(0 < fraction <= 1, "fraction", fraction, "in (0, 1], the part of the samples used")
+    check_update_every(update_every)
+    check_fraction(fraction)
+
+
+def check_update_every(update_every: int) -> None:
+    """Raise ValueError unless it counts updates; it may also be set on a layer later."""
+    rest = "a whole number, at least 1; to stop learning R, do not call update(), or set layer.learning = False"
+    _check(_whole(update_every) and update_every >= 1, "update_every", update_every, rest)
+
+
+def check_fraction(fraction: float) -> None:
+    """Raise ValueError unless it is a part of a batch; it may also be set on a layer later."""
+    _check(_number(fraction) and 0 < fraction <= 1, "fraction", fraction, "in (0, 1], the part of the samples used")
+
+
+def check_max_step(max_step: float | None) -> None:
+    """Raise ValueError for a bound that no step stays below: a negative one would turn the step round."""
+    bounds = max_step is None or (_number(max_step) and max_step > 0)
+    _check(bounds, "max_step", max_step, "a number above 0 (0.5 is safe, 2.0 the edge of stability), or None: no bound")
+
+
+def _whole(value) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _number(value) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _check(holds: bool, name: str, value, allowed: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from decorlib.layers.checks import check_update_every
+
 
 class UpdateCount:
     """What was last read of a counter. Who else writes to it (loading a checkpoint, in place or not) is noticed.
@@ -29,6 +31,8 @@ class UpdateCount:
 
     def is_turn(self, counter: Tensor, every: int) -> bool:
         """Whether the next update learns."""
+        if every != 1:
+            check_update_every(every)  # it may have been set since the layer was made
         self.turn = every == 1 or self.of(counter) % every == 0
         return self.turn
 

@@ -22,8 +22,13 @@ class Trust:
 def check(layer: nn.Module, input: Tensor | None = None) -> None:
     """Raise RuntimeError unless R is what this layer can use; costs a comparison where it was looked at before."""
     R, trust = layer._parameters.get("weight"), layer._trust
-    if R is trust.R and R is not None:
+    if R is trust.R and R is not None and not R.requires_grad:
         return
+    if R is None and layer.training and getattr(layer, "_is_replica", False):
+        raise RuntimeError(
+            f"{called(layer)}torch.nn.DataParallel trains copies, and what R would learn from is lost with them: use "
+            "torch.nn.parallel.DistributedDataParallel, one process for each device"
+        )
     if R is None:
         if input is not None and not layer.training:
             return  # a pruned network may be evaluated
@@ -88,6 +93,8 @@ def loaded(layer: nn.Module, state_dict: dict, prefix: str, assigned: bool) -> N
     trust.R = None
     for parameter in layer.parameters(recurse=False):
         parameter.requires_grad_(False)
+    if prefix + "weight" in state_dict:
+        layer.forget()  # states of the R that was there before say nothing about this one
     own = {**layer._parameters, **layer._buffers}
     missing = [name for name, t in own.items() if t is not None and prefix + name not in state_dict]
     parent = prefix.removesuffix("decorrelation.") if prefix.endswith("decorrelation.") else prefix

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from decorlib.layers.checks import EMPTY, called
+from decorlib.layers.checks import EMPTY, called, check_fraction
 from decorlib.layers.distributed import distributed
 from decorlib.layers.recompute import recomputing
 
@@ -21,7 +21,10 @@ FORGOTTEN = 100
 
 
 class NonFiniteInput(ValueError):
-    """A layer was given NaN or infinity; ``layer`` is the :class:`~decorlib.layers.Decorrelation` that noticed."""
+    """A layer was given NaN or infinity, or its R makes them.
+
+    ``layer`` is the :class:`~decorlib.layers.Decorrelation` that noticed.
+    """
 
     layer: nn.Module | None = None
 
@@ -202,6 +205,8 @@ def remember(
 
 def checked_mask(mask: Tensor | None) -> Tensor | None:
     """A padding mask, after checking that True means padding in it."""
+    if mask is not None and not isinstance(mask, Tensor):
+        raise ValueError(f"padding_mask is a {type(mask).__name__}; it must be a tensor of torch.bool")
     if mask is not None and mask.dtype != torch.bool:
         raise ValueError(
             f"padding_mask is {mask.dtype}; it must be torch.bool, True where a token is padding. The attention_mask "
@@ -242,6 +247,7 @@ def _drawn(
     count = count if candidates is None else candidates.numel()
     if fraction == 1 or count == 0:
         return candidates
+    check_fraction(fraction)  # it may have been set since the layer was made
     size = max(1, round(fraction * count))
     where = device if generator is None else generator.device
     chosen = torch.randperm(count, generator=generator, device=where)[:size].to(device)
@@ -263,6 +269,14 @@ def check_finite(layer: nn.Module, x: Tensor, what: str, witness: Tensor | None 
         error = NonFiniteInput(
             f"{called(layer)}{what} of shape {tuple(x.shape)} holds NaN or infinity: check the data and the rates; "
             "where the data are finite, lower the rate of R"
+        )
+        error.layer = layer
+        raise error
+    if witness is not None and not bool(witness.isfinite().all()):
+        error = NonFiniteInput(
+            f"{called(layer)}R x of a finite input of shape {tuple(x.shape)} holds NaN or infinity: R has diverged. "
+            "Lower the rate of R (or bound its steps by max_step), and load a checkpoint from before or call "
+            "layer.reset_parameters()"
         )
         error.layer = layer
         raise error

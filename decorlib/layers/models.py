@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from decorlib.layers.decorrelation import Decorrelation
+from decorlib.layers.memory import checked_mask
 from decorlib.layers.options import Rate
 from decorlib.layers.pending import expect_step
 from decorlib.layers.steps import (
@@ -152,6 +153,7 @@ def padding(model: nn.Module, padding_mask: Tensor, batch_first: bool = True):
         if isinstance(m, _CONVOLUTIONS) and is_decorrelation(getattr(m, "decorrelation", None))
     }
     layers = [layer for _, layer in decor_modules(model) if id(layer) not in convolved]
+    padding_mask = checked_mask(padding_mask)
     before = [layer.padding_mask for layer in layers]
     for layer in layers:
         layer.padding_mask = padding_mask if batch_first else padding_mask.mT

@@ -8,12 +8,22 @@ loss; and it has seen no new batch, so it moves no running mean and is not learn
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 #: Forwards between two updates whose means are kept for a recomputation; 2 D numbers each.
 KEPT = 256
+
+
+@dataclass
+class Pass:
+    """The mean of the batch that a forward saw, the one that it subtracted, and whether it was computed again."""
+
+    batch_mean: Tensor
+    subtracted: Tensor
+    again: bool = False
 
 
 def recomputing() -> bool:
@@ -35,7 +45,7 @@ class Passes:
     """The training forwards of one layer since R last moved: what a recomputation of one of them must use again."""
 
     def __init__(self):
-        self.means: deque[tuple[Tensor, Tensor]] = deque(maxlen=KEPT)
+        self.means: deque[Pass] = deque(maxlen=KEPT)
         self.version: int | None = None
         self.masked = self.over = False
 
@@ -61,20 +71,38 @@ class Passes:
 
     def add(self, batch_mean: Tensor, subtracted: Tensor) -> None:
         """Keep the mean that a forward subtracted, by the mean of the batch that it saw."""
-        self.means.append((batch_mean.detach(), subtracted.detach()))
+        self.means.append(Pass(batch_mean.detach(), subtracted.detach()))
 
     def subtracted(self, batch_mean: Tensor) -> Tensor:
-        """The mean that the first pass over this batch subtracted."""
+        """The mean that the first pass over this batch subtracted.
+
+        Raises:
+            RuntimeError: there was no such pass; or several saw the same batch and subtracted different means, and
+                more than one of them may be the one that is computed again.
+        """
         if not self.means:
             raise RuntimeError(
                 "a training forward is computed inside backward() that was not there before it: with "
                 "center='running' only activation checkpointing may do that"
             )
         if len(self.means) == 1:
-            return self.means[0][1]
-        batch_means, subtracted = (torch.stack(parts) for parts in zip(*self.means, strict=True))
+            self.means[0].again = True
+            return self.means[0].subtracted
+        batch_means = torch.stack([one.batch_mean for one in self.means])
         # The nearest, not the equal one: on some devices sums are not the same to the bit when they are taken again.
-        return subtracted[(batch_means - batch_mean.detach()).abs().sum(1).argmin()]
+        nearest = batch_means[(batch_means - batch_mean.detach()).abs().sum(1).argmin()]
+        same = torch.isclose(batch_means, nearest).all(1).tolist()
+        candidates = [one for one, is_same in zip(self.means, same, strict=True) if is_same]
+        left = [one for one in candidates if not one.again]
+        if len(left) != 1 and any(not torch.equal(one.subtracted, candidates[0].subtracted) for one in candidates):
+            raise RuntimeError(
+                f"{len(candidates)} forwards since the last update of R saw the same batch and subtracted different "
+                "running means, and which of them is computed again in backward (activation checkpointing) cannot be "
+                "told: call backward() after each forward, give both as one batch, or use center='batch'"
+            )
+        chosen = left[0] if left else candidates[0]
+        chosen.again = True
+        return chosen.subtracted
 
     def end(self) -> None:
         """An update has used these forwards. Backward may still be to come, so the next forward forgets them."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from decorlib.layers import integrity
-from decorlib.layers.checks import called
+from decorlib.layers.checks import called, check_max_step
 from decorlib.layers.distributed import distributed
 from decorlib.rules.moments import Moments
 from decorlib.rules.rates import auto_rate
@@ -39,7 +39,7 @@ class PreparedStep:
     ):
         self.layer, self.rate, self._lr, self._scale = layer, lr, lr, 1.0
         self._moments, self._input_moment, self._toward_zero = moments, input_moment, toward_zero
-        self._direction = self.losses = self.loss = None
+        self._direction = self._step = self.losses = self.loss = None
         self._committed = False
         if moments is not None:
             self._compute(layer.rule, lr, max_step)
@@ -57,6 +57,8 @@ class PreparedStep:
             self._scale = (max_step / (lr * rule.sharpness(moments))).clamp(max=1)
         if type(rule).step_ is Rule.step_:  # no way around the D x D direction, which may not exist
             self._direction = rule.direction(moments, R, self._lr)
+        else:
+            self._step = rule.stepper(moments)
 
     @torch.no_grad()
     def commit_in_place(self) -> Tensor | None:
@@ -67,7 +69,7 @@ class PreparedStep:
             # Through the version counter, so that a backward() that still needs the old R is refused by torch.
             with full_precision(R.device.type):
                 if self._direction is None:
-                    self.layer.rule.step_(self._moments, R, lr, scale)
+                    self._step(R, lr, scale)
                 else:
                     R.sub_(as_rows(scale, R) * lr * self._direction)
                 if b is not None:
@@ -76,17 +78,24 @@ class PreparedStep:
         return self.loss
 
     @torch.no_grad()
+    def direct(self) -> None:
+        """Compute the direction now, which :meth:`commit_gradient` does otherwise, and which may fail."""
+        if self._direction is None and self.loss is not None:
+            with full_precision(self.layer.weight.device.type):
+                self._direction = self.layer.rule.direction(self._moments, self.layer.weight, self._lr)
+
+    @torch.no_grad()
     def commit_gradient(self) -> Tensor | None:
         """Set ``.grad`` of R and b for an optimizer of rate ``lr``, or None where this step does not learn.
 
         Returns the loss. Where rates were given by group, the gradient holds them already: step it at a rate of 1.
         """
+        if not self._committed:
+            self.direct()
         self._once()
         grad, scale = self._direction, self._scale
         if self.loss is not None:
             with full_precision(self.layer.weight.device.type):
-                if grad is None:
-                    grad = self.layer.rule.direction(self._moments, self.layer.weight, self._lr)
                 grad = as_rows(scale, grad) * grad if isinstance(scale, Tensor) else grad
         self._finish(grad, self._toward_zero)
         return self.loss
@@ -104,7 +113,7 @@ class PreparedStep:
                 layer.input_moment.copy_(self._input_moment)
         set_gradients(layer, *grads)
         layer._count.advance(layer.num_updates, layer.update_every)
-        self._moments = self._direction = None
+        self._moments = self._direction = self._step = None
 
 
 @torch.no_grad()
@@ -113,6 +122,7 @@ def prepared(layer: nn.Module, lr: float | Tensor | None, max_step: float | None
     if _rests(layer):
         return None
     integrity.check(layer)
+    check_max_step(max_step)
     if turn and len(layer.memory) == 0:
         raise RuntimeError(_nothing_remembered(layer, "update()"))
     if max_step is not None and lr is None:

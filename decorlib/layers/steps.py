@@ -88,6 +88,8 @@ def check_rate(lr, members: Sequence[Learner] = (), allow_zero: bool = False) ->
         if lr == "auto":
             return lr
         raise ValueError(f"lr is {lr!r}; allowed: a finite number above 0, and 'auto' (from the rule's curvature)")
+    if lr is None or isinstance(lr, bool) or (isinstance(lr, Tensor) and lr.numel() != 1):
+        raise ValueError(f"lr is {lr!r}; it must be one number, finite and above 0, or 'auto'")
     value = float(lr)
     if 0 < value < math.inf or (allow_zero and value == 0):
         return value
@@ -169,6 +171,9 @@ def in_place(steps: Iterable) -> None:
 
 def as_gradients(steps: Iterable) -> None:
     """Into ``.grad``, for an optimizer to step."""
+    steps = list(steps)
+    for step in steps:  # all that may fail, before the first gradient is set
+        step.direct()
     for step in steps:
         step.commit_gradient()
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -80,6 +82,13 @@ class Rule:
     def step_(self, moments: Moments, R: Matrix, lr: float, scale: Scalar | float = 1.0) -> None:
         """R <- R - lr * scale * direction, in place: what plain SGD would do with the gradient."""
         R.sub_(as_rows(scale, R) * lr * self.direction(moments, R, lr))
+
+    def stepper(self, moments: Moments) -> Callable[..., None]:
+        """:meth:`step_` for these moments, a function of (R, lr, scale); what can fail in a step, fails here.
+
+        Overridden where a step has something to solve first: of several layers all step, or none.
+        """
+        return partial(self.step_, moments)
 
     def loss(self, moments: Moments) -> Scalar:
         """The reported loss: 0 where the rule is content with the batch."""

@@ -202,8 +202,18 @@ def second_moment_in_parts(
 def mean_gain(
     x: Float[Tensor, "*groups batch inputs"], y: Float[Tensor, "*groups batch features"]
 ) -> Float[Tensor, "*groups"]:
-    """<||x|| / sqrt(||y||^2 + 1e-8)> over samples."""
-    return (x.norm(dim=-1) / (y.square().sum(-1) + 1e-8).sqrt()).mean(-1)
+    """<||x|| / sqrt(||y||^2 + 1e-8)> over samples; a sample of zeros, whose length cannot be regained, counts as 1.
+
+    Raises:
+        ValueError: no ||x|| reaches 1e-4, the root of that 1e-8: R would shrink at every step until it is zero.
+    """
+    length = x.norm(dim=-1)
+    if length.is_cpu and 0 < (longest := float(length.max())) < 1e-4:  # a GPU would have to be waited for
+        raise ValueError(
+            f"the longest input has a length of {longest:.3g}; the gain needs lengths above 1e-4, else the 1e-8 in it "
+            "is all that counts and R shrinks to zero: scale the inputs up"
+        )
+    return torch.where(length > 0, length / (y.square().sum(-1) + 1e-8).sqrt(), 1.0).mean(-1)
 
 
 def largest_eigenvalue(operator, like: Float[Tensor, "*groups features"], steps: int = 10) -> Float[Tensor, "*groups"]:

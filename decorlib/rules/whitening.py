@@ -7,7 +7,9 @@ that y_i depends on x_1 .. x_i only. Source: Kessy, Lewin & Strimmer (2018), "Op
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -214,11 +216,10 @@ class ExactWhitening(Rule):
         return R - W
 
     def step_(self, moments: Moments, R: Matrix, lr: float, scale: Scalar | float = 1.0) -> None:
-        S, W = self._whitener(moments)
-        if _lost(S, R):
-            R.lerp_(W, (as_rows(scale, R) * lr).expand_as(R) if isinstance(scale, Tensor) else scale * lr)
-        else:
-            R.sub_(as_rows(scale, R) * lr * (R - W))
+        self.stepper(moments)(R, lr, scale)
+
+    def stepper(self, moments: Moments) -> Callable[..., None]:
+        return partial(_move, *self._whitener(moments))
 
     def loss(self, moments):
         return WhiteningRule().loss(moments)
@@ -228,6 +229,14 @@ class ExactWhitening(Rule):
         S = shrink(moments.input_second_moment(), self.shrinkage)
         kinds = {"zca": zca, "pca": pca, "cholesky": cholesky}
         return S, (newton_schulz if self.solver == "newton_schulz" else kinds[self.kind])(S)
+
+
+def _move(S: Matrix, W: Matrix, R: Matrix, lr: float, scale: Scalar | float = 1.0) -> None:
+    """R <- R - lr * scale * (R - W), in place."""
+    if _lost(S, R):
+        R.lerp_(W, (as_rows(scale, R) * lr).expand_as(R) if isinstance(scale, Tensor) else scale * lr)
+    else:
+        R.sub_(as_rows(scale, R) * lr * (R - W))
 
 
 def _lost(S: Matrix, R: Matrix) -> bool:

@@ -602,6 +602,11 @@ def test_an_error_in_update_changes_nothing_and_can_be_put_right():
         ({"update_every": 0}, "update_every is 0.*do not call update"),
         ({"fraction": 0.0}, "fraction is 0.0"),
         ({"fraction": 1.5}, "fraction is 1.5"),
+        ({"fraction": "half"}, "fraction is 'half'"),
+        ({"momentum": "0.1"}, "momentum is '0.1'"),
+        ({"update_every": 2.5}, "update_every is 2.5; it must be a whole number"),
+        ({"update_every": True}, "update_every is True; it must be a whole number"),
+        ({"groups": 5.0}, "groups is 5.0"),
         ({"rule": KappaRule(), "eta": 0.5}, "belong to the seed's rule"),
         ({"variance": -1.0}, "variance is -1.0"),
     ],
@@ -609,6 +614,27 @@ def test_an_error_in_update_changes_nothing_and_can_be_put_right():
 def test_bad_hyperparameters_are_named_with_what_is_allowed(options, message):
     with pytest.raises(ValueError, match=message):
         Decorrelation(D, **options)
+
+
+@pytest.mark.parametrize(("option", "value"), [("update_every", 0), ("update_every", 2.5), ("fraction", 2.0)])
+def test_an_option_that_is_set_later_is_looked_at_too(option, value):
+    layer = layer_of()
+    setattr(layer, option, value)
+    with pytest.raises(ValueError, match=f"{option} is {value}; it must be"):
+        layer(draw(20, D))
+
+
+@pytest.mark.parametrize("bound", [0, -1.0, float("nan"), "0.5", True])
+@pytest.mark.parametrize("call", ["update", "step"])
+def test_a_bound_that_is_none_is_refused_and_nothing_changes(call, bound):
+    layer = layer_of()
+    layer(draw(20, D))
+    R = layer.weight.detach().clone()
+    with pytest.raises(ValueError, match=f"max_step is {bound!r}; it must be a number above 0"):
+        getattr(layer, call)(lr=0.1, max_step=bound)
+    assert torch.equal(layer.weight, R)
+    assert layer.weight.grad is None
+    layer.step(lr=0.1, max_step=0.5)
 
 
 # ----------------------------------------------------------------------------------------------------- whole models

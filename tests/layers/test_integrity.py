@@ -17,6 +17,7 @@ from decorlib import (
     decor_modules,
     decor_parameters,
     decor_step,
+    decor_update,
     decorrelate,
 )
 
@@ -141,7 +142,7 @@ def test_looking_at_r_costs_no_pass_over_it_once_it_was_found_sound(monkeypatch)
 
 
 def on_meta(**options):
-    with torch.device("meta"):
+    with torch.device("meta"), pytest.warns(UserWarning, match="center='running' .* outputs change by W mu"):
         return decorrelate(plain(), center="running", decor_bias=True, **options)
 
 
@@ -340,7 +341,12 @@ def test_a_layer_that_cannot_be_prepared_leaves_those_before_it_as_they_were():
     first = model[0].prepare(0.1)
     with pytest.raises(ValueError, match="singular"):
         model[1].prepare(0.1)
+    with pytest.raises(ValueError, match=r"layer '1': .*singular"):
+        decor_step(model, 0.1)
+    with pytest.raises(ValueError, match="singular"):
+        decor_update(model, 0.1)
     assert first.loss.isfinite()
+    assert all(R.grad is None for R in matrices(model))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -361,3 +367,24 @@ def test_one_rate_for_each_group_is_as_many_layers():
     with pytest.raises(ValueError, match="groups cannot differ"):
         wide.prepare(rates)
     assert KappaRule() == Decorrelation(6).rule
+
+
+def test_thawing_the_whole_model_gives_r_no_gradient():
+    """model.requires_grad_(True), as fine-tuning ends: whoever asks for what requires a gradient must not get R."""
+    model = learned()
+    model.requires_grad_(False)
+    model(x)
+    model.requires_grad_(True)
+    model(x)
+    assert not any(R.requires_grad for R in matrices(model))
+    assert all(p.requires_grad for p in bp_parameters(model))
+
+
+def test_copies_of_data_parallel_are_refused_for_what_they_are():
+    layer = Decorrelation(8)
+    layer.name = "encoder"
+    replica = layer._replicate_for_data_parallel()
+    replica.weight = layer.weight.detach()  # as torch.nn.parallel.replicate does
+    with pytest.raises(RuntimeError, match=r"layer 'encoder': torch\.nn\.DataParallel .*DistributedDataParallel"):
+        replica(x)
+    assert torch.equal(replica.eval()(x), x)

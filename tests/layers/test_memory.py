@@ -357,3 +357,70 @@ def test_an_input_that_is_not_finite_names_the_layer_and_the_way_out():
     layer.name = "encoder.0"
     with pytest.raises(decorlib.NonFiniteInput, match=r"^layer 'encoder\.0': input .* lower the rate of R"):
         layer(torch.full((4, D), torch.nan, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("order", ["one backward", "a backward each", "backward between"])
+def test_the_same_batch_twice_before_backward_is_told_apart_or_refused(order):
+    """The running mean moves in between, so that two passes over one batch subtract different means."""
+    torch.manual_seed(0)
+    model, x = DecorLinear(D, D, center="running", accumulate=True, dtype=torch.float64), draw(8, D) + 3
+
+    def gradient(net, run):
+        if order == "backward between":
+            for _ in range(2):
+                (run(net, x.clone().requires_grad_()) ** 2).sum().backward()
+        else:
+            losses = [(run(net, x.clone().requires_grad_()) ** 2).sum() * weight for weight in (1, 0.5)]
+            for loss in [sum(losses)] if order == "one backward" else losses:
+                loss.backward()
+        return net.weight.grad
+
+    def checked(net, x):
+        return checkpoint(net, x, use_reentrant=False)
+
+    again = copy.deepcopy(model)
+    expected = gradient(model, lambda net, x: net(x))
+    if order == "backward between":
+        torch.testing.assert_close(gradient(again, checked), expected, rtol=1e-12, atol=1e-12)
+    else:
+        with pytest.raises(RuntimeError, match=r"2 forwards .* saw the same batch .* center='batch'"):
+            gradient(again, checked)
+
+
+@pytest.mark.parametrize("make", [lambda: Decorrelation(D), lambda: DecorLinear(D, 2), lambda: DecorLinear(D, 99)])
+def test_an_r_that_diverged_is_an_error_at_the_next_forward(make):
+    layer = make().float()
+    x = draw(16, D).float()
+
+    def too_fast():
+        for _ in range(200):
+            layer(x)
+            layer.step(1e3)
+
+    with pytest.raises(decorlib.NonFiniteInput, match=r"R has diverged\. Lower the rate of R .*reset_parameters"):
+        too_fast()
+
+
+def test_what_was_remembered_of_another_r_is_forgotten_when_one_is_loaded():
+    torch.manual_seed(0)
+    model = nn.Sequential(DecorLinear(D, D, dtype=torch.float64))
+    plain = copy.deepcopy(model.state_dict())
+    for _ in range(5):
+        model(draw(16, D))
+        decor_step(model, 0.1)
+    model(draw(16, D))
+    model.load_state_dict(plain)
+    with pytest.raises(RuntimeError, match=r"layer '0\.decorrelation': update\(\) before any training forward"):
+        decor_step(model, 0.1)
+    model(draw(16, D))
+    assert decor_step(model, 0.1)["0.decorrelation"] > 0
+    model(draw(16, D))
+    model.load_state_dict({"0.bias": plain["0.bias"]}, strict=False)  # R is the one that the batch went through
+    decor_step(model, 0.1)
+
+
+def test_a_mask_that_is_no_tensor_is_refused_before_anything_is_set():
+    model = nn.Sequential(DecorLinear(D, D), DecorLinear(D, D))
+    with pytest.raises(ValueError, match="padding_mask is a list"), padding(model, [[True]]):
+        pass
+    assert model[0].decorrelation.padding_mask is None

@@ -303,3 +303,26 @@ def test_a_target_of_the_wrong_length_names_both_lengths():
     rule = rules.NotebookRule(variance=torch.ones(D + 1, dtype=torch.float64))
     with pytest.raises(ValueError, match=rf"variance has {D + 1} .*{D} features"):
         rule.direction(Moments.of(y), start())
+
+
+def test_the_gain_of_samples_that_are_zero_is_one():
+    """They have no length to regain: half of them must not halve R at every step, nor all of them make it zero."""
+    x = torch.randn(20, D, dtype=start().dtype, generator=torch.Generator().manual_seed(0))
+    y = x @ start().T
+    rule, R = maps.AdaptiveGainRule(), start()
+    whole = rule.direction(Moments.of(y, x, gain=True), R, 0.1)
+    zero = torch.zeros_like(x)
+    half = rule.direction(Moments.of(torch.cat([y, zero]), torch.cat([x, zero]), gain=True), R, 0.1)
+    # To first order in the rate half of the samples ask for half of the step.
+    g = Moments.of(y, x, gain=True).gain()
+    X = y.T @ y / len(y)
+    expected = R * (1 - (1 + g) / 2) / 0.1 + (1 + g) / 2 * (X / 2) @ R
+    torch.testing.assert_close(half, expected)
+    torch.testing.assert_close(whole, R * (1 - g) / 0.1 + g * X @ R)
+    assert not rule.direction(Moments.of(zero, zero, gain=True), R, 0.1).any()
+
+
+def test_inputs_too_short_for_the_gain_are_refused():
+    x = torch.full((20, D), 1e-6, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"the gain needs lengths above 1e-4.*scale the inputs up"):
+        maps.AdaptiveGainRule().direction(Moments.of(x, x, gain=True), torch.eye(D, dtype=x.dtype), 0.1)

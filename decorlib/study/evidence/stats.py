@@ -197,7 +197,8 @@ def seeds_to_decide(
     """Seeds with which the present estimate and spread would decide, with the power asked for.
 
     The smallest n with P(T'(n - 1, d sqrt(n)) > t(1 - alpha, n - 1)) >= power, T' noncentral t: a one-sided test
-    against the margin nearer to the estimate, d = abs(abs(estimate) - margin) / s away, alpha = (1 - level) / 2 / family.
+    against the margin nearer to the estimate, d = abs(abs(estimate) - margin) / s away, at
+    alpha = (1 - level) / 2 / family.
     None where no number of seeds that fits into a study does (more than 100,000): the estimate lies on the margin.
 
     Args:

@@ -16,7 +16,8 @@ def tables_and_verdicts(record: Record) -> str:
             parts.append(f"({len(frame) - MAX_ROWS} more rows in the record)")
         parts.append("")
     for verdict in record.verdicts:
-        parts.append(f"{record.notebook}  VERDICT {verdict['hypothesis']}: {verdict['outcome']} ({verdict['claim']})")
+        claim = f" ({verdict['claim']})" if "claim" in verdict else ""
+        parts.append(f"{record.notebook}  VERDICT {verdict['hypothesis']}: {verdict['outcome']}{claim}")
     return "\n".join(parts)
 
 

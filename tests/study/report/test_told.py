@@ -11,7 +11,7 @@ from decorlib.study.report import told
 def test_the_tables_of_a_record_and_a_line_for_its_verdict():
     record = Record("00", "Why?", {})
     frame = pd.DataFrame({"epoch": [0, 1], "printed": [106.561, 92.459], "relative difference": [1.25e-7, 3e-8]})
-    record.table("run 1", frame)
+    record.table("run 1", frame, tolerance=1e-5)
     record.table("long", pd.DataFrame({"x": range(told.MAX_ROWS + 3)}))
     record.verdict(verdict())
     text = told.tables_and_verdicts(record)
