@@ -83,7 +83,9 @@ def chosen_rule(rule, eta: float | None = None, variance=None) -> Rule:
         return NotebookRule(variance=variance, eta=1.0 if eta is None else eta)
     rule = make_rule(rule) if isinstance(rule, str) else rule
     if eta is not None or variance is not None:
-        raise ValueError(f"eta={eta} and variance={variance} belong to the seed's rule; set them on {rule} instead")
+        raise ValueError(
+            f"eta={eta} and variance={variance} belong to the rule of the 2024 notebook; set them on {rule} instead"
+        )
     return rule
 
 

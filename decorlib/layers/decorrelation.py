@@ -30,7 +30,7 @@ class Decorrelation(nn.Module):
 
     Args:
         in_features: D, features of the last dimension, or of all dimensions after the first together (images).
-        bias: learn an additive b whose gradient is the mean of y, as in the seed. Default: False.
+        bias: learn an additive b whose gradient is the mean of y, as in the 2024 notebook. Default: False.
         eta: η of the 2024 rule, no unit; not together with ``rule``. Default: 1.0 where ``variance`` is given.
         variance: target variance of the 2024 rule: a number, D numbers, or ``"input"``; not together with ``rule``.
             Default: None; where ``eta`` is given that is no target, whose only fixed point is R = 0.
@@ -239,7 +239,7 @@ class Decorrelation(nn.Module):
         Raises:
             RuntimeError: there is no batch to learn from; the message says why.
         """
-        step = self.prepare(lr, max_step)
+        step = prepared(self, lr, max_step, self._is_turn(), gradient=True)
         return set_gradients(self, None, None) if step is None else step.commit_gradient()
 
     def step(self, lr: float, max_step: float | None = None) -> Tensor | None:

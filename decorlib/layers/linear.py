@@ -56,7 +56,7 @@ class DecorLinear(Decorrelated, nn.Linear):
         in_features: D.
         out_features: M.
         bias: the plain layer's b. Default: True.
-        decor_bias: learn b_R, as in the seed. Default: False.
+        decor_bias: learn b_R, as in the 2024 notebook. Default: False.
         eta, variance: of the 2024 rule; see :class:`Decorrelation`.
         fuse: True multiplies by (W R), False by R and then W; equal but for rounding. Default: None, the cheaper one by
             shape (W R where the batch has more rows than the layer has outputs).

@@ -36,15 +36,16 @@ class PreparedStep:
         moments: Moments | None = None,
         input_moment: Tensor | None = None,
         toward_zero: Tensor | None = None,
+        gradient: bool = False,
     ):
         self.layer, self.rate, self._lr, self._scale = layer, lr, lr, 1.0
         self._moments, self._input_moment, self._toward_zero = moments, input_moment, toward_zero
         self._direction = self._step = self.losses = self.loss = None
         self._committed = False
         if moments is not None:
-            self._compute(layer.rule, lr, max_step)
+            self._compute(layer.rule, lr, max_step, gradient)
 
-    def _compute(self, rule: Rule, lr: float | Tensor | None, max_step: float | None) -> None:
+    def _compute(self, rule: Rule, lr: float | Tensor | None, max_step: float | None, gradient: bool) -> None:
         moments, R = self._moments, self.layer.weight
         self.losses = rule.loss(moments)
         self.loss = self.losses.mean() if self.losses.dim() else self.losses
@@ -57,7 +58,7 @@ class PreparedStep:
             self._scale = (max_step / (lr * rule.sharpness(moments))).clamp(max=1)
         if type(rule).step_ is Rule.step_:  # no way around the D x D direction, which may not exist
             self._direction = rule.direction(moments, R, self._lr)
-        else:
+        elif not gradient:  # else the direction will be asked for, and what a step solves first would be for nothing
             self._step = rule.stepper(moments)
 
     @torch.no_grad()
@@ -69,7 +70,7 @@ class PreparedStep:
             # Through the version counter, so that a backward() that still needs the old R is refused by torch.
             with full_precision(R.device.type):
                 if self._direction is None:
-                    self._step(R, lr, scale)
+                    (self._step or self.layer.rule.stepper(self._moments))(R, lr, scale)
                 else:
                     R.sub_(as_rows(scale, R) * lr * self._direction)
                 if b is not None:
@@ -117,7 +118,9 @@ class PreparedStep:
 
 
 @torch.no_grad()
-def prepared(layer: nn.Module, lr: float | Tensor | None, max_step: float | None, turn: bool) -> PreparedStep | None:
+def prepared(
+    layer: nn.Module, lr: float | Tensor | None, max_step: float | None, turn: bool, gradient: bool = False
+) -> PreparedStep | None:
     """See :meth:`Decorrelation.prepare`; ``turn``: whether ``update_every`` lets this update learn."""
     if _rests(layer):
         return None
@@ -136,7 +139,7 @@ def prepared(layer: nn.Module, lr: float | Tensor | None, max_step: float | None
     with full_precision(layer.weight.device.type):
         parts = batch_moments(layer)
         lr = auto_rate(layer.rule, parts[0]) if isinstance(lr, str) else lr
-        return PreparedStep(layer, lr, max_step, *parts)
+        return PreparedStep(layer, lr, max_step, *parts, gradient=gradient)
 
 
 def waits(layer: nn.Module) -> bool:

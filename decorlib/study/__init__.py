@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # the same for editors, and for sweeps.source, which asks wha
     from decorlib.study.evidence.figures import curves_by_seed, paired_dots, show
     from decorlib.study.evidence.provenance import Provenance, setup
     from decorlib.study.evidence.records import Record, RecordDamaged, load_extended, load_records
+    from decorlib.study.evidence.shared import points
     from decorlib.study.evidence.stats import decide, holm, interval, paired, ratio
     from decorlib.study.evidence.verdicts import Verdict
     from decorlib.study.sweeps.progress import progress
