@@ -306,7 +306,7 @@ def test_what_cannot_be_done_is_an_error_and_changes_nothing():
         (mlp(), {"rule": "hebb"}, "no rule is called 'hebb'"),
         (mlp(), {"span": "pixel"}, "span is 'pixel'"),
         (mlp(), {"fraction": 2.0}, "fraction is 2.0"),
-        (mlp(), {"eta": 2.0}, "belong to the seed's rule"),
+        (mlp(), {"eta": 2.0}, "belong to the rule of the 2024 notebook"),
     ]:
         with pytest.raises(ValueError, match=message):
             decorrelate(model, **arguments)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "beside.md").read_text()
-# The callbacks and loops of these are in docs/use.md.
-ELSEWHERE = {"test_lightning.py", "test_transformers_trainer.py", "test_accelerate.py", Path(__file__).name}
+# The callbacks and loops of these are in docs/use.md and docs/trainers.md.
+LOOPS = {"test_lightning.py", "test_transformers_trainer.py", "test_accelerate.py", "test_examples.py"}
+ELSEWHERE = {*LOOPS, Path(__file__).name}
 
 
 def rows():

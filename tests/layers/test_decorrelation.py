@@ -607,7 +607,7 @@ def test_an_error_in_update_changes_nothing_and_can_be_put_right():
         ({"update_every": 2.5}, "update_every is 2.5; it must be a whole number"),
         ({"update_every": True}, "update_every is True; it must be a whole number"),
         ({"groups": 5.0}, "groups is 5.0"),
-        ({"rule": KappaRule(), "eta": 0.5}, "belong to the seed's rule"),
+        ({"rule": KappaRule(), "eta": 0.5}, "belong to the rule of the 2024 notebook"),
         ({"variance": -1.0}, "variance is -1.0"),
     ],
 )

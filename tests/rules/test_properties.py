@@ -495,7 +495,8 @@ def test_a_bound_on_the_step_keeps_a_diverging_run_finite(rule):
             try:
                 layer(x)
             except NonFiniteInput as error:
-                assert "R has diverged" in str(error)
+                if "R has diverged" not in str(error):
+                    raise
                 return [*losses, math.inf]
             losses.append(float(layer.update(lr=0.5, max_step=max_step)))
             optimizer.step()

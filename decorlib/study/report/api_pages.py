@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 
-from decorlib.study.report.pages import PACKAGE, modules, toctree
+from decorlib.study.report import pages
+from decorlib.study.report.pages import PACKAGE, toctree
 
 # Where the names for users come from, by room, in the order of the page.
 SECTIONS = {
@@ -27,10 +28,10 @@ def write(target: Path) -> None:
     found = {full: value for names in sections(*facades()).values() for full, value in names}
     api, generated = target / "api", target / "_generated"
     api.mkdir(exist_ok=True)
-    for module in modules():
+    for module in pages.modules():
         (api / f"{module}.md").write_text(module_page(module, found), encoding="utf-8")
     generated.mkdir(exist_ok=True)
-    (generated / "internals.md").write_text(module_listing(modules()), encoding="utf-8")
+    (generated / "internals.md").write_text(module_listing(pages.modules()), encoding="utf-8")
     (generated / "api.md").write_text(public(), encoding="utf-8")
 
 

@@ -46,7 +46,7 @@ def shown(path):
 def poison(content, text):
     """Every string of a record is `text`, but those that the format needs."""
     if isinstance(content, dict):
-        kept = ("outcome", "explains_failed_run", "notebook", "sha256", "status", "file")
+        kept = ("outcome", "better", "explains_failed_run", "notebook", "sha256", "status", "file")
         return {k: v if k in kept else poison(v, text) for k, v in content.items()}
     if isinstance(content, list):
         return [poison(item, text) for item in content]
