@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from decorlib.layers.groups import Layers, groups, groups_of, learners_in
-from decorlib.layers.options import Rate
+from decorlib.layers.options import Bound, Rate
 from decorlib.layers.steps import Learner, as_gradients, check_rate, in_place, learn
 
 
@@ -163,7 +163,7 @@ class DecorSGD(OptimizerOfR):
     """
 
     def __init__(
-        self, model: Layers, lr: Rate, max_step: float | None = None, *, skip_unreached: bool = False
+        self, model: Layers, lr: Rate, max_step: Bound = None, *, skip_unreached: bool = False
     ):  # ε in the papers
         super().__init__(model, {"lr": lr, "max_step": max_step}, skip_unreached)
         self._add_nothing()
@@ -202,7 +202,7 @@ class DecorOptimizer(OptimizerOfR):
         model: Layers,
         optimizer: type[torch.optim.Optimizer] | torch.optim.Optimizer,
         lr: float | None = None,
-        max_step: float | None = None,
+        max_step: Bound = None,
         *,
         skip_unreached: bool = False,
         in_place: bool = False,

@@ -112,7 +112,7 @@ def _recording(layers: Iterable[nn.Module], totals: dict[nn.Module, list]):
         total[0] = total[0] + mean.double() * rows
         total[1] += rows
 
-    def record(layer: nn.Module, inputs: tuple, named: dict, output: Tensor) -> None:
+    def record(layer: nn.Module, inputs: tuple, named: dict, output: Tensor | tuple) -> None:
         if attention.is_attention(layer):
             given = dict(zip(("query", "key", "value"), inputs, strict=False)) | named
             for name, x in layer.inputs_of(given["query"], given["key"], given["value"]).items():

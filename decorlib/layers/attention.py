@@ -7,7 +7,7 @@ masks, weights, bias_k, bias_v and dropout are torch's.
 
 from __future__ import annotations
 
-from typing import Literal, Unpack
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from decorlib.layers.decorrelation import Decorrelation
 from decorlib.layers.linear import DecorLinear, fused_linear
-from decorlib.layers.options import ConvolutionOptions, Variance
+from decorlib.layers.options import AttentionInputs, ConvolutionOptions, Variance
 
 #: For each setting of ``inputs``, whose R the queries, the keys and the values are multiplied by.
 INPUTS = {
@@ -76,7 +76,7 @@ class DecorMultiheadAttention(nn.MultiheadAttention):
         decor_bias: bool = False,
         eta: float | None = None,  # η
         variance: Variance | None = None,
-        inputs: Literal["self", "memory", "separate"] = "separate",
+        inputs: AttentionInputs = "separate",
         **options: Unpack[ConvolutionOptions],
     ):
         super().__init__(
@@ -193,7 +193,7 @@ class DecorMultiheadAttention(nn.MultiheadAttention):
                 d.padding_mask = mask
         return means
 
-    def _weights(self) -> list[nn.Parameter]:
+    def _weights(self) -> list[Tensor]:
         if self._qkv_same_embed_dim:
             return [self.in_proj_weight]
         return [self.q_proj_weight, self.k_proj_weight, self.v_proj_weight]

@@ -8,6 +8,7 @@ import numbers
 import torch
 from torch import Tensor, nn
 
+from decorlib.layers.options import Bound, Momentum, Part, Whole
 from decorlib.rules.catalogue import RULES, make_rule
 from decorlib.rules.rules import KappaRule, NotebookRule, Rule
 
@@ -16,13 +17,13 @@ CENTERS = (None, "batch", "running", "bias")
 
 
 def check_options(
-    in_features: int,
-    groups: int,
+    in_features: Whole,
+    groups: Whole,
     center: str | None,
-    momentum: float | None,
+    momentum: Momentum,
     bias_reduction: str,
-    update_every: int,
-    fraction: float,
+    update_every: Whole,
+    fraction: Part,
 ) -> None:
     """Raise ValueError for an option of :class:`~decorlib.layers.Decorrelation` that is out of its range."""
     _check(_whole(in_features) and in_features >= 1, "in_features", in_features, "a whole number, at least 1")
@@ -36,18 +37,18 @@ def check_options(
     check_fraction(fraction)
 
 
-def check_update_every(update_every: int) -> None:
+def check_update_every(update_every: Whole) -> None:
     """Raise ValueError unless it counts updates; it may also be set on a layer later."""
     rest = "a whole number, at least 1; to stop learning R, do not call update(), or set layer.learning = False"
     _check(_whole(update_every) and update_every >= 1, "update_every", update_every, rest)
 
 
-def check_fraction(fraction: float) -> None:
+def check_fraction(fraction: Part) -> None:
     """Raise ValueError unless it is a part of a batch; it may also be set on a layer later."""
     _check(_number(fraction) and 0 < fraction <= 1, "fraction", fraction, "in (0, 1], the part of the samples used")
 
 
-def check_max_step(max_step: float | None) -> None:
+def check_max_step(max_step: Bound) -> None:
     """Raise ValueError for a bound that no step stays below: a negative one would turn the step round."""
     bounds = max_step is None or (_number(max_step) and max_step > 0)
     _check(bounds, "max_step", max_step, "a number above 0 (0.5 is safe, 2.0 the edge of stability), or None: no bound")
@@ -94,7 +95,7 @@ def _looks_like_a_rule(rule) -> bool:
     return not isinstance(rule, type) and all(hasattr(rule, name) for name in ("direction", "loss", "step_", "reads"))
 
 
-def features_last(input: Tensor, in_features: int) -> Tensor:
+def features_last(input: Tensor, in_features: Whole) -> Tensor:
     """The input with its features last, after checking that it has any."""
     if not input.is_floating_point():
         raise ValueError(f"input is {input.dtype}; a floating type is needed: scale it first, e.g. images / 255")

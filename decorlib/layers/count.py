@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from decorlib.layers.checks import check_update_every
+from decorlib.layers.options import Whole
 
 
 class UpdateCount:
@@ -29,14 +30,14 @@ class UpdateCount:
             self._counter, self._version = counter, -1 if counter.is_inference() else counter._version
         return self._number
 
-    def is_turn(self, counter: Tensor, every: int) -> bool:
+    def is_turn(self, counter: Tensor, every: Whole) -> bool:
         """Whether the next update learns."""
         if every != 1:
             check_update_every(every)  # it may have been set since the layer was made
         self.turn = every == 1 or self.of(counter) % every == 0
         return self.turn
 
-    def advance(self, counter: Tensor, every: int) -> None:
+    def advance(self, counter: Tensor, every: Whole) -> None:
         """Count an update."""
         known = self._knows(counter)
         counter.add_(1)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from decorlib.layers import centring, integrity, memory, operations
 from decorlib.layers.checks import check_options, chosen_rule, features_last
 from decorlib.layers.count import UpdateCount
-from decorlib.layers.options import AnyRule, Center, Reduction, Variance
+from decorlib.layers.options import AnyRule, Bound, Center, Mask, Momentum, Part, Rate, Reduction, Variance, Whole
 from decorlib.layers.recompute import Passes
 from decorlib.layers.step import PreparedStep, idle_reason, measured, prepared, set_gradients
 from decorlib.rules.moments import LOW_PRECISION
@@ -81,12 +81,12 @@ class Decorrelation(nn.Module):
         variance: Variance | None = None,
         *,
         rule: AnyRule | None = None,
-        groups: int = 1,
+        groups: Whole = 1,
         center: Center | None = None,
-        momentum: float | None = 0.1,
+        momentum: Momentum = 0.1,
         bias_reduction: Reduction = "mean",
-        update_every: int = 1,
-        fraction: float = 1.0,
+        update_every: Whole = 1,
+        fraction: Part = 1.0,
         accumulate: bool = False,
         generator: torch.Generator | None = None,
         process_group=None,
@@ -197,7 +197,7 @@ class Decorrelation(nn.Module):
         return self._padding_mask
 
     @padding_mask.setter
-    def padding_mask(self, mask: Tensor | None) -> None:
+    def padding_mask(self, mask: Mask) -> None:
         self._padding_mask = memory.checked_mask(mask)
 
     def sample(self, count: int, device, real: Tensor | None = None) -> Tensor | None:
@@ -223,7 +223,7 @@ class Decorrelation(nn.Module):
 
     # ----------------------------------------------------------------------------------------------------- learn
 
-    def update(self, lr: float | None = None, max_step: float | None = None) -> Tensor | None:
+    def update(self, lr: Rate | None = None, max_step: Bound = None) -> Tensor | None:
         """Set ``.grad`` of R (and b) from the remembered batch and return the loss, a scalar on the layer's device.
 
         Args:
@@ -242,7 +242,7 @@ class Decorrelation(nn.Module):
         step = prepared(self, lr, max_step, self._is_turn(), gradient=True)
         return set_gradients(self, None, None) if step is None else step.commit_gradient()
 
-    def step(self, lr: float, max_step: float | None = None) -> Tensor | None:
+    def step(self, lr: Rate, max_step: Bound = None) -> Tensor | None:
         """``update()`` and a plain SGD step of rate ``lr`` in one, in place: the same R but for rounding, sooner.
 
         Nothing is written to ``.grad``, so no D x D gradient is ever made. Call it after ``backward()``.
@@ -250,7 +250,7 @@ class Decorrelation(nn.Module):
         step = self.prepare(lr, max_step)
         return set_gradients(self, None, None) if step is None else step.commit_in_place()
 
-    def prepare(self, lr: float | Tensor | None = None, max_step: float | None = None) -> PreparedStep | None:
+    def prepare(self, lr: Rate | Tensor | None = None, max_step: Bound = None) -> PreparedStep | None:
         """The step that the remembered batch asks for, computed but not taken: everything that can fail, fails here.
 
         ``lr`` and ``max_step`` are those of :meth:`update`; ``lr`` may be one rate for each group, :math:`(groups)`, of

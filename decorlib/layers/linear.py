@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from decorlib.layers import operations
 from decorlib.layers.centring import tracked_plainly
 from decorlib.layers.decorrelation import Decorrelation
-from decorlib.layers.options import LinearOptions, Variance
+from decorlib.layers.options import Bound, LinearOptions, Rate, Variance
 
 
 class Decorrelated:
@@ -28,11 +28,11 @@ class Decorrelated:
         if d.sharers > 1:
             d.read_by(self, x)
 
-    def update(self, lr: float | None = None, max_step: float | None = None) -> Tensor | None:
+    def update(self, lr: Rate | None = None, max_step: Bound = None) -> Tensor | None:
         """See :meth:`decorlib.layers.Decorrelation.update`."""
         return self.decorrelation.update(lr, max_step)
 
-    def step(self, lr: float, max_step: float | None = None) -> Tensor | None:
+    def step(self, lr: Rate, max_step: Bound = None) -> Tensor | None:
         """See :meth:`decorlib.layers.Decorrelation.step`."""
         return self.decorrelation.step(lr, max_step)
 

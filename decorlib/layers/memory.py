@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from decorlib.layers.checks import EMPTY, called, check_fraction
 from decorlib.layers.distributed import distributed
+from decorlib.layers.options import Mask
 from decorlib.layers.recompute import recomputing
 
 #: Forwards that ``accumulate=True`` keeps; of more, the oldest are dropped, with one warning.
@@ -203,7 +204,7 @@ def remember(
 # ------------------------------------------------------------------------------------------ which samples, and checks
 
 
-def checked_mask(mask: Tensor | None) -> Tensor | None:
+def checked_mask(mask: Mask) -> Tensor | None:
     """A padding mask, after checking that True means padding in it."""
     if mask is not None and not isinstance(mask, Tensor):
         raise ValueError(f"padding_mask is a {type(mask).__name__}; it must be a tensor of torch.bool")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from decorlib.layers.decorrelation import Decorrelation
 from decorlib.layers.memory import checked_mask
-from decorlib.layers.options import Rate
+from decorlib.layers.options import Bound, Mask, Rate
 from decorlib.layers.pending import expect_step
 from decorlib.layers.steps import (
     as_gradients,
@@ -44,7 +44,7 @@ def bp_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def decor_step(
-    model: nn.Module, lr: Rate, max_step: float | None = None, *, skip_unreached: bool = False
+    model: nn.Module, lr: Rate, max_step: Bound = None, *, skip_unreached: bool = False
 ) -> dict[str, Tensor | None]:
     r"""One plain gradient step of every R in the model, from the batch that its layer has just seen.
 
@@ -83,7 +83,7 @@ def decor_step(
 
 
 def decor_update(
-    model: nn.Module, lr: float | None = None, max_step: float | None = None, *, skip_unreached: bool = False
+    model: nn.Module, lr: Rate | None = None, max_step: Bound = None, *, skip_unreached: bool = False
 ) -> dict[str, Tensor | None]:
     """Set ``.grad`` of every R (and b_R) in the model for a torch optimizer over :func:`decor_parameters`.
 
@@ -125,7 +125,7 @@ def decor_measure(model: nn.Module) -> dict[str, Tensor | None]:
 
 
 @contextmanager
-def padding(model: nn.Module, padding_mask: Tensor, batch_first: bool = True):
+def padding(model: nn.Module, padding_mask: Mask, batch_first: bool = True):
     """Leave padding out of the statistics of the forwards inside: ``with padding(model, mask): model(tokens)``.
 
     Layers that see one row per sequence (a head on pooled tokens) and convolutions use all of their input.

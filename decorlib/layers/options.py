@@ -31,8 +31,13 @@ if TYPE_CHECKING:
         "seed",  # the older name of "notebook"
     ]
     AnyRule = Rule | RuleName
+    AttentionInputs = Literal["self", "memory", "separate"]
     Center = Literal["batch", "running", "bias"]
     Rate = float | Literal["auto"]
+    Bound = Momentum = float | None
+    Whole = int
+    Part = float
+    Mask = torch.Tensor | None
     Reduction = Literal["mean", "sum"]
     Span = Literal["patch", "channel"]
     Size = int | tuple[int, ...]
@@ -65,7 +70,8 @@ if TYPE_CHECKING:
         groups: int
 
 else:
-    AnyRule = Center = Layers = Padding = Rate = Reduction = RuleName = Size = Span = Variance = object
+    AnyRule = AttentionInputs = Bound = Center = Layers = Mask = Momentum = Padding = Part = Rate = Reduction = object
+    RuleName = Size = Span = Variance = Whole = object
 
     class ConversionOptions(TypedDict, total=False):
         """See above; what is no option is refused by the layer."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from decorlib.layers import integrity
 from decorlib.layers.checks import called, check_max_step
 from decorlib.layers.distributed import distributed
+from decorlib.layers.options import Bound, Rate
 from decorlib.rules.moments import Moments
 from decorlib.rules.rates import auto_rate
 from decorlib.rules.rules import Rule, as_rows
@@ -31,8 +32,8 @@ class PreparedStep:
     def __init__(
         self,
         layer: nn.Module,
-        lr: float | Tensor | None = None,
-        max_step: float | None = None,
+        lr: Rate | Tensor | None = None,
+        max_step: Bound = None,
         moments: Moments | None = None,
         input_moment: Tensor | None = None,
         toward_zero: Tensor | None = None,
@@ -45,7 +46,7 @@ class PreparedStep:
         if moments is not None:
             self._compute(layer.rule, lr, max_step, gradient)
 
-    def _compute(self, rule: Rule, lr: float | Tensor | None, max_step: float | None, gradient: bool) -> None:
+    def _compute(self, rule: Rule, lr: Rate | Tensor | None, max_step: Bound, gradient: bool) -> None:
         moments, R = self._moments, self.layer.weight
         self.losses = rule.loss(moments)
         self.loss = self.losses.mean() if self.losses.dim() else self.losses
@@ -119,7 +120,7 @@ class PreparedStep:
 
 @torch.no_grad()
 def prepared(
-    layer: nn.Module, lr: float | Tensor | None, max_step: float | None, turn: bool, gradient: bool = False
+    layer: nn.Module, lr: Rate | Tensor | None, max_step: Bound, turn: bool, gradient: bool = False
 ) -> PreparedStep | None:
     """See :meth:`Decorrelation.prepare`; ``turn``: whether ``update_every`` lets this update learn."""
     if _rests(layer):

@@ -58,7 +58,7 @@ def bisect(stable: Callable[[float], bool], low: float, high: float, tolerance: 
     return low, high
 
 
-def still_decorrelates(first: Mapping[str, float], last: Mapping[str, float]) -> bool:
+def still_decorrelates(first: Mapping[str, float | int], last: Mapping[str, float | int]) -> bool:
     """Less correlated than at the start, and no variance above ten times what it had to be.
 
     Args:

@@ -110,7 +110,7 @@ def missing() -> dict[str, str]:
     }
 
 
-def work(batch: int = BATCH) -> dict[str, float]:
+def work(batch: int = BATCH) -> dict[str, float | int]:
     """Counted operations of a step of each of :func:`arms`; SOAP's are not counted.
 
     Muon: five Newton-Schulz steps a matrix, n x m with n <= m, of two products with n m and one of n^3.
