@@ -97,7 +97,8 @@ def test_a_small_measurement_is_written_once_and_becomes_a_table(tmp_path, monke
     assert [m["threads"] for m in json.loads(file.read_text())] == [1, 2]
     assert spread.main(["table", *where]) == 0
     text = page.read_text()
-    assert re.match(r"(?s)before\n.*\| test accuracy, backpropagation \| 0\.02 \| record 01 \|.*\nafter\n$", text)
+    found = re.match(r"(?s)before\n.*\| test accuracy, backpropagation \| ([\d.]+) \| record 01 \|.*\nafter\n$", text)
+    assert 0 < float(found[1]) < 0.005  # below the margin of the row that it decides
     assert "old" not in text
     assert spread.main(["clear", *where]) == 0
     assert not file.exists()
