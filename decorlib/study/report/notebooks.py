@@ -12,6 +12,7 @@ import nbformat
 import yaml
 
 from decorlib._io.plain import plain
+from decorlib.study.evidence.provenance import ROOT
 
 PROFILES = ("quick", "full", "extended")
 NAME = re.compile(r"(\d\d)_[a-z0-9_]+\.ipynb")
@@ -216,7 +217,8 @@ def _clean_output(output):
         lines = output.text.splitlines(keepends=True)
         if output.name == "stderr":
             lines = [line for line in lines if line.strip() and not _PROGRESS_LINE.search(line)]
-        output.text = re.sub(r"\S*ipykernel_\d+/\d+\.py", "ipykernel/cell.py", "".join(lines))
+        text = re.sub(r"\S*ipykernel_\d+/\d+\.py", "ipykernel/cell.py", "".join(lines))
+        output.text = text.replace(f"{ROOT}/", "")  # where a warning comes from, not where the clone lies
         return output if output.text else None
     data = output.get("data", {})
     if "application/vnd.jupyter.widget-view+json" in data:

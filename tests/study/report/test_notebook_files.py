@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from nbformat import v4
 
+from decorlib.study.evidence.provenance import ROOT
 from decorlib.study.report import notebooks
 from decorlib.study.report.notebooks import BadParameters
 
@@ -100,6 +101,7 @@ def test_normalise_removes_what_is_volatile_and_keeps_the_rest():
         output("stream", name="stdout", text="kept 50%| looks like a bar\n"),
         output("stream", name="stderr", text=" 50%|##  | 1/2 [00:01<00:01,  1.0it/s]\nreal warning\n"),
         output("stream", name="stderr", text="/tmp/ipykernel_12/34.py:1: UserWarning: hm\n"),
+        output("stream", name="stderr", text=f"{ROOT}/decorlib/a.py:1: UserWarning: hm\n"),
         output("stream", name="stderr", text="100%|####| 2/2 [00:01<00:00]\n"),
         output("display_data", data={"application/vnd.jupyter.widget-view+json": {}, "text/plain": "0%"}),
         output("display_data", data={"text/plain": "kept"}),
@@ -118,6 +120,7 @@ def test_normalise_removes_what_is_volatile_and_keeps_the_rest():
         "kept 50%| looks like a bar\n",
         "real warning\n",
         "ipykernel/cell.py:1: UserWarning: hm\n",
+        "decorlib/a.py:1: UserWarning: hm\n",
         "kept",
     ]
     assert notebook.cells[1].id == "cell-1"
