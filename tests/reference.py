@@ -56,7 +56,7 @@ def target(t, x, D):
     return [float(value) for value in t] if isinstance(t, torch.Tensor) else [t] * D
 
 
-def seed_step(R, x, lr, t=None, eta=1.0):
+def notebook_step(R, x, lr, t=None, eta=1.0):
     """grad R = R - diag(n)(I - eta C) R with n_i = t_i / v_i, n_i = 1 without a target or where v_i < 1e-8."""
     D = len(R)
     C = second_moment(states(R, x))
@@ -69,7 +69,7 @@ def seed_step(R, x, lr, t=None, eta=1.0):
     return R - lr * grad
 
 
-def seed_loss(y, x, t=None):
+def notebook_loss(y, x, t=None):
     """Mean over all D^2 entries of (C - diag(t))^2; of C^2 without a target."""
     X, D = second_moment(y), y.shape[1]
     goal = [0.0] * D if t is None else target(t, x, D)
@@ -227,7 +227,7 @@ def train_literally(W, b, batches, epochs, lr, rate, t, eta=1.0):
             y = states(R, x)
             error = y @ W.T + b - goal
             task.append(error.square().mean())
-            decor.append(seed_loss(y, x, t))
+            decor.append(notebook_loss(y, x, t))
             if epoch == 0:
                 continue
             step += 1
@@ -237,7 +237,7 @@ def train_literally(W, b, batches, epochs, lr, rate, t, eta=1.0):
                 second[name] = 0.999 * second[name] + 0.001 * gradient**2
                 change = lr * (first[name] / (1 - 0.9**step)) / ((second[name] / (1 - 0.999**step)).sqrt() + 1e-8)
                 W, b = (p - change, b) if name == "W" else (W, p - change)
-            R = seed_step(R, x, rate, t, eta)
+            R = notebook_step(R, x, rate, t, eta)
         rows.append((float(sum(task) / len(task)), float(sum(decor) / len(decor))))
     return R, W, b, rows
 

@@ -76,7 +76,7 @@ def test_the_seeds_digits(tmp_path_factory):
     """The numbers in the docstring of effective_rank, and the shared mode that the study is about."""
     images, _ = datasets.tensors(datasets.mnist(root=tmp_path_factory.mktemp("data")))
     index = np.random.RandomState(42).permutation(60000)[:1000]
-    x = datasets.scale(images[index], "seed").flatten(1)
+    x = datasets.scale(images[index], "notebook").flatten(1)
     l = metrics.spectrum(x)
     assert l[0].item() == pytest.approx(2070, abs=1)
     assert l[1].item() == pytest.approx(82, abs=1)

@@ -538,7 +538,7 @@ def test_a_single_layer_that_stands_still_is_one_warning():
 
 
 def test_an_edited_library_is_noticed_in_the_middle_of_a_run(monkeypatch):
-    """The accident of 2024, in a loop of one's own: steps that report their loss and change nothing any more."""
+    """The silent no-op of 2024, in a loop of one's own: steps that report their loss and change nothing any more."""
     model = network()
     optimizer = DecorSGD(model, lr=0.01)
     loop(model, optimizer.step)

@@ -11,7 +11,7 @@ from jaxtyping import Float32, Integer, Shaped, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
-Scaling = Literal["seed", "raw", "unit", "standard", "feature", "centred"]
+Scaling = Literal["notebook", "raw", "unit", "standard", "feature", "centred"]
 SCALINGS: tuple[str, ...] = get_args(Scaling)
 
 
@@ -49,7 +49,7 @@ def _pixel_moments(images: UInt8[Tensor, " n *size"]) -> tuple[Tensor, Tensor]:
 
 def scale(
     images: UInt8[Tensor, " n *size"],
-    how: str = "seed",
+    how: str = "notebook",
     *,
     reference: UInt8[Tensor, " m *size"] | None = None,
     floor: float = 1 / 255,
@@ -59,7 +59,7 @@ def scale(
     ============  ==============================================  ==========================================
     how           x                                               MNIST's background becomes
     ============  ==============================================  ==========================================
-    "seed"        (p/255 - 0.5) / 0.25, as the 2024 notebook      -2
+    "notebook"    (p/255 - 0.5) / 0.25, as the 2024 notebook      -2
     "raw"         p/255                                           0
     "unit"        (p/255 - 0.5) / 0.5, range [-1, 1]              -1
     "standard"    (p/255 - m) / s, one m and s for all pixels      -0.42 (m = 0.1307, s = 0.3081)
@@ -67,14 +67,13 @@ def scale(
     "centred"     p/255 - m_i, per pixel                          0 where the pixel is constant
     ============  ==============================================  ==========================================
 
-    "seed", "raw" and "unit" do the float32 operations of torchvision's ``ToTensor`` and ``Normalize`` in
-    their order: the result is equal to the bit. The other three take m and s from `reference`, which is the
-    training set
-    also when the test set is scaled: statistics of the test set must not reach the model.
+    "notebook", "raw" and "unit" do the float32 operations of torchvision's ``ToTensor`` and ``Normalize`` in
+    their order: the result is equal to the bit. The other three take m and s from `reference`, the training set, also
+    when the test set is scaled: statistics of the test set must not reach the model.
 
     Args:
         images: as :func:`tensors` gives them.
-        how: one of the six names. Default: "seed".
+        how: one of the six names. Default: "notebook". "seed" is its older name.
         reference: training images that m and s come from; must be given for the last three. Default: None.
         floor: smallest s_i that "feature" divides by, in units of p/255. It keeps pixels that hardly ever
             change from being blown up. Default: 1/255, one grey level.
@@ -90,6 +89,7 @@ def scale(
 
         >>> x = scale(test_images, "feature", reference=train_images)
     """
+    how = "notebook" if how == "seed" else how
     if how not in SCALINGS:
         raise ValueError(f"how = {how!r} is no scaling; choose one of {', '.join(SCALINGS)}")
     if not 0 < floor < math.inf:
@@ -103,8 +103,8 @@ def scale(
     x = images.to(torch.float32).div_(255)
     if how == "raw":
         return x
-    if how in ("seed", "unit"):
-        return x.sub_(0.5).div_({"seed": 0.25, "unit": 0.5}[how])
+    if how in ("notebook", "unit"):
+        return x.sub_(0.5).div_({"notebook": 0.25, "unit": 0.5}[how])
     if reference is None or len(reference) == 0:
         raise ValueError(f"scaling {how!r} takes its statistics from training images: pass reference=train_images")
     if reference.shape[1:] != images.shape[1:]:

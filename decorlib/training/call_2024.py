@@ -17,7 +17,7 @@ def decor_train(
 ) -> History:
     """The 2024 notebook's call: Adam on the weights, plain SGD on R, an epoch 0 that measures, its printed lines.
 
-    Prints in that notebook's accounting (see :meth:`History.as_seed_printed`); returns true per-batch means.
+    Prints in that notebook's accounting (see :meth:`History.as_printed_in_2024`); returns true per-batch means.
 
     Args:
         args: a namespace with ``lr`` (rate of the weights), ``epochs``, and the rate of R: ``decor_lr``, or where that
@@ -38,7 +38,7 @@ def decor_train(
     def show(row: Epoch) -> None:
         printed.epochs[:] = [row]
         if verbose:
-            print(*printed.seed_lines())
+            print(*printed.lines_printed_in_2024())
 
     history = train(
         model,

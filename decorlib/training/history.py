@@ -70,8 +70,8 @@ class History:
             rows.append({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()})
         return rows
 
-    def as_seed_printed(self) -> list[dict[str, float | int]]:
-        """The seed's accounting of the same numbers: its two quirks and nothing else.
+    def as_printed_in_2024(self) -> list[dict[str, float | int]]:
+        """The 2024 notebook's accounting of the same numbers: its two quirks and nothing else.
 
         "bp loss" is the sum over n batches divided by n - 1 (the last index), "decorrelation loss" the sum over batches
         and layers. Of a constant loss of 1.0 in 15 batches it makes 1.071429 and 15.
@@ -85,12 +85,12 @@ class History:
             for e in self.epochs
         ]
 
-    def seed_lines(self) -> list[str]:
-        """The lines that the seed prints."""
+    def lines_printed_in_2024(self) -> list[str]:
+        """The lines that the 2024 notebook prints."""
         return [
             f"epoch {row['epoch']:<3}\ttime:{e.seconds:.3f} s\tbp loss: {row['bp_loss']:3f}"
             f"\tdecorrelation loss: {row['decorrelation_loss']:3f}"
-            for e, row in zip(self.epochs, self.as_seed_printed(), strict=True)
+            for e, row in zip(self.epochs, self.as_printed_in_2024(), strict=True)
         ]
 
 

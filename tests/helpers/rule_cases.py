@@ -44,8 +44,8 @@ def notebook_case(name, equivariant=True, permutable=True, **options):
     return Case(
         name,
         rules.NotebookRule(**options),
-        partial(reference.seed_step, **given),
-        partial(reference.seed_loss, t=given["t"]),
+        partial(reference.notebook_step, **given),
+        partial(reference.notebook_loss, t=given["t"]),
         equivariant=equivariant,
         permutable=permutable,
         scales=equivariant,

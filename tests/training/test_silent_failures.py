@@ -1,4 +1,4 @@
-"""What once went wrong without a word, or could: each is an error or a warning that names the layer and the cure."""
+"""What once went wrong without a word, or could: each is an error or a warning that names the layer and the way out."""
 
 import pytest
 import torch

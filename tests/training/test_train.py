@@ -412,7 +412,7 @@ def test_a_history_that_diverged_is_not_continued():
     assert_equal_models(before, model)
 
 
-# ---------------------------------------------------------------------------------------------- the seed's accounting
+# ---------------------------------------------------------------------------------- the 2024 notebook's accounting
 
 
 def test_the_seeds_accounting_of_a_constant_loss():
@@ -422,21 +422,23 @@ def test_the_seeds_accounting_of_a_constant_loss():
     assert history[0].loss == 1.0
     assert history[0].decor_loss == pytest.approx(0, abs=1e-6)
     of_ones = History([Epoch(epoch=1, seconds=1.5, batches=15, loss=1.0, decor_losses={"a": 0.25, "b": 0.75})])
-    (row,) = of_ones.as_seed_printed()
+    (row,) = of_ones.as_printed_in_2024()
     assert round(row["bp_loss"], 6) == 1.071429
     assert row["decorrelation_loss"] == 15
-    assert of_ones.seed_lines() == ["epoch 1  \ttime:1.500 s\tbp loss: 1.071429\tdecorrelation loss: 15.000000"]
+    assert of_ones.lines_printed_in_2024() == [
+        "epoch 1  \ttime:1.500 s\tbp loss: 1.071429\tdecorrelation loss: 15.000000"
+    ]
     assert of_ones[0].loss == 1.0  # and the true means stay what they are
     assert of_ones.rows()[0]["decor_loss"] == 1.0
     one = History([Epoch(epoch=1, seconds=1.0, batches=1, loss=1.0, decor_losses={})])
-    assert one.as_seed_printed()[0]["bp_loss"] == math.inf  # what the seed divides by is zero
+    assert one.as_printed_in_2024()[0]["bp_loss"] == math.inf  # what the 2024 notebook divides by is zero
 
 
 def test_decor_train_has_the_seeds_call_and_prints_its_lines(capsys):
     model = network()
     args = argparse.Namespace(lr=1e-3, eta=1e-2, epochs=2)
     history = decor_train(args, model, nn.functional.mse_loss, batches(), torch.device("cpu"))
-    assert capsys.readouterr().out.splitlines() == history.seed_lines()
+    assert capsys.readouterr().out.splitlines() == history.lines_printed_in_2024()
     assert [row.epoch for row in history] == [0, 1, 2]
     assert list(steps_of(history)) == [0, 4, 8]
     quiet = network()

@@ -63,7 +63,7 @@ class Experiment:
     train_size: int = 1000
     subset_seed: int | None = None
     split: str = "test"
-    scaling: str = "seed"
+    scaling: str = "notebook"
     pixels: str = "all"
     jitter: float = 0.0
     demean_inputs: bool = False
@@ -72,7 +72,7 @@ class Experiment:
     model: str = "mlp"
     hidden: tuple[int, ...] = (100,)
     normalisation: str | None = None
-    rule: str | None = "seed"
+    rule: str | None = "notebook"
     rule_options: tuple[tuple[str, object], ...] = ()
     layer_options: tuple[tuple[str, object], ...] = ()
     decorrelated: str = "all"

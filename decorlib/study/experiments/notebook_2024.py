@@ -26,7 +26,7 @@ RUNS = ("run1_decorrelation_only", "run2_single_layer", "run3_two_layer")
 
 def printed(run: str) -> list[dict]:
     """What the 2024 notebook prints for one of :data:`RUNS`: a row per epoch; None where the document is cut off."""
-    tables = json.loads((resources.files("decorlib") / "data" / "seed_tables.json").read_text())
+    tables = json.loads((resources.files("decorlib") / "data" / "notebook_2024_tables.json").read_text())
     return tables["runs"][run]
 
 
@@ -39,7 +39,7 @@ def loader(seed: int = 42) -> DataLoader:
     np.random.seed(seed)  # noqa: NPY002 - the 2024 notebook's own generator: another one would give other digits
     images, targets = _digits()
     chosen = torch.as_tensor(np.random.permutation(len(images))[:1000])  # noqa: NPY002
-    return inputs.loader(inputs.scale(images[chosen], "seed"), targets[chosen], batch_size=64)
+    return inputs.loader(inputs.scale(images[chosen], "notebook"), targets[chosen], batch_size=64)
 
 
 def images(count: int = 1000, subset_seed: int = 42) -> Tensor:
@@ -117,7 +117,7 @@ def largest_difference(history: History, run: str, key: str) -> float:
     """Largest relative difference between a history, in the accounting of 2024, and every value that was printed."""
     pairs = [
         (ours[key], theirs[key])
-        for ours, theirs in zip(history.as_seed_printed(), printed(run), strict=False)
+        for ours, theirs in zip(history.as_printed_in_2024(), printed(run), strict=False)
         if theirs.get(key) is not None
     ]
     return max(abs(ours - theirs) / max(abs(theirs), 1e-6) for ours, theirs in pairs)
@@ -128,7 +128,7 @@ def last_digits(document: dict[str, History]) -> tuple[int, int, float]:
     pairs = [
         (ours[key], theirs[key])
         for run, history in document.items()
-        for ours, theirs in zip(history.as_seed_printed(), printed(run), strict=False)
+        for ours, theirs in zip(history.as_printed_in_2024(), printed(run), strict=False)
         for key in ("bp_loss", "decorrelation_loss")
         if theirs.get(key) is not None
     ]

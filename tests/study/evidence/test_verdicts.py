@@ -11,7 +11,7 @@ from decorlib.study.evidence.verdicts import Verdict, family
 
 FIELDS = {
     "hypothesis": "variance",
-    "claim": "the seed's rule misses its target",
+    "claim": "the 2024 rule misses its target",
     "criterion": "interval of v - s2 excludes 0",
     "estimate": -0.5,
     "low": -0.6,

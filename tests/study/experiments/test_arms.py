@@ -108,7 +108,7 @@ class TestCompare:
 
 class TestTune:
     def test_best_mean_over_seeds_on_validation_then_back_to_test(self, fake):
-        asked = fake(lambda s: record(test_loss=abs(s.lr - {"seed": 0.2, None: 0.3}[s.rule]) + 0.01 * s.seed))
+        asked = fake(lambda s: record(test_loss=abs(s.lr - {"notebook": 0.2, None: 0.3}[s.rule]) + 0.01 * s.seed))
         pair = {"a": BASE.but(seed=9), "b": BASE.but(rule=None)}
         best, tries = arms.tune(pair, {"lr": [0.1, 0.2, 0.3, 0.4]}, range(2), quiet=True)
         assert {name: (s.lr, s.split, s.seed) for name, s in best.items()} == {

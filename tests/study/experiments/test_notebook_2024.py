@@ -1,6 +1,6 @@
 """The cells of the 2024 notebook, verbatim but for two import lines and the data root, print what it printed.
 
-``notebook_2024_cells.txt`` holds the cells as they are, ``decorlib/data/seed_tables.json`` the printed tables.
+``notebook_2024_cells.txt`` holds the cells as they are, ``decorlib/data/notebook_2024_tables.json`` the printed tables.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from decorlib.data.datasets import mnist_root
 from decorlib.layers.step import PreparedStep
 from decorlib.training import SilentNoOp, decor_train
 
-PRINTED = json.loads(files("decorlib").joinpath("data/seed_tables.json").read_text())["runs"]
+PRINTED = json.loads(files("decorlib").joinpath("data/notebook_2024_tables.json").read_text())["runs"]
 CHANGED = {  # everything that differs from the document
     "from decorrelation.decorrelation import": "from decorlib import",
     "from decorrelation.train import decor_train": "from decorlib import decor_train",

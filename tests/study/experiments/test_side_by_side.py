@@ -9,8 +9,8 @@ from decorlib.study.sweeps.runs import SweepFailed
 
 SMALL = Experiment(train_size=300, hidden=(20,), epochs=2, rule="kappa", rule_options=(("kappa", 0.5),), decor_lr=2e-4)
 KINDS = {
-    "seed's rule": {"rule": "seed", "rule_options": (("variance", 1.0),), "decor_lr": 1e-5},
-    "input's variance": {"rule": "seed", "rule_options": (("variance", "input"),), "decor_lr": 1e-5},
+    "2024 rule": {"rule": "notebook", "rule_options": (("variance", 1.0),), "decor_lr": 1e-5},
+    "input's variance": {"rule": "notebook", "rule_options": (("variance", "input"),), "decor_lr": 1e-5},
     "kappa": {},
     "plain": {"rule": None, "rule_options": ()},
     "plain, BatchNorm": {"rule": None, "rule_options": (), "normalisation": "batch", "optimizer": "sgd", "lr": 0.1},
@@ -58,7 +58,7 @@ def test_the_records_are_those_of_separate_runs(name):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("name", ["kappa", "seed's rule", "plain"])
+@pytest.mark.parametrize("name", ["kappa", "2024 rule", "plain"])
 def test_the_records_of_a_GPU_are_those_of_separate_runs(name):
     specs = but(SMALL.but(**KINDS[name]))
     for ours, spec in zip(side_by_side.run_together(specs, "cuda"), specs, strict=True):

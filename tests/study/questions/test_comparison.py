@@ -88,20 +88,20 @@ def test_ranges_from_records_made_by_hand():
 
 
 def test_what_it_costs_to_reach_a_target():
-    named = [("seed", Track(seed=1)), ("whitening", Track(seed=1))]
+    named = [("2024 rule", Track(seed=1)), ("whitening", Track(seed=1))]
     table = comparison.curves(
-        named, [fake(0, 0.3), fake(0, 0.7)], {"GFLOP": {"seed": (1.0, 2.0), "whitening": (1.0, 3.0)}}
+        named, [fake(0, 0.3), fake(0, 0.7)], {"GFLOP": {"2024 rule": (1.0, 2.0), "whitening": (1.0, 3.0)}}
     )
     assert table["GFLOP"].tolist() == [0, 10, 20, 0, 15, 30]
     found = comparison.reached(table, 0.6, ["step", "GFLOP"]).set_index("arm")
-    assert (found.loc["seed", "step"], found.loc["seed", "GFLOP"]) == (5, 10)
+    assert (found.loc["2024 rule", "step"], found.loc["2024 rule", "GFLOP"]) == (5, 10)
     never = comparison.reached(table, 0.5, ["step"]).set_index("arm")
-    assert never.loc["seed", "step"] == 10
+    assert never.loc["2024 rule", "step"] == 10
     assert math.isnan(never.loc["whitening", "step"])
 
 
 def test_finals_leave_diverged_runs_in_the_table():
-    named = [("seed", Track(seed=1)), ("seed", Track(seed=2))]
+    named = [("2024 rule", Track(seed=1)), ("2024 rule", Track(seed=2))]
     table = comparison.finals(named, [fake(0, 0.3), fake(0, 0, status="diverged")])
     assert table["status"].tolist() == ["finished", "diverged"]
     assert table["cosine"].notna().tolist() == [True, False]
@@ -132,7 +132,7 @@ def test_an_update_without_a_gradient_stops_every_rule_and_nothing_else_does(nam
 
 
 def test_recommendation_never_takes_what_is_not_useful_everywhere():
-    losses = {"seed": 0.1, "whitening": 0.2, "kappa 0.5": 0.3, "exact ZCA": 0.0}
+    losses = {"2024 rule": 0.1, "whitening": 0.2, "kappa 0.5": 0.3, "exact ZCA": 0.0}
     tuning = pd.DataFrame([{"arm": n, "chosen": True, "test_loss": l} for n, l in losses.items()])
     everywhere = pd.DataFrame({"useful": [1, 1, 1, 1]}, index=list(losses)).reindex(comparison.ARMS, fill_value=0)
     found = comparison.recommend({"a": tuning, "b": tuning}, {"a": everywhere, "b": everywhere}, "test_loss")
@@ -146,14 +146,14 @@ def test_recommendation_never_takes_what_is_not_useful_everywhere():
 
 def test_run_all_keeps_settings_and_order(monkeypatch):
     monkeypatch.setattr(comparison, "sweep", lambda specs, function, **_: [{"seed": spec.seed} for spec in specs])
-    best = {"seed": Track("seed"), "whitening": Track("whitening")}
+    best = {"2024 rule": Track("notebook"), "whitening": Track("whitening")}
     named = {"a": comparison.over_seeds(best, [1, 2]), "b": comparison.over_seeds(best, [3])}
     found = comparison.run_all(named)
     assert {setting: [r["seed"] for r in records] for setting, records in found.items()} == {
         "a": [1, 2, 1, 2],
         "b": [3, 3],
     }
-    assert [name for name, _ in named["a"]] == ["seed", "seed", "whitening", "whitening"]
+    assert [name for name, _ in named["a"]] == ["2024 rule", "2024 rule", "whitening", "whitening"]
 
 
 def test_spent_counts_the_steps_that_learn():
@@ -172,6 +172,6 @@ def test_costs_of_a_step_for_every_arm():
 
 def test_work_table_is_the_counts():
     table = comparison.work_table(64, (784, 100, 10))
-    assert table.loc["seed", "transform"] == pytest.approx(2 * 64 * 784**2 / 1e9)
+    assert table.loc["2024 rule", "transform"] == pytest.approx(2 * 64 * 784**2 / 1e9)
     assert (table["R alone"] - table["transform"] - table["learning"]).abs().max() < 1e-12
     assert table.loc["Foldiak", "learning"] > 10 * table.loc["kappa 0.5", "learning"]

@@ -144,7 +144,7 @@ def test_every_arm_gets_the_epochs_that_fit_into_the_baselines_time():
     arms = plan.within_budget(plan.mlp_arms(base), 10)
     work = {name: plan.work_of_epoch(spec) / plan.work_of_epoch(arms[plan.BASELINE]) for name, spec in arms.items()}
     passes = {"BatchNorm": 2, "demeaned, every layer": 2, "kappa, deeper layers": 4}
-    passes |= dict.fromkeys(("exact whitening", "seed's rule", "seed's rule, demeaned"), 3)
+    passes |= dict.fromkeys(("exact whitening", "2024 rule", "2024 rule, demeaned"), 3)
     passes |= dict.fromkeys(("kappa", "kappa, demeaned", "kappa, every step"), 3)
     for name, spec in arms.items():
         assert plan.relative_time(spec) == pytest.approx((1 + work[name]) / 2 + passes.get(name, 0) / 12)

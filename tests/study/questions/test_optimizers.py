@@ -13,9 +13,9 @@ def runs():
 
 
 def test_in_the_seeds_order_adam_never_moves_R(runs):
-    assert runs["as in the seed"]["moved_by_adam"] == 0
+    assert runs["as in 2024"]["moved_by_adam"] == 0
     assert runs["own optimizers"]["moved_by_adam"] == 0
-    assert runs["as in the seed"]["moved_by_own"] > 0
+    assert runs["as in 2024"]["moved_by_own"] > 0
 
 
 def test_in_the_other_orders_adam_moves_R_further_than_its_own_optimizer(runs):
@@ -24,17 +24,17 @@ def test_in_the_other_orders_adam_moves_R_further_than_its_own_optimizer(runs):
 
 
 def test_with_own_optimizers_the_order_is_free(runs):
-    assert runs["own optimizers"]["epochs"] == runs["as in the seed"]["epochs"]
-    assert runs["own optimizers"]["final"] == runs["as in the seed"]["final"]
+    assert runs["own optimizers"]["epochs"] == runs["as in 2024"]["epochs"]
+    assert runs["own optimizers"]["final"] == runs["as in 2024"]["final"]
 
 
 def test_an_unknown_order_is_refused():
-    with pytest.raises(ValueError, match="as in the seed"):
+    with pytest.raises(ValueError, match="as in 2024"):
         Order("backwards")
 
 
 def test_a_run_that_blows_up_is_recorded_as_diverged():
-    found = learn_in_order(Order("as in the seed", decor_lr=1.0, epochs=1, train_size=640))
+    found = learn_in_order(Order("as in 2024", decor_lr=1.0, epochs=1, train_size=640))
     assert (found["status"], found["diverged_at"], found["final"]) == ("diverged", 1, {})
 
 
@@ -64,7 +64,7 @@ def test_arms_are_distinct_and_differ_where_they_say():
     R, W = optimizers.arms_of_R(base), optimizers.arms_of_weights(base, ["adam", "sgd"], decor_lr=1e-4)
     assert len(set(R.values())) == 5
     assert {arm.but(decor_optimizer="sgd", decor_schedule=None) for arm in R.values()} == {base}
-    assert [arm.rule for arm in W.values()] == ["seed", None, "seed", None]
+    assert [arm.rule for arm in W.values()] == ["notebook", None, "notebook", None]
     assert len(set(optimizers.remedies(base).values())) == len(optimizers.remedies(base))
 
 
@@ -75,7 +75,7 @@ def test_spacings_keep_rate_times_steps():
         assert arm.decor_lr * steps == pytest.approx(1e-5 / 64), name
 
 
-def test_no_accident_is_silent():
+def test_no_wiring_mistake_is_silent():
     said = wiring_mistakes.mistakes()
     assert len(said) == 6
     silent = [name for name, answer in said.items() if answer == "nothing"]
@@ -84,7 +84,7 @@ def test_no_accident_is_silent():
 
 
 def test_a_sound_wiring_says_nothing(monkeypatch):
-    monkeypatch.setattr(wiring_mistakes, "_ACCIDENTS", {"sound": wiring_mistakes._train})
+    monkeypatch.setattr(wiring_mistakes, "_MISTAKES", {"sound": wiring_mistakes._train})
     assert wiring_mistakes.mistakes() == {"sound": "nothing"}
 
 

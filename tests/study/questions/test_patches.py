@@ -134,11 +134,11 @@ def test_zero_padding_is_no_news_on_a_background_of_zero():
     images = torch.zeros(40, 28, 28, dtype=torch.uint8)
     ink = torch.Generator().manual_seed(0)
     images[:, 1:27, 1:27] = torch.randint(256, (40, 26, 26), dtype=torch.uint8, generator=ink)
-    table = sampling_positions.padding_effects(images, ("raw", "seed"), (3,)).set_index("scaling")
+    table = sampling_positions.padding_effects(images, ("raw", "notebook"), (3,)).set_index("scaling")
     assert table.loc["raw", ["mean", "moment"]].tolist() == [0, 0]
     assert table.loc["raw", "least cosine of R"] == pytest.approx(1)
-    assert table.loc["seed", "moment"] > 0.01
-    assert table.loc["seed", "background"] == -2
+    assert table.loc["notebook", "moment"] > 0.01
+    assert table.loc["notebook", "background"] == -2
     assert table["touched"].tolist() == pytest.approx([1 - (26 / 28) ** 2] * 2)
 
 
@@ -246,7 +246,7 @@ def test_cost_table_has_every_variant_at_every_shape():
 
 
 def test_figures_show_every_seed():
-    specs = [Patches(rule, kernel=3, train_size=40, steps=2, seed=s) for rule in ("seed", "kappa") for s in (0, 1)]
+    specs = [Patches(rule, kernel=3, train_size=40, steps=2, seed=s) for rule in ("notebook", "kappa") for s in (0, 1)]
     found = [patches.learn(spec) for spec in specs]
     figure = figures.spectra(specs, found, "a title")
     long_lines = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 9]

@@ -30,7 +30,7 @@ def test_kinds_split_all_pixels_and_count_the_constant_ones(images):
 
 
 def test_shares_are_those_of_the_loss(images):
-    x = inputs.scale(images[:200], "seed").flatten(1)
+    x = inputs.scale(images[:200], "notebook").flatten(1)
     masks = pixels.kinds(images[:200])
     shares = pixels.loss_shares(x, masks)
     assert float(shares.to_numpy().sum()) == pytest.approx(1)
@@ -111,9 +111,9 @@ def test_growth_is_that_of_the_faintest_pixel_and_a_floor_stops_it():
 
 
 def test_designs_differ_from_the_seed_in_what_they_are_called():
-    seed_arm = Experiment(rule_options=(("variance", 1.0),))
-    arms, references = pixels.designs(seed_arm, jitter=0.2, floor=0.03)
-    assert arms["as in the seed"] == seed_arm
+    original = Experiment(rule_options=(("variance", 1.0),))
+    arms, references = pixels.designs(original, jitter=0.2, floor=0.03)
+    assert arms["as in 2024"] == original
     assert len(set(arms.values()) | set(references.values())) == 12
     assert all(("dead_variance", 0.03) in s.rule_options for name, s in arms.items() if "floor" in name)
     assert {s.jitter for name, s in arms.items() if "jitter" in name} == {0.2}

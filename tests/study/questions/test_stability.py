@@ -154,7 +154,7 @@ def test_laws_hold_for_every_scaling():
     table = stability.laws(notebook_2024.images(100))
     assert len(table) == 10
     assert (table["rms^4 / participation"] / table["loss"]).tolist() == pytest.approx([1] * 10, rel=1e-9)
-    assert table.loc[("seed", "as it is"), "loss"] == pytest.approx(
+    assert table.loc[("notebook", "as it is"), "loss"] == pytest.approx(
         16 * table.loc[("unit", "as it is"), "loss"], rel=1e-5
     )
 
@@ -163,7 +163,7 @@ def test_search_table_pairs_every_search_with_its_result():
     searches = {"one": [Search()], "two": [Search(scaling="raw", demean=True)]}
     found = [{"rate": r, "lambda_max": 4.0, "predicted": 0.5, "input_lambda_max": 4.0, "tries": 3} for r in (0.5, 0.25)]
     table = stability.search_table(searches, found)
-    assert table["scaling"].tolist() == ["seed", "raw, demeaned"]
+    assert table["scaling"].tolist() == ["notebook", "raw, demeaned"]
     assert table["rate / predicted"].tolist() == [1.0, 0.5]
     ax = stability.draw_edges(table).axes[0]
     assert [line.get_xydata().tolist() for line in ax.lines[:2]] == [[[4.0, 0.5]], [[4.0, 0.25]]]
@@ -172,7 +172,7 @@ def test_search_table_pairs_every_search_with_its_result():
 
 
 def test_figures_show_the_numbers():
-    table = stability.laws(notebook_2024.images(64), ["seed", "raw"])
+    table = stability.laws(notebook_2024.images(64), ["notebook", "raw"])
     left, right = stability.draw_laws(table, [0.5, 1.0], {"without a target": [1.0, 16.0]}).axes
     shown = sorted(y for line in left.lines[:2] for y in line.get_ydata())
     assert shown == pytest.approx(sorted(table["loss"]))

@@ -100,7 +100,7 @@ def test_arms_differ_in_the_target_alone_and_get_equal_products_of_rate_and_targ
     arms = target_variance.arms([0.5, 4.0], Experiment(epochs=3))
     assert list(arms) == ["no target", "target 0.5", "target 4", "input's own", "kappa (reaches 1)"]
     assert [dict(arm.rule_options)["variance"] for arm in arms.values()] == [None, 0.5, 4.0, "input", 1.0]
-    assert len({arm.but(rule="seed", rule_options=()) for arm in arms.values()}) == 1
+    assert len({arm.but(rule="notebook", rule_options=()) for arm in arms.values()}) == 1
     rates = {name: these["decor_lr"] for name, these in target_variance.rates(arms, [1e-5, 1e-4], 2.0).items()}
     assert rates["no target"] == rates["kappa (reaches 1)"] == [1e-5, 1e-4]
     assert rates["target 4"] == [2.5e-6, 2.5e-5]

@@ -28,7 +28,7 @@ def did_r_move() -> str:
 
 def is_a_mean_a_mean() -> str:
     """Report a constant loss of 1 over 15 batches in the 2024 notebook's accounting."""
-    row = History([Epoch(1, 0.0, batches=15, loss=1.0, decor_losses={"": 1.0})]).as_seed_printed()[0]
+    row = History([Epoch(1, 0.0, batches=15, loss=1.0, decor_losses={"": 1.0})]).as_printed_in_2024()[0]
     return f"a constant 1 is printed as {row['bp_loss']:.3f} and {row['decorrelation_loss']:.0f}"
 
 
@@ -54,7 +54,7 @@ def is_the_rate_stable(rate: float = 1e-5) -> str:
     x, _ = next(iter(notebook_2024.loader()))
     X = second_moment(x.flatten(1))
     top = float(largest_eigenvalue(lambda v: X @ v, X.diagonal(), steps=20))
-    return f"largest eigenvalue {top:.0f}: rates above {2 / top:.1e} overshoot, the seed's is {rate:.0e}"
+    return f"largest eigenvalue {top:.0f}: rates above {2 / top:.1e} overshoot, the 2024 notebook's is {rate:.0e}"
 
 
 def how_much_is_one_mode() -> str:

@@ -28,13 +28,13 @@ CONDITIONS = ("threads", "torch", "instructions")  # instructions: the newest th
 START, END = "<!-- spread: written by `python -m decorlib.study.questions.answers.spread table` -->", "<!-- /spread -->"
 
 # Small copies of what the records hold: (record, value whose tolerance holds) by quantity.
-ACCURACY = ("01", "test accuracy, as in the seed")
+ACCURACY = ("01", "test accuracy, as in 2024")
 SMALL = Experiment(train_size=1000, epochs=3, hidden=(100,), lr=1e-3)
 ARMS = {
     "backpropagation": SMALL.but(rule=None),
-    "seed's rule": SMALL.but(decor_lr=1e-4),
+    "2024 rule": SMALL.but(decor_lr=1e-4),
     "kappa rule, demeaned": SMALL.but(rule="kappa", demean_inputs=True, decor_lr=1e-4),
-    "convolution, seed's rule": SMALL.but(model="convnet", decor_lr=1e-4, epochs=1),
+    "convolution, 2024 rule": SMALL.but(model="convnet", decor_lr=1e-4, epochs=1),
 }
 SEEDS = 3
 
@@ -50,7 +50,7 @@ def seed_values() -> dict[str, list[float]]:
         histories[notebook_2024.RUNS[2]] = notebook_2024.train(notebook_2024.RUNS[2], batches, allow_no_op=True)
     for name, history in histories.items():
         for key in ("bp_loss", "decorrelation_loss"):
-            pairs = zip(history.as_seed_printed(), notebook_2024.printed(name), strict=False)
+            pairs = zip(history.as_printed_in_2024(), notebook_2024.printed(name), strict=False)
             values = [ours[key] for ours, theirs in pairs if theirs.get(key) is not None]
             if any(values):  # the first run has no task
                 found[f"{name}, {key}"] = values
@@ -59,7 +59,7 @@ def seed_values() -> dict[str, list[float]]:
 
 def record_values(arms: dict[str, Experiment] | None = None, seeds: int = SEEDS) -> dict[str, list[float]]:
     """Headline values of the records at small size: the spectrum, the initial loss, and what training ends with."""
-    x = inputs.scale(notebook_2024.images(), "seed").flatten(1)
+    x = inputs.scale(notebook_2024.images(), "notebook").flatten(1)
     X = metrics.second_moment(x)
     found = {
         "top eigenvalue of the digits": [float(metrics.spectrum(x)[0])],
@@ -79,7 +79,7 @@ SHOWN = 0.02  # of what notebooks show with two or three digits and keep in no r
 def tolerance_of(name: str, records: dict[str, Record]) -> tuple[float, str]:
     """The tolerance that holds for a quantity, as a part of it, and where it stands."""
     of_values = {"top eigenvalue of the digits": ("01", "top eigenvalue, zero at −2")}
-    of_values["initial loss of the digits"] = ("02", "initial loss per batch of all 1,000 digits, seed's scaling")
+    of_values["initial loss of the digits"] = ("02", "initial loss per batch of all 1,000 digits, 2024 scaling")
     if name.startswith(notebook_2024.RUNS):
         return float(records["00"].parameters["tolerance"]), "notebook 00, `study/experiments/test_notebook_2024.py`"
     if name.startswith("test accuracy"):

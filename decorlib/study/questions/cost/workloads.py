@@ -67,10 +67,10 @@ def our_run(batches: DataLoader, epochs: int, lr: float = 1e-5) -> list[float]:
         decor_optimizer=torch.optim.SGD([layer.weight], lr=lr),
         measure_first=True,
     )
-    return [row["decorrelation_loss"] for row in history.as_seed_printed()]
+    return [row["decorrelation_loss"] for row in history.as_printed_in_2024()]
 
 
-def seed_workload(epochs: int) -> dict[str, Callable[[], list[float]]]:
+def workload_2024(epochs: int) -> dict[str, Callable[[], list[float]]]:
     """Run 1 four ways, each from the same state of every generator; a call runs it whole and returns its losses.
 
     The files are read once, before any of them; what each then does to the digits, it does inside its call.

@@ -25,7 +25,7 @@ BASELINE = "backpropagation"
 #: What each arm is for: the panels of the figures.
 GROUPS = {
     "what is done to the inputs": ("inputs in [0, 1]", "demeaned", "demeaned, every layer", "whitened inputs"),
-    "other normalisations": ("BatchNorm", "exact whitening", "seed's rule", "seed's rule, demeaned"),
+    "other normalisations": ("BatchNorm", "exact whitening", "2024 rule", "2024 rule, demeaned"),
     "decorrelation": ("kappa", "kappa, demeaned", "kappa, every step", "kappa, deeper layers"),
     "convolutions": ("kappa, patches", "kappa, channels"),
 }
@@ -42,7 +42,7 @@ def mlp_arms(base: Experiment, update_every: int = 25, refresh: int = 100) -> di
         update_every: steps between updates of R, except in the arms that learn at every step. Default: 25.
         refresh: steps between refreshes of the exact whitening. Default: 100.
     """
-    plain, seeds = base.but(rule=None), base.but(rule="seed", rule_options=(("variance", 1.0),))
+    plain, original = base.but(rule=None), base.but(rule="notebook", rule_options=(("variance", 1.0),))
     demeaned, every_step = plain.but(demean_inputs=True), base.but(rule="kappa", rule_options=KAPPA)
     seldom = (("update_every", update_every),)
     return {
@@ -53,8 +53,8 @@ def mlp_arms(base: Experiment, update_every: int = 25, refresh: int = 100) -> di
         "whitened inputs": plain.but(whiten_inputs=True),
         "BatchNorm": demeaned.but(normalisation="batch"),
         "exact whitening": demeaned.but(rule="exact", layer_options=(("update_every", refresh),), decor_lr=1.0),
-        "seed's rule": seeds,
-        "seed's rule, demeaned": seeds.but(demean_inputs=True),
+        "2024 rule": original,
+        "2024 rule, demeaned": original.but(demean_inputs=True),
         "kappa": every_step.but(layer_options=seldom),
         "kappa, demeaned": every_step.but(demean_inputs=True, layer_options=seldom),
         "kappa, every step": every_step.but(demean_inputs=True),
@@ -142,7 +142,7 @@ def rates(
         if spec.rule is None:
             return {"lr": many}
         seldom = "update_every" in dict(spec.layer_options)
-        factor = 0.1 if spec.rule == "seed" else 10 if seldom and spec.demean_inputs else 1
+        factor = 0.1 if spec.rule == "notebook" else 10 if seldom and spec.demean_inputs else 1
         return {"lr": list(lr), "decor_lr": [factor * value for value in decor_lr]}
 
     return {name: second(spec) for name, spec in arms.items()}

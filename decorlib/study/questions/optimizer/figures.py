@@ -22,7 +22,7 @@ def orders(wide: pd.DataFrame) -> tuple[Figure, str, dict[str, Interval]]:
     fig, ax = plt.subplots(figsize=(7.5, 2.8))
     differences = {order: (wide[order] - wide[ours]).to_numpy() for order in others}
     title = f"Where Adam steps R: {worst:+.3f} in accuracy at worst"
-    paired_dots(differences, ax=ax, xlabel="test accuracy minus that of the seed's order", title=title)
+    paired_dots(differences, ax=ax, xlabel="test accuracy minus that of the 2024 order", title=title)
     return fig, "; ".join(f"{order}: {effect}" for order, effect in effects.items()), effects
 
 

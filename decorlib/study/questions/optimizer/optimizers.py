@@ -2,7 +2,7 @@
 
 Two things make R diverge, and they are not the same:
 
-* a step that is too long: the largest mode of X overshoots where lr * lambda_max > 2. A bound on the step cures it.
+* a step that is too long: the largest mode of X overshoots where lr * lambda_max > 2. A bound on the step remedies it.
 * the 2024 rule's normaliser: n = t / v grows without bound where v falls, and what R holds in directions that carry no
   variance grows by lr (n - 1) per step. That is the rule's own flow, not an error of its steps: it depends on
   lr * steps, so a smaller rate, a bound or a schedule only moves it. For K copies of one feature see :func:`copies`.
@@ -25,7 +25,7 @@ from decorlib.study.experiments.experiment import Experiment, arrays, build, mea
 from decorlib.study.experiments.gaussians import step
 from decorlib.study.sweeps.runs import sweep
 
-ORDERS = ("as in the seed", "update before step", "gradient not cleared", "own optimizers")
+ORDERS = ("as in 2024", "update before step", "gradient not cleared", "own optimizers")
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Order:
     Args:
         order: one of :data:`ORDERS`.
 
-            * ``"as in the seed"``: Adam owns all parameters; zero_grad, backward, Adam's step, update, R's step.
+            * ``"as in 2024"``: Adam owns all parameters; zero_grad, backward, Adam's step, update, R's step.
             * ``"update before step"``: the same, but update() comes before Adam's step, which then steps R too.
-            * ``"gradient not cleared"``: as in the seed, but zero_grad reaches the weights only, so that Adam finds
+            * ``"gradient not cleared"``: as in 2024, but zero_grad reaches the weights only, so that Adam finds
               R's gradient of the batch before.
             * ``"own optimizers"``: Adam owns the weights only; update() before its step does no harm.
         lr: rate of Adam.

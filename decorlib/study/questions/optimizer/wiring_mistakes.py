@@ -18,7 +18,7 @@ def mistakes() -> dict[str, str]:
         mistake -> "ErrorType: first sentence"; "nothing" where training went on without a word.
     """
     found = {}
-    for name, make in _ACCIDENTS.items():
+    for name, make in _MISTAKES.items():
         torch.manual_seed(0)
         model = nn.Sequential(DecorLinear(6, 4, variance=1.0), nn.LeakyReLU(), DecorLinear(4, 3, variance=1.0))
         batches = [(torch.randn(8, 6), torch.randint(3, (8,))) for _ in range(3)]
@@ -65,7 +65,7 @@ def _unreached_layer(model, batches):
     _train(model, batches)
 
 
-_ACCIDENTS = {
+_MISTAKES = {
     "update() edited, sets no gradient": _edited_update,
     "Adam owns R as well": _adam_owns_all,
     "R's optimizer owns the weights": _sgd_owns_all,

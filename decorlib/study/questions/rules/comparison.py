@@ -45,7 +45,7 @@ class Arm:
 
 
 ARMS: dict[str, Arm] = {
-    "seed": Arm("seed", (("variance", 1.0),)),
+    "2024 rule": Arm("notebook", (("variance", 1.0),)),
     "plain (C only)": Arm("plain"),
     "kappa 0.1": Arm("kappa", (("kappa", 0.1),)),
     "kappa 0.5": Arm("kappa", (("kappa", 0.5),)),
@@ -212,7 +212,7 @@ def recommend(tuning: Mapping[str, pd.DataFrame], ranges: Mapping[str, pd.DataFr
     """
     usable = [
         name for name, arm in ARMS.items()
-        if not arm.exact and name != "seed" and all(table.loc[name, "useful"] > 0 for table in ranges.values())
+        if not arm.exact and name != "2024 rule" and all(table.loc[name, "useful"] > 0 for table in ranges.values())
     ]  # fmt: skip
     sums = {name: sum(_chosen(table, name, metric) for table in tuning.values()) for name in usable}
     if not sums:

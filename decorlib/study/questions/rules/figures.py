@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 
 from decorlib.study.evidence.figures import MARKERS, PALETTE, arm_styles, paired_dots
 
-SEED = {"color": "black", "marker": "", "linestyle": "-", "lw": 2.2}
+NOTEBOOK_2024 = {"color": "black", "marker": "", "linestyle": "-", "lw": 2.2}
 PANELS = {
     "kappa and its relatives": (
         *("plain (C only)", "kappa 0.1", "kappa 0.5", "kappa 0.9", "kappa 0.5, columns", "whitening"),
@@ -40,7 +40,7 @@ def curve_panels(
     )
     for row, (setting, table) in zip(axes, curves.items(), strict=True):
         for ax, (panel, arms) in zip(row, PANELS.items(), strict=True):
-            for name, style in {"seed": SEED, **arm_styles(arms)}.items():
+            for name, style in {"2024 rule": NOTEBOOK_2024, **arm_styles(arms)}.items():
                 part = table[(table["arm"] == name) & (table[x] > 0)]
                 thin = {key: style[key] for key in ("color", "linestyle")}
                 for _, run in part.groupby("seed"):

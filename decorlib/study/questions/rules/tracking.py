@@ -34,7 +34,7 @@ class Track:
             those of :func:`decorlib.study.experiments.gaussians.whiteness` and ``mean``, the RMS mean of y.
     """
 
-    rule: str = "seed"
+    rule: str = "notebook"
     rule_options: tuple[tuple[str, object], ...] = ()
     data: str = "gaussian"
     demean_inputs: bool = False

@@ -61,7 +61,7 @@ class Search:
         seed: which digits. Default: 0.
     """
 
-    scaling: str = "seed"
+    scaling: str = "notebook"
     factor: float = 1.0
     demean: bool = False
     variance: float | None = None
@@ -237,7 +237,7 @@ def draw_laws(table: pd.DataFrame, factors: Sequence[float], parts: Mapping[str,
         right.loglog(factors, losses, label=name, ls="none" if name != "with target 1" else "-", **_dots(style))
     first = next(iter(parts.values()))
     right.loglog(factors, [first[0] * (f / factors[0]) ** 4 for f in factors], "k-", lw=0.8, label="slope 4")
-    right.set(xlabel="factor on the seed's inputs", ylabel="initial loss")
+    right.set(xlabel="factor on the 2024 notebook's inputs", ylabel="initial loss")
     right.set_xticks(factors, [f"{factor:g}" for factor in factors])
     right.minorticks_off()
     right.legend()

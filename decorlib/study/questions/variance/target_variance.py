@@ -52,7 +52,7 @@ def setting_for(wanted: float, eta: float = 1.0) -> float:
     highest = 1 / eta if eta else math.inf
     if not 0 < wanted < highest:
         raise ValueError(
-            f"wanted is {wanted}; with eta = {eta} the seed's rule settles between 0 and 1 / eta = {highest:g}, "
+            f"wanted is {wanted}; with eta = {eta} the 2024 rule settles between 0 and 1 / eta = {highest:g}, "
             "whatever its target: take a smaller eta, or a rule that reaches its target (KappaRule)"
         )
     return wanted / (1 - eta * wanted)
@@ -157,7 +157,7 @@ def law_table(S: Tensor, etas: Iterable[float], targets: Iterable[float]) -> pd.
 def arms(targets: Iterable[float], base: Experiment) -> dict[str, Experiment]:
     """The 2024 rule with each target, with none, with the input's own variance; and kappa, which reaches 1."""
     named = {"no target": None} | {f"target {t:g}": t for t in targets} | {"input's own": "input"}
-    found = {name: base.but(rule="seed", rule_options=(("variance", t),)) for name, t in named.items()}
+    found = {name: base.but(rule="notebook", rule_options=(("variance", t),)) for name, t in named.items()}
     return found | {"kappa (reaches 1)": base.but(rule="kappa", rule_options=(("variance", 1.0),))}
 
 

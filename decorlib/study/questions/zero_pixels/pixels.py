@@ -84,21 +84,21 @@ def growth(x: Tensor, rate: float, rule: SeedRule, batch_size: int = 64) -> floa
     return largest
 
 
-def designs(seed_arm: Experiment, jitter: float, floor: float) -> tuple[dict[str, Experiment], dict[str, Experiment]]:
+def designs(original: Experiment, jitter: float, floor: float) -> tuple[dict[str, Experiment], dict[str, Experiment]]:
     """The arms of the notebook, and the references without R.
 
     Args:
-        seed_arm: zero at -2 and all pixels, as in the 2024 notebook.
+        original: zero at -2 and all pixels, as in the 2024 notebook.
         jitter: standard deviation of the noise, in scaled units.
         floor: the rule's ``dead_variance`` where it has one.
     """
-    raw, demeaned = seed_arm.but(scaling="raw"), seed_arm.but(demean_inputs=True)
-    floored = {"rule_options": (*seed_arm.rule_options, ("dead_variance", floor))}
+    raw, demeaned = original.but(scaling="raw"), original.but(demean_inputs=True)
+    floored = {"rule_options": (*original.rule_options, ("dead_variance", floor))}
     decorrelated = {
-        "as in the seed": seed_arm,
-        "constant dropped": seed_arm.but(pixels="alive"),
-        "nearly constant dropped too": seed_arm.but(pixels="lively"),
-        "jitter": seed_arm.but(jitter=jitter),
+        "as in 2024": original,
+        "constant dropped": original.but(pixels="alive"),
+        "nearly constant dropped too": original.but(pixels="lively"),
+        "jitter": original.but(jitter=jitter),
         "raw": raw,
         "raw, nearly constant dropped too": raw.but(pixels="lively"),
         "raw, jitter": raw.but(jitter=jitter),
@@ -106,7 +106,7 @@ def designs(seed_arm: Experiment, jitter: float, floor: float) -> tuple[dict[str
         "demeaned": demeaned,
         "demeaned, variance floor": demeaned.but(**floored),
     }
-    references = {"no R, as in the seed": seed_arm.but(rule=None), "no R, raw": raw.but(rule=None)}
+    references = {"no R, as in 2024": original.but(rule=None), "no R, raw": raw.but(rule=None)}
     return decorrelated, references
 
 
