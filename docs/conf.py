@@ -58,7 +58,6 @@ html_css_files = ["decorlib.css"]
 html_copy_source = False
 html_show_sphinx = False
 html_theme_options = {
-    "extra_footer": f"<p>{os.environ['DECORLIB_FOOT']}</p>",  # what made the records
     "navbar_persistent": [],  # the search field is in the side bar already
     "home_page_in_toc": True,
     "show_navbar_depth": 1,

@@ -60,7 +60,10 @@ def provenance_lines(record: Record | None, path: Path, to_root: str, results: s
 
 
 def site_foot(records: dict[str, Record]) -> str:
-    """One line for the foot of every page: what made all the records together."""
+    """One line for the landing page: what made all the records together.
+
+    Not for every page: a new record would change them all.
+    """
     made = [record.made_by for record in records.values()]
     if not made:
         return ""
@@ -80,7 +83,7 @@ def site_foot(records: dict[str, Record]) -> str:
         machine,
         f"{minutes:.1f} min for {len(made)} notebook(s)",
     )
-    return " · ".join(parts)
+    return f'```{{raw}} html\n<p class="made-by">{" · ".join(parts)}</p>\n```\n'
 
 
 def answer_table(records: dict[str, Record], pages: dict[str, Path], results: str, root: Path) -> str:
