@@ -66,6 +66,25 @@ def decorrelates(spec, depth: int) -> bool:
     return spec.rule is not None and {"all": True, "first": depth == 0, "deeper": depth > 0}[spec.decorrelated]
 
 
+def blocks(network: nn.Sequential) -> list[list[nn.Module]]:
+    """The layers of an MLP: for each the modules that it is made of, in order, its nonlinearity last.
+
+    A decorrelated linear layer is two of them: its R, and itself, which stands for its weights alone.
+    """
+    found: list[list[nn.Module]] = [[]]
+    for module in network:
+        found[-1] += [module.decorrelation, module] if isinstance(module, DecorLinear) else [module]
+        if isinstance(module, nn.LeakyReLU):
+            found.append([])
+    return found
+
+
+def linear_of(block: list[nn.Module]) -> nn.Linear:
+    """The one module of a layer that holds its weights."""
+    (layer,) = (module for module in block if isinstance(module, nn.Linear))
+    return layer
+
+
 def _mlp(spec, features: int, options: dict) -> nn.Sequential:
     layers: list[nn.Module] = []
     widths = (features, *spec.hidden, 10)
