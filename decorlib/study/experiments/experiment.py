@@ -13,10 +13,11 @@ from functools import lru_cache, partial
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from decorlib.data import datasets, inputs
 from decorlib.layers import bp_parameters, decor_parameters
+from decorlib.study.experiments import credit, labelled
 from decorlib.study.experiments.measuring import VALIDATION, evaluation
 from decorlib.study.experiments.networks import build
 from decorlib.training.history import History
@@ -31,7 +32,7 @@ class Experiment:
     """What one run does. Every field has a unit or a set of values; ``run(Experiment(...))`` does it.
 
     Args:
-        data: ``"mnist"`` or ``"fashion_mnist"``.
+        data: ``"mnist"``, ``"fashion_mnist"``, or ``"gaussian"``: inputs of known covariance, labelled by a teacher.
         train_size: training images, drawn by ``subset_seed``; 0: all that ``split`` leaves.
         subset_seed: which images; the 2024 notebook's are 42. None: the run's own seed.
         split: ``"test"`` evaluates on the test set; ``"validation"`` on 10,000 training images that are not trained on;
@@ -40,6 +41,7 @@ class Experiment:
         pixels: ``"all"``; ``"alive"`` drops those constant in the training images; ``"lively"`` those that differ from
             their usual value in fewer than 1% of them.
         jitter: standard deviation of fixed Gaussian noise added to the training inputs, in scaled units.
+        condition, noise: of the Gaussian: :func:`decorlib.study.experiments.labelled.draws`.
         demean_inputs: subtract the training mean of each input, once.
         whiten_inputs: multiply the (demeaned) inputs by their ZCA matrix, once.
         shrinkage: of the moment that this matrix comes from, towards its mean variance, in [0, 1].
@@ -47,6 +49,7 @@ class Experiment:
         hidden: widths of the MLP's hidden layers.
         normalisation: None; ``"batch"``: BatchNorm before each nonlinearity; ``"mean"``: only the batch mean is
             subtracted, from the inputs of each layer but the first.
+        credit: one of :data:`decorlib.study.experiments.credit.CREDITS`; others than backpropagation are for MLPs.
         rule: a key of :data:`decorlib.RULES`; None: a plain network.
         rule_options: hyperparameters of the rule, as (name, value) pairs.
         layer_options: further options of the layers (center, momentum, update_every, fraction, ...), likewise.
@@ -70,12 +73,15 @@ class Experiment:
     scaling: str = "notebook"
     pixels: str = "all"
     jitter: float = 0.0
+    condition: float = 30.0
+    noise: float = 0.0
     demean_inputs: bool = False
     whiten_inputs: bool = False
     shrinkage: float = 0.01
     model: str = "mlp"
     hidden: tuple[int, ...] = (100,)
     normalisation: str | None = None
+    credit: str = credit.BACKPROPAGATION
     rule: str | None = "notebook"
     rule_options: tuple[tuple[str, object], ...] = ()
     layer_options: tuple[tuple[str, object], ...] = ()
@@ -100,6 +106,7 @@ class Experiment:
             "pixels": ("all", "alive", "lively"),
             "model": ("decorrelation", "mlp", "convnet"),
             "normalisation": (None, "batch", "mean"),
+            "credit": credit.CREDITS if self.model == "mlp" else (credit.BACKPROPAGATION,),
             "decorrelated": ("all", "first", "deeper"),
             "optimizer": tuple(OPTIMIZERS),
             "decor_optimizer": tuple(OPTIMIZERS),
@@ -145,6 +152,8 @@ def arrays(spec: Experiment) -> tuple[Tensor, ...]:
 
     With ``split="both"`` two more, of the test set, which is for after the last step.
     """
+    if spec.data == "gaussian":
+        return labelled.draws(spec)
     images, targets, test_images, test_targets = _images(spec.data)
     order = np.random.RandomState(spec.seed if spec.subset_seed is None else spec.subset_seed).permutation(len(images))
     held_out = [(test_images, test_targets)]
@@ -177,7 +186,7 @@ def arrays(spec: Experiment) -> tuple[Tensor, ...]:
 
 PREPARATION = (
     *("data", "train_size", "subset_seed", "split", "scaling", "pixels", "jitter"),
-    *("demean_inputs", "whiten_inputs", "shrinkage", "seed"),
+    *("condition", "noise", "demean_inputs", "whiten_inputs", "shrinkage", "seed"),
 )
 
 
@@ -212,7 +221,7 @@ OPTIMIZERS = {
 def run(spec: Experiment) -> dict:
     """Do the experiment and return its record: status, one row per epoch, final measurements, timings apart."""
     x, t, *held_out = kept_arrays(spec)
-    model = build(spec, x.shape[1])
+    model, loss = credit.assign(build(spec, x.shape[1]), spec.credit, spec.seed)
     batches = inputs.loader(x, t, spec.batch_size, generator=torch.Generator().manual_seed(spec.seed))
     weights = list(bp_parameters(model))
     R = list(decor_parameters(model))
@@ -221,7 +230,7 @@ def run(spec: Experiment) -> dict:
 
     history = train(
         model,
-        nn.functional.cross_entropy if weights else lambda y, _: y.new_zeros(()),
+        loss if weights else lambda y, _: y.new_zeros(()),
         inputs.in_parts(batches, spec.parts),
         epochs=spec.passes,
         optimizer=optimizer,

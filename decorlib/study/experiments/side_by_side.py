@@ -26,6 +26,7 @@ from decorlib.layers.memory import NonFiniteInput
 from decorlib.layers.models import decor_modules, decor_parameters
 from decorlib.rules.catalogue import make_rule
 from decorlib.study.experiments import experiment
+from decorlib.study.experiments.credit import BACKPROPAGATION
 from decorlib.study.experiments.experiment import OPTIMIZERS, Experiment
 from decorlib.study.experiments.networks import Demean
 from decorlib.study.sweeps import runs
@@ -60,15 +61,16 @@ class Together:
 def kind(spec: Experiment) -> tuple | None:
     """What experiments must have in common to run side by side; None for one that has to run alone.
 
-    Alone: convolutions, which have groups of their own; pixels chosen by the data of each seed; an R with momentum or
-    Adam; layer options other than :data:`SHARED_OPTIONS` (``fraction`` draws from a generator for each run); rules
-    whose step is not linear in its rate, or that have a parameter per feature; a normalisation under Adam, which makes
-    whole steps of the rounding in the gradient of a bias that BatchNorm or demeaning cancels, so that no two orders of
-    sums agree.
+    Alone: convolutions, which have groups of their own; credit other than backpropagation's; pixels chosen by the data
+    of each seed; an R with momentum or Adam; layer options other than :data:`SHARED_OPTIONS` (``fraction`` draws from a
+    generator for each run); rules whose step is not linear in its rate, or that have a parameter per feature; a
+    normalisation under Adam, which makes whole steps of the rounding in the gradient of a bias that BatchNorm or
+    demeaning cancels, so that no two orders of sums agree.
     """
     rule = None if spec.rule is None else make_rule(spec.rule, **dict(spec.rule_options))
     alone = (
         spec.model == "convnet"
+        or spec.credit != BACKPROPAGATION
         or spec.pixels != "all"
         or spec.decor_optimizer != "sgd"
         or (spec.normalisation is not None and spec.optimizer == "adam")

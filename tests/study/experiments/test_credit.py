@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from decorlib.layers import Decorrelation, bp_parameters, decor_modules
-from decorlib.study.experiments import credit, networks
+from decorlib.study.experiments import credit, experiment, networks, side_by_side
 from decorlib.study.experiments.experiment import Experiment
 from decorlib.study.experiments.feedback import DirectFeedback, FeedbackAlignment
 from decorlib.study.experiments.perturbation import Perturbed
@@ -160,13 +160,13 @@ def estimates(model, x, t, exact, draws):
 
 
 def is_unbiased(model, draws):
-    """Along the gradient within 1% or so, across it nothing beyond what so many draws leave."""
+    """As long as the gradient along it, so that a tenth more or less is seen; across it nothing beyond chance."""
     x = torch.randn(32, 7, generator=generator(), dtype=torch.float64)
     t = torch.randint(10, (32,), generator=generator(2))
     learn(model.network, F.cross_entropy, x, t)
     exact = torch.cat([p.grad.flatten() for p in bp_parameters(model)])
     (along, error), (mean, errors) = estimates(model, x, t, exact, draws)
-    assert float(error) < 0.015, "too few draws to tell"
+    assert float(error) < 0.025, "too few draws to tell a tenth apart"
     assert abs(float(along) - 1) < 3 * float(error)
     z = (mean - exact) / errors
     assert float(z.abs().max()) < 4.5
@@ -247,10 +247,10 @@ def test_a_network_is_itself_in_evaluation_and_all_of_it_learns(name, arm):
 
 def test_the_loss_of_a_perturbed_network_is_that_of_the_clean_pass():
     network, x, t = problem("R")
-    expected = float(F.cross_entropy(network(x), t))
+    expected = F.cross_entropy(network(x), t).item()
     for how in ("node", "activity", "weight"):
         model = Perturbed(network, how, generator())
-        assert math.isclose(float(model.loss(model(x), t)), expected, rel_tol=1e-12)
+        assert math.isclose(model.loss(model(x), t).item(), expected, rel_tol=1e-12)
 
 
 def test_feedback_and_noise_leave_the_global_generator_alone():
@@ -274,3 +274,25 @@ def test_what_is_not_there_is_refused():
     )
     with pytest.raises(TypeError, match="LayerNorm is no module that perturbations know"):
         model(torch.randn(2, 3))
+
+
+def test_experiments_learn_by_every_credit_and_say_which():
+    base = Experiment(train_size=1280, hidden=(32, 32), epochs=4, batch_size=32, demean_inputs=True, seed=1, lr=3e-3)
+    base, found = base.but(measures="task", decor_lr=1e-3), {}
+    for name in credit.CREDITS:
+        for arm in ("plain", "R"):
+            spec = base.but(credit=name, **ARMS[arm])
+            assert (side_by_side.kind(spec) is None) == (name != credit.BACKPROPAGATION)
+            record = experiment.run(spec)
+            assert record["status"] == "finished"
+            found[name, arm] = record["final"]
+    assert len({final["train_loss"] for final in found.values()}) == len(found)
+    assert all(final["train_loss"] < math.log(10) - 0.1 for final in found.values())
+    assert all(final["test_accuracy"] > 0.5 for (name, _), final in found.items() if name != "weight perturbation")
+    again = experiment.run(base.but(credit="node perturbation", rule=None))["final"]
+    assert again == found["node perturbation", "plain"]
+
+
+def test_a_credit_is_for_mlps():
+    with pytest.raises(ValueError, match="credit is 'node perturbation'; allowed: backpropagation"):
+        Experiment(model="convnet", credit="node perturbation")

@@ -32,6 +32,7 @@ def test_every_field_that_arrays_reads_tells_them_apart():
     for changes in (
         {"pixels": "lively", "jitter": 0.1, "subset_seed": 1},
         {"whiten_inputs": True, "split": "validation"},
+        {"data": "gaussian"},
     ):
         spec = Watched(train_size=200, **changes)
         read.clear()  # what the constructor checked
