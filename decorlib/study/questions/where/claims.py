@@ -123,6 +123,19 @@ def rows(tables: Sequence[pd.DataFrame], margin: float, claims: Sequence[Claim] 
     return pd.DataFrame(out)
 
 
+def in_points(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows as a reader wants them: numbers in points, one column for estimate and interval."""
+
+    def told(row: pd.Series) -> str:
+        if row["n"] == 0:
+            return "–"
+        estimate, low, high = (100 * row[name] for name in ("estimate", "low", "high"))
+        return f"{estimate:+.2f} [{low:.2f}, {high:.2f}], n = {row['n']}"
+
+    points = [told(row) for _, row in table.iterrows()]
+    return table.drop(columns=["estimate", "low", "high", "n"]).assign(**{"ours, points": points})
+
+
 def _sum(wides: Sequence[pd.DataFrame], claim: Claim) -> Interval | None:
     """The sum of a claim's terms by seed; None where a cell or an arm is not there."""
     total: pd.Series | float = 0.0

@@ -43,19 +43,22 @@ def chosen_accuracy(tries: pd.DataFrame) -> dict[str, float]:
 def gains(
     tables: Sequence[pd.DataFrame], tries: Sequence[pd.DataFrame], ours: str = OURS, level: float = 0.95
 ) -> pd.DataFrame:
-    """R minus each control, a row for each cell and control, with intervals that hold together over the whole map.
+    """R minus each control, a row for each cell and control, with intervals that hold together over all cells.
+
+    Over all cells for one control, or for the better one of each cell, which test images have no part in choosing.
 
     Args:
         tables: of :func:`decorlib.study.experiments.arms.compare`, one for each group of cells.
         tries: of their tuning, in the same order.
         ours: the arm with R. Default: that in the deeper layers.
-        level: of all intervals together (Bonferroni). Default: 0.95.
+        level: of the intervals of all cells together (Bonferroni). Default: 0.95.
 
     Returns:
         Columns axis, value, minus, best (whether it is the better of the two controls, by validation accuracy),
         estimate, low, high, n, p, accuracy (mean, with R), control (mean), diverged (runs of the two arms).
     """
     rows: list[dict] = []
+    count = sum(len(of_cells(accuracies(table))) for table in tables)
     for table, tried in zip(tables, tries, strict=True):
         wide, seen = accuracies(table), chosen_accuracy(tried)
         broke = table[table["status"] == "diverged"].groupby("arm").size()
@@ -69,7 +72,7 @@ def gains(
                 means = {"accuracy": wide[a].mean(), "control": wide[b].mean()}
                 rows.append(row | asdict(found) | means | {"diverged": int(broke.get(a, 0) + broke.get(b, 0))})
     for row in rows:
-        held = simultaneous(Interval(*(row[k] for k in ("estimate", "low", "high", "n", "p_value"))), len(rows), level)
+        held = simultaneous(Interval(*(row[k] for k in ("estimate", "low", "high", "n", "p_value"))), count, level)
         row |= {"low": held.low, "high": held.high}
     return pd.DataFrame(rows).rename(columns={"p_value": "p"})
 

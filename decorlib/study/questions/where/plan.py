@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from decorlib.study.experiments.arms import spread
-from decorlib.study.experiments.experiment import SMALLEST, Experiment
-from decorlib.study.experiments.halving import whole
+from decorlib.study.experiments.experiment import Experiment
 
 ALONE, DEMEANED, NORMALISED, OURS = "alone", "demeaned, every layer", "BatchNorm", "R"
 EVERYWHERE = "R, every layer"
@@ -66,9 +65,9 @@ def rates(
     }
 
 
-def epochs(images: int, train_size: int) -> int | float:
-    """Epochs in which so many images are seen, at least one batch of them; a multiple of 1/64, as runs end there."""
-    return whole(max(1, round(SMALLEST * images / train_size)) / SMALLEST)
+def epochs(images: int, train_size: int) -> int:
+    """Whole epochs in which about so many images are seen; one, where there are more."""
+    return max(1, round(images / train_size))
 
 
 def rounds(tries: int) -> list[float]:
@@ -88,7 +87,7 @@ def cells(
     """The cells of the map: backpropagation, each axis varied while the others stay as they are in ``base``; annealed.
 
     Every run sees as many images, so that what varies is not how long it trains: fewer digits are seen more often, and
-    larger batches take fewer steps.
+    larger batches take fewer steps. Where there are more digits than that, each is seen once.
 
     Args:
         base: the middle of the map.
