@@ -1,4 +1,4 @@
-"""A task whose inputs have a covariance that is known: Gaussian latents, labelled by a teacher, seen mixed and noisy.
+"""A task whose inputs have a known covariance: Gaussian latents, labelled by a linear teacher, seen mixed and noisy.
 
 How correlated the inputs are, and how much of them is noise, are two numbers here; of digits nobody knows either. The
 labels depend on the latents alone: what correlation and noise do to learning, they do through the inputs.
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from decorlib.study.experiments import gaussians
 
-FEATURES, CLASSES, HIDDEN = 64, 10, 128
+FEATURES, CLASSES = 64, 10
 HELD_OUT = 10_000
 TRAIN, VALIDATION, TEST = range(3)
 
@@ -27,12 +27,10 @@ def covariance(condition: float, noise: float) -> Tensor:
 def draws(spec) -> tuple[Tensor, ...]:
     r"""(x, t) to train on and (x, t) to evaluate on, as :func:`decorlib.study.experiments.experiment.arrays`.
 
-    .. math:: x = S^{1/2} z + \mathrm{noise} \cdot e, \quad t = \mathrm{argmax}\, T_2 \max(T_1 z, 0)
+    .. math:: x = S^{1/2} z + \mathrm{noise} \cdot e, \quad t = \mathrm{argmax}\, T z
 
-    with z and e standard normal.
-
-    64 features, 10 classes; T is always the same network, with its scores' means subtracted, so that classes are about
-    equally frequent. Training, validation and test draws are of different generators.
+    with z and e standard normal. 64 features, 10 classes; T is always the same, its rows of length 1. Training,
+    validation and test draws are of different generators.
 
     Args:
         spec: its ``train_size`` (0: 50,000), ``subset_seed`` or ``seed``, ``split``, ``condition`` of S, ``noise``,
@@ -59,21 +57,14 @@ def draws(spec) -> tuple[Tensor, ...]:
 
 def teacher(z: Tensor) -> Tensor:
     """The class of each latent, (N, D) -> (N)."""
-    first, second, mean = _teacher()
-    return (_scores(z, first, second) - mean).argmax(1)
-
-
-def _scores(z: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    return (z @ first).clamp(min=0) @ second
+    return (z @ _teacher().mT).argmax(1)
 
 
 @lru_cache(maxsize=1)
-def _teacher() -> tuple[Tensor, Tensor, Tensor]:
+def _teacher() -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    first = torch.randn(FEATURES, HIDDEN, dtype=torch.float64, generator=generator) / FEATURES**0.5
-    second = torch.randn(HIDDEN, CLASSES, dtype=torch.float64, generator=generator)
-    z = torch.randn(20_000, FEATURES, dtype=torch.float64, generator=generator)
-    return first, second, _scores(z, first, second).mean(0)
+    T = torch.randn(CLASSES, FEATURES, dtype=torch.float64, generator=generator)
+    return T / T.norm(dim=1, keepdim=True)
 
 
 def _root(S: Tensor) -> Tensor:

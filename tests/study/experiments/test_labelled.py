@@ -32,7 +32,7 @@ def test_labels_depend_on_the_latents_alone_and_all_classes_are_there():
     of = {c: experiment.arrays(SPEC.but(condition=c, noise=n)) for c, n in ((1.0, 0.0), (100.0, 0.5), (1000.0, 0.0))}
     assert all(torch.equal(found[1], of[1.0][1]) and torch.equal(found[3], of[1.0][3]) for found in of.values())
     share = of[1.0][1].bincount(minlength=10) / 40_000
-    assert 0.02 < float(share.min()) < float(share.max()) < 0.25
+    assert 0.05 < float(share.min()) < float(share.max()) < 0.2
 
 
 def test_training_validation_and_test_are_different_draws_and_seeds_too():

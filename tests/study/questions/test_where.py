@@ -33,7 +33,9 @@ def test_arms_differ_in_what_they_say_alone():
     assert changed(found[plan.ALONE], found[plan.NORMALISED]) == {"normalisation"}
     assert changed(found[plan.ALONE], found[plan.OURS]) == learned
     assert changed(found[plan.OURS], found[plan.EVERYWHERE]) == {"decorrelated"}
-    assert dict(found[plan.OURS].layer_options) == {"update_every": 10, "center": "batch"}
+    assert dict(found[plan.OURS].layer_options) == {"update_every": 1, "center": "batch"}
+    longer = plan.arms(BASE.but(train_size=6400, epochs=2))[plan.OURS]
+    assert dict(longer.layer_options)["update_every"] == 200 // 50
     assert plan.arms(BASE.but(data="gaussian"))[plan.OURS].decorrelated == "all"
     assert plan.OURS not in plan.CONTROLS
     assert all(plan.arms(BASE)[name].rule is None for name in plan.CONTROLS)
@@ -248,7 +250,7 @@ def test_figures_have_a_panel_for_each_axis_and_credit():
         seen = [ax for ax in fig.axes if ax.get_visible()]
         assert [ax.get_xlabel() for ax in seen] == [plan.ANNEALED, plan.BATCH]
         assert [text.get_text() for text in seen[1].get_xticklabels()] == ["8", "512"]
-        legend = [text.get_text() for text in seen[0].get_legend().get_texts()]
+        legend = [text.get_text() for text in fig.legends[0].get_texts()]
         assert legend == [f"minus {control}" for control in plan.CONTROLS]
         fig.canvas.draw()
     plt.close("all")

@@ -8,13 +8,14 @@ import textwrap
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator, SymmetricalLogLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from decorlib.study.evidence.figures import arm_styles
 from decorlib.study.questions.where.gains import accuracies, of_cells
 from decorlib.study.questions.where.plan import CONTROLS, CREDIT, CREDITS, OURS, named
 
 LINEAR = 1.0  # points: the axis of gains is linear up to here, logarithmic beyond
+TICKS = (-100, -30, -10, -3, -1, -0.5, 0, 0.5, 1, 3, 10, 30, 100)
 
 
 def by_credit(table: pd.DataFrame, title: str, axis: str = CREDIT) -> Figure:
@@ -45,7 +46,7 @@ def by_credit(table: pd.DataFrame, title: str, axis: str = CREDIT) -> Figure:
     for ax in list(axes.flat)[len(cells) :]:
         ax.set_visible(False)
     for row in axes:
-        row[0].set_ylabel("test accuracy, %")
+        row[0].set_ylabel("test accuracy, %", fontsize="small")
     return _titled(fig, title)
 
 
@@ -53,7 +54,8 @@ def gain_map(found: pd.DataFrame, tables: list[pd.DataFrame], margin: float, tit
     """Gain of R over both controls in every cell: a panel for each axis, intervals of the whole map, every seed a dot.
 
     Args:
-        found: of :func:`decorlib.study.questions.where.gains.gains`.
+        found: of :func:`decorlib.study.questions.where.gains.gains`. Where an interval goes beyond 100 points, which no
+            accuracy does, the axis ends there.
         tables: the runs, for the seeds.
         margin: shaded, in test accuracy.
         title: the finding.
@@ -64,6 +66,8 @@ def gain_map(found: pd.DataFrame, tables: list[pd.DataFrame], margin: float, tit
     rows = math.ceil(len(axes_names) / columns)
     fig, axes = plt.subplots(rows, columns, figsize=(3.3 * columns + 0.4, 2.6 * rows + 0.9), squeeze=False, sharey=True)
     wides = [accuracies(table) for table in tables]
+    shown = found[found["minus"].isin(CONTROLS)]
+    furthest = min(100.0, 120 * float(shown[["low", "high"]].abs().max(axis=None)))
     for ax, axis in zip(axes.flat, axes_names, strict=False):
         part = found[found["axis"] == axis]
         values = list(dict.fromkeys(part["value"]))
@@ -78,20 +82,23 @@ def gain_map(found: pd.DataFrame, tables: list[pd.DataFrame], margin: float, tit
                 ax.plot([place + 0.09] * len(seeds), seeds, ".", color=style["color"], alpha=0.5, ms=4)
         ax.axhspan(-100 * margin, 100 * margin, color="black", alpha=0.12, lw=0)
         ax.axhline(0, color="black", lw=0.8)
-        labels = [textwrap.fill(str(v), 12) if axis in CREDITS else f"{v:g}" for v in values]
-        ax.set_xticks(range(len(values)), labels, fontsize="x-small", rotation=30 if axis in CREDITS else 0)
+        labels = [textwrap.fill(str(v), 12, break_long_words=False) if axis in CREDITS else f"{v:g}" for v in values]
+        ax.set_xticks(range(len(values)), labels, fontsize="x-small", rotation=35 if axis in CREDITS else 0)
         ax.set_yscale("symlog", linthresh=LINEAR)
-        ax.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=LINEAR, subs=(1, 3)))
+        ax.set_ylim(-furthest, furthest)
+        ax.yaxis.set_major_locator(FixedLocator([y for y in TICKS if abs(y) <= furthest]))
+        ax.tick_params(axis="y", labelsize="x-small")
         ax.yaxis.set_minor_locator(NullLocator())
         ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:+g}" if y else "0"))
-        ax.set_xlabel(axis)
+        ax.set_xlabel(axis, fontsize="small")
         ax.set_xlim(-0.6, len(values) - 0.4)
         ax.grid(axis="x", visible=False)
     for ax in list(axes.flat)[len(axes_names) :]:
         ax.set_visible(False)
     for row in axes:
-        row[0].set_ylabel("gain of R, points")
-    axes.flat[0].legend(fontsize="x-small", loc="best")
+        row[0].set_ylabel("gain of R, points", fontsize="small")
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    fig.legend(handles, labels, fontsize="small", loc="outside lower right", ncols=2)
     return _titled(fig, title)
 
 

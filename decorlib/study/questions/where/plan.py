@@ -15,6 +15,7 @@ ALONE, DEMEANED, NORMALISED, OURS = "alone", "demeaned, every layer", "BatchNorm
 EVERYWHERE = "R, every layer"
 CONTROLS = (DEMEANED, NORMALISED)
 KAPPA = (("kappa", 0.5),)
+UPDATES = 50  # of R in a run, about
 TUNING_SEEDS = (100, 101)  # no comparison uses them
 
 CREDIT, ANNEALED = "credit, constant rate", "credit, annealed rate"
@@ -25,19 +26,20 @@ CONDITION, NOISE = "condition of Gaussian inputs", "noise of Gaussian inputs"
 Cell = tuple[str, float | str]
 
 
-def arms(base: Experiment, update_every: int = 10, everywhere: bool = False) -> dict[str, Experiment]:
+def arms(base: Experiment, everywhere: bool = False) -> dict[str, Experiment]:
     """The arms of a cell, by name; rates are still to be chosen.
 
     R is centred and learns by the kappa rule in all layers but the first; in all layers where the inputs are Gaussian,
-    whose correlation is the question.
+    whose correlation is the question. It learns at every step, or at every n-th where a run has n times 50 steps, so
+    that a rate of R means about the same in a cell of few steps and in one of many.
 
     Args:
-        base: data, sizes, credit.
-        update_every: steps between updates of R. Default: 10.
+        base: data, sizes, credit, epochs.
         everywhere: a fifth arm, R in every layer. Default: False.
     """
     plain = base.but(rule=None, demean_inputs=True)
-    options = (("update_every", update_every), ("center", "batch"))
+    steps = (base.train_size or 50_000) // base.batch_size * base.epochs
+    options = (("update_every", max(1, int(steps // UPDATES))), ("center", "batch"))
     ours = plain.but(rule="kappa", rule_options=KAPPA, layer_options=options)
     found = {
         ALONE: plain,
@@ -119,6 +121,6 @@ def named(cell: Cell, arm: str) -> str:
     return f"{cell[0]} | {cell[1]} | {arm}"
 
 
-def all_arms(found: Mapping[Cell, Experiment], **options) -> dict[str, Experiment]:
-    """The arms of all cells under their full names, with the options of :func:`arms`."""
-    return {named(cell, arm): spec for cell, base in found.items() for arm, spec in arms(base, **options).items()}
+def all_arms(found: Mapping[Cell, Experiment], everywhere: bool = False) -> dict[str, Experiment]:
+    """The arms of all cells under their full names, ``everywhere`` as in :func:`arms`."""
+    return {named(cell, arm): spec for cell, base in found.items() for arm, spec in arms(base, everywhere).items()}
