@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from decorlib.study.experiments.feedback import DirectFeedback, FeedbackAlignment
+from decorlib.study.experiments.networks import BACKPROPAGATION
 from decorlib.study.experiments.perturbation import Perturbed
 
-BACKPROPAGATION = "backpropagation"
 #: Names of the ways, as the settings of an experiment.
 CREDITS = (
     BACKPROPAGATION,
@@ -27,7 +27,7 @@ def assign(network: nn.Module, credit: str, seed: int) -> tuple[nn.Module, Calla
     """The model to train by the ordinary trainer, and its loss: the network itself, or the network in another's hands.
 
     Args:
-        network: an MLP of :mod:`decorlib.study.experiments.networks`.
+        network: an MLP of :func:`decorlib.study.experiments.networks.build`.
         credit: one of :data:`CREDITS`.
         seed: of feedback matrices and noise, by a generator of their own.
 

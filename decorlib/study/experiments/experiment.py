@@ -19,7 +19,7 @@ from decorlib.data import datasets, inputs
 from decorlib.layers import bp_parameters, decor_parameters
 from decorlib.study.experiments import credit, labelled
 from decorlib.study.experiments.measuring import VALIDATION, evaluation
-from decorlib.study.experiments.networks import build
+from decorlib.study.experiments.networks import BACKPROPAGATION, build
 from decorlib.training.history import History
 from decorlib.training.train import train
 
@@ -81,7 +81,7 @@ class Experiment:
     model: str = "mlp"
     hidden: tuple[int, ...] = (100,)
     normalisation: str | None = None
-    credit: str = credit.BACKPROPAGATION
+    credit: str = BACKPROPAGATION
     rule: str | None = "notebook"
     rule_options: tuple[tuple[str, object], ...] = ()
     layer_options: tuple[tuple[str, object], ...] = ()
@@ -106,7 +106,7 @@ class Experiment:
             "pixels": ("all", "alive", "lively"),
             "model": ("decorrelation", "mlp", "convnet"),
             "normalisation": (None, "batch", "mean"),
-            "credit": credit.CREDITS if self.model == "mlp" else (credit.BACKPROPAGATION,),
+            "credit": credit.CREDITS if self.model == "mlp" else (BACKPROPAGATION,),
             "decorrelated": ("all", "first", "deeper"),
             "optimizer": tuple(OPTIMIZERS),
             "decor_optimizer": tuple(OPTIMIZERS),
@@ -221,7 +221,8 @@ OPTIMIZERS = {
 def run(spec: Experiment) -> dict:
     """Do the experiment and return its record: status, one row per epoch, final measurements, timings apart."""
     x, t, *held_out = kept_arrays(spec)
-    model, loss = credit.assign(build(spec, x.shape[1]), spec.credit, spec.seed)
+    network = build(spec.but(credit=BACKPROPAGATION), x.shape[1])
+    model, loss = credit.assign(network, spec.credit, spec.seed)
     batches = inputs.loader(x, t, spec.batch_size, generator=torch.Generator().manual_seed(spec.seed))
     weights = list(bp_parameters(model))
     R = list(decor_parameters(model))

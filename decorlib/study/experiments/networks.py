@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from decorlib.layers import DecorConv2d, DecorLinear, Decorrelation, centring
 from decorlib.rules.catalogue import make_rule
 
+BACKPROPAGATION = "backpropagation"
+
 
 class Demean(nn.Module):
     """Subtracts the batch mean of each feature, in evaluation the running one: what ``center="batch"`` does without R.
@@ -31,7 +33,13 @@ class Demean(nn.Module):
 
 
 def build(spec, features: int) -> nn.Module:
-    """The model; plain and decorrelated arms of one seed start from equal weights."""
+    """The model; plain and decorrelated arms of one seed start from equal weights.
+
+    Raises:
+        ValueError: credit other than backpropagation's, which needs :func:`decorlib.study.experiments.credit.assign`.
+    """
+    if spec.credit != BACKPROPAGATION:
+        raise ValueError(f"build() makes networks to backpropagate through; {spec.credit!r} is credit.assign()'s")
     torch.manual_seed(spec.seed)
     options = {} if spec.rule is None else _layer_options(spec)
     if spec.model == "decorrelation":

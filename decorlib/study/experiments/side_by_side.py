@@ -26,9 +26,8 @@ from decorlib.layers.memory import NonFiniteInput
 from decorlib.layers.models import decor_modules, decor_parameters
 from decorlib.rules.catalogue import make_rule
 from decorlib.study.experiments import experiment
-from decorlib.study.experiments.credit import BACKPROPAGATION
 from decorlib.study.experiments.experiment import OPTIMIZERS, Experiment
-from decorlib.study.experiments.networks import Demean
+from decorlib.study.experiments.networks import BACKPROPAGATION, Demean
 from decorlib.study.sweeps import runs
 from decorlib.training.guards import not_finite
 from decorlib.training.history import History, summarise

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from decorlib.layers import Decorrelation, bp_parameters, decor_modules
-from decorlib.study.experiments import credit, experiment, networks, side_by_side
+from decorlib.study.experiments import credit, experiment, flops, networks, side_by_side
 from decorlib.study.experiments.experiment import Experiment
 from decorlib.study.experiments.feedback import DirectFeedback, FeedbackAlignment
 from decorlib.study.experiments.perturbation import Perturbed
@@ -260,6 +260,15 @@ def test_feedback_and_noise_leave_the_global_generator_alone():
         model, loss = credit.assign(network, name, seed=3)
         learn(model.double(), loss, x, t)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_who_only_backpropagates_refuses_another_credit():
+    """Timings, counts and trainers of other notebooks would take it for backpropagation without a word."""
+    spec = Experiment(credit="feedback alignment", hidden=(8,))
+    with pytest.raises(ValueError, match=r"'feedback alignment' is credit.assign"):
+        networks.build(spec, 784)
+    with pytest.raises(ValueError, match="credit is 'feedback alignment'; the work of backpropagation is all"):
+        flops.experiment(spec)
 
 
 def test_what_is_not_there_is_refused():
