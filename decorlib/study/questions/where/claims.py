@@ -52,7 +52,7 @@ PLAIN = "R minus the network alone"
 
 CLAIMS = (
     Claim(AHMAD, f"{WORDS}: {FA}", "no number read", PLAIN, _gain(FA, ALONE)),
-    Claim(AHMAD, f"{WORDS}: {FA}", "compared with no BatchNorm", "R minus BatchNorm", _gain(FA, NORMALISED)),
+    Claim(AHMAD, f"{WORDS}: {FA}", "no number read", "R minus BatchNorm", _gain(FA, NORMALISED)),
     Claim(AHMAD, f"{WORDS}: {DFA}", "no number read", PLAIN, _gain(DFA, ALONE)),
     Claim(AHMAD, f"{WORDS}: {NODE}", "no number read", PLAIN, _gain(NODE, ALONE)),
     Claim(
