@@ -280,3 +280,87 @@ def convolved_patches(x, R, b_R, mean, W, b, stride, dilation, groups, span):
         rows.append(torch.cat(parts, 1))
     out = torch.stack(rows, 2).unflatten(2, count)
     return out if b is None else out + b.reshape(-1, *[1] * len(count))
+
+
+# ------------------------------------------------------------------------------- credit: which weight is to blame
+
+
+def leaky(a):
+    """max(a, a/100), entry by entry."""
+    return torch.stack([v if v > 0 else v / 100 for v in a])
+
+
+def cross_entropy(scores, target):
+    """-log softmax(scores)[target] of one sample."""
+    return -float(scores[target]) + math.log(sum(math.exp(float(s)) for s in scores))
+
+
+def layers_of_sample(x, Rs, means, Ws, bs, added=None, shifts=None):
+    """(y_l, u_l) of one sample in an MLP: y = R (h - mean), u = W y + b, h = leaky(u); with noise where it is given.
+
+    ``added``: what is added to each u; ``shifts``: (to W, to b) of each layer.
+    """
+    passed, h = [], x
+    for depth, (R, mean, W, b) in enumerate(zip(Rs, means, Ws, bs, strict=True)):
+        y = R @ (h - mean)
+        dW, db = (0, 0) if shifts is None else shifts[depth]
+        u = (W + dW) @ y + b + db + (0 if added is None else added[depth])
+        passed.append((y, u))
+        h = leaky(u)
+    return passed
+
+
+def credit_gradients(x, targets, Rs, means, Ws, bs, backwards, direct=False):
+    """Mean over samples of delta y' and of delta; the error goes back through ``backwards`` instead of the Ws.
+
+    delta of the last layer is softmax - one-hot. Below, h of layer l gets R' B' delta of the layer above, or B_l' e, e
+    the error of the scores, with ``direct``. delta of a layer is that times the slope of its nonlinearity.
+    """
+    gradients = [(torch.zeros_like(W), torch.zeros_like(b)) for W, b in zip(Ws, bs, strict=True)]
+    for sample, target in zip(x, targets, strict=True):
+        passed = layers_of_sample(sample, Rs, means, Ws, bs)
+        scores = passed[-1][1]
+        error = torch.tensor([math.exp(float(s)) for s in scores], dtype=x.dtype)
+        error = error / error.sum()
+        error[target] -= 1
+        delta = error
+        for depth in reversed(range(len(Ws))):
+            y, u = passed[depth]
+            if depth < len(Ws) - 1:
+                above = depth + 1
+                back = backwards[depth].T @ error if direct else Rs[above].T @ (backwards[above].T @ delta)
+                delta = torch.stack([b if v > 0 else b / 100 for b, v in zip(back, u, strict=True)])
+            gradients[depth][0].add_(torch.outer(delta, y) / len(x))
+            gradients[depth][1].add_(delta / len(x))
+    return gradients
+
+
+def node_estimate(x, targets, Rs, means, Ws, bs, noise, sigma, activity=False):
+    """Mean over samples of (L~ - L) eps y' / sigma; with ``activity`` of N (L~ - L) Du y' / |Du|^2, over all layers."""
+    estimates = [(torch.zeros_like(W), torch.zeros_like(b)) for W, b in zip(Ws, bs, strict=True)]
+    for i, (sample, target) in enumerate(zip(x, targets, strict=True)):
+        clean = layers_of_sample(sample, Rs, means, Ws, bs)
+        noisy = layers_of_sample(sample, Rs, means, Ws, bs, added=[sigma * eps[i] for eps in noise])
+        rise = cross_entropy(noisy[-1][1], target) - cross_entropy(clean[-1][1], target)
+        changes = [b[1] - a[1] for a, b in zip(clean, noisy, strict=True)]
+        length, nodes = sum(float(d @ d) for d in changes), sum(len(d) for d in changes)
+        for depth, (y, _) in enumerate(clean):
+            signal = nodes * rise * changes[depth] / length if activity else rise * noise[depth][i] / sigma
+            estimates[depth][0].add_(torch.outer(signal, y) / len(x))
+            estimates[depth][1].add_(signal / len(x))
+    return estimates
+
+
+def weight_estimate(x, targets, Rs, means, Ws, bs, draws, sigma):
+    """Mean over samples of (L~ - L) Xi / sigma; ``draws``: (Xi, xi) of the weights and biases, layer by sample."""
+    estimates = [(torch.zeros_like(W), torch.zeros_like(b)) for W, b in zip(Ws, bs, strict=True)]
+    for i, (sample, target) in enumerate(zip(x, targets, strict=True)):
+        mine = [(Xi[i], xi[i]) for Xi, xi in draws]
+        clean = layers_of_sample(sample, Rs, means, Ws, bs)[-1][1]
+        shifts = [(sigma * Xi, sigma * xi) for Xi, xi in mine]
+        noisy = layers_of_sample(sample, Rs, means, Ws, bs, shifts=shifts)[-1][1]
+        rise = cross_entropy(noisy, target) - cross_entropy(clean, target)
+        for (to_W, to_b), (Xi, xi) in zip(estimates, mine, strict=True):
+            to_W.add_(rise * Xi / sigma / len(x))
+            to_b.add_(rise * xi / sigma / len(x))
+    return estimates

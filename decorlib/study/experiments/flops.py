@@ -53,7 +53,15 @@ def mlp(rule: Rule | None, batch: int, widths: Sequence[int], update_every: int 
 
 
 def experiment(spec, features: int = 784) -> Flops:
-    """One training step of an :class:`~decorlib.study.experiments.experiment.Experiment`."""
+    """One training step of an :class:`~decorlib.study.experiments.experiment.Experiment` by backpropagation.
+
+    Raises:
+        ValueError: another credit, whose passes are not counted here.
+    """
+    if spec.credit != networks.BACKPROPAGATION:
+        raise ValueError(
+            f"credit is {spec.credit!r}; the work of {networks.BACKPROPAGATION} is all that is counted here"
+        )
     rule = None if spec.rule is None else make_rule(spec.rule, **dict(spec.rule_options))
     options = dict(spec.layer_options)
     every, fraction = options.get("update_every", 1), options.get("fraction", 1.0)

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from decorlib.layers import DecorConv2d, DecorLinear, Decorrelation, centring
 from decorlib.rules.catalogue import make_rule
 
+BACKPROPAGATION = "backpropagation"
+
 
 class Demean(nn.Module):
     """Subtracts the batch mean of each feature, in evaluation the running one: what ``center="batch"`` does without R.
@@ -31,7 +33,13 @@ class Demean(nn.Module):
 
 
 def build(spec, features: int) -> nn.Module:
-    """The model; plain and decorrelated arms of one seed start from equal weights."""
+    """The model; plain and decorrelated arms of one seed start from equal weights.
+
+    Raises:
+        ValueError: credit other than backpropagation's, which needs :func:`decorlib.study.experiments.credit.assign`.
+    """
+    if spec.credit != BACKPROPAGATION:
+        raise ValueError(f"build() makes networks to backpropagate through; {spec.credit!r} is credit.assign()'s")
     torch.manual_seed(spec.seed)
     options = {} if spec.rule is None else _layer_options(spec)
     if spec.model == "decorrelation":
@@ -64,6 +72,25 @@ def shapes(spec, features: int = 784) -> list[tuple[int, int, int, int, int]]:
 def decorrelates(spec, depth: int) -> bool:
     """Whether the layer of that depth, counted from 0, has an R."""
     return spec.rule is not None and {"all": True, "first": depth == 0, "deeper": depth > 0}[spec.decorrelated]
+
+
+def blocks(network: nn.Sequential) -> list[list[nn.Module]]:
+    """The layers of an MLP: for each the modules that it is made of, in order, its nonlinearity last.
+
+    A decorrelated linear layer is two of them: its R, and itself, which stands for its weights alone.
+    """
+    found: list[list[nn.Module]] = [[]]
+    for module in network:
+        found[-1] += [module.decorrelation, module] if isinstance(module, DecorLinear) else [module]
+        if isinstance(module, nn.LeakyReLU):
+            found.append([])
+    return found
+
+
+def linear_of(block: list[nn.Module]) -> nn.Linear:
+    """The one module of a layer that holds its weights."""
+    (layer,) = (module for module in block if isinstance(module, nn.Linear))
+    return layer
 
 
 def _mlp(spec, features: int, options: dict) -> nn.Sequential:

@@ -1,0 +1,133 @@
+"""From runs to gains: accuracies by cell, arm and seed; R minus each control with its interval; what follows in words.
+
+A run that diverged can tell nothing: it counts with the accuracy of a guess, and is counted. None is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+import pandas as pd
+
+from decorlib.study.evidence.stats import Interval, decide, paired, simultaneous
+from decorlib.study.experiments.arms import by_seed
+from decorlib.study.questions.where.plan import ALONE, CONTROLS, CREDITS, OURS, Cell, named
+
+GUESS = 0.1  # of ten classes
+
+
+def accuracies(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per seed, columns (cell, arm) as named by :func:`plan.named`; a diverged run has a guess's accuracy."""
+    return by_seed(table, "test_accuracy").fillna(GUESS)
+
+
+def of_cells(wide: pd.DataFrame) -> list[Cell]:
+    """The cells of a table of accuracies, in their order; values that are numbers are numbers."""
+    parts = (name.split(" | ") for name in wide)
+    return list(dict.fromkeys((axis, _number(value)) for axis, value, _ in parts))
+
+
+def _number(text: str) -> float | int | str:
+    try:
+        return int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        return text
+
+
+def chosen_accuracy(tries: pd.DataFrame) -> dict[str, float]:
+    """The validation accuracy of each arm's chosen try."""
+    return tries[tries["chosen"]].set_index("arm")["test_accuracy"].to_dict()
+
+
+def gains(
+    tables: Sequence[pd.DataFrame], tries: Sequence[pd.DataFrame], ours: str = OURS, level: float = 0.95
+) -> pd.DataFrame:
+    """R minus each control, a row for each cell and control, with intervals that hold together over all cells.
+
+    Over all cells for one control, or for the better one of each cell, which test images have no part in choosing.
+
+    Args:
+        tables: of :func:`decorlib.study.experiments.arms.compare`, one for each group of cells.
+        tries: of their tuning, in the same order.
+        ours: the arm with R. Default: that in the deeper layers.
+        level: of the intervals of all cells together (Bonferroni). Default: 0.95.
+
+    Returns:
+        Columns axis, value, minus, best (whether it is the better of the two controls, by validation accuracy),
+        estimate, low, high, n, p, accuracy (mean, with R), control (mean), diverged (runs of the two arms).
+    """
+    rows: list[dict] = []
+    count = sum(len(of_cells(accuracies(table))) for table in tables)
+    for table, tried in zip(tables, tries, strict=True):
+        wide, seen = accuracies(table), chosen_accuracy(tried)
+        broke = table[table["status"] == "diverged"].groupby("arm").size()
+        for cell in of_cells(wide):
+            validated = {c: seen[named(cell, c)] for c in CONTROLS}
+            for control in (ALONE, *CONTROLS):
+                a, b = named(cell, ours), named(cell, control)
+                found = paired(wide[a].tolist(), wide[b].tolist())
+                row = {"axis": cell[0], "value": cell[1], "minus": control}
+                row["best"] = control in CONTROLS and control == max(validated, key=_of(validated))
+                means = {"accuracy": wide[a].mean(), "control": wide[b].mean()}
+                rows.append(row | asdict(found) | means | {"diverged": int(broke.get(a, 0) + broke.get(b, 0))})
+    for row in rows:
+        held = simultaneous(Interval(*(row[k] for k in ("estimate", "low", "high", "n", "p_value"))), count, level)
+        row |= {"low": held.low, "high": held.high}
+    return pd.DataFrame(rows).rename(columns={"p_value": "p"})
+
+
+def _of(validated: Mapping[str, float]):
+    # A control that diverged in tuning has no accuracy: it is never the better one.
+    return lambda name: -1.0 if pd.isna(validated[name]) else validated[name]
+
+
+def over_best(found: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the better control of each cell."""
+    return found[found["best"]].reset_index(drop=True)
+
+
+def outcome(row: Mapping, margin: float) -> str:
+    """What a row's interval says about a gain beyond the margin."""
+    interval = Interval(row["estimate"], row["low"], row["high"], int(row["n"]), row["p"])
+    return decide(interval, better="higher", margin=margin)
+
+
+def where(row: Mapping) -> str:
+    """A cell in words."""
+    if row["axis"] in CREDITS:
+        return f"{row['value']}, {row['axis'].removeprefix('credit, ')}"
+    return f"{row['axis']} {row['value']:g}"
+
+
+def told(row: Mapping) -> str:
+    """A row's gain in points, with its interval and n."""
+    low, high = 100 * row["low"], 100 * row["high"]
+    return f"{100 * row['estimate']:+.2f} points [{low:.2f}, {high:.2f}], n = {int(row['n'])}"
+
+
+def pays_most(found: pd.DataFrame, margin: float) -> str:
+    """One sentence: the cell with the largest gain over its better control, and how many cells gain at all."""
+    best = over_best(found)
+    gained = [outcome(row, margin) == "supported" for _, row in best.iterrows()]
+    top = best.loc[best["estimate"].idxmax()]
+    return (
+        f"R pays the most at {where(top)}: {told(top)} over {top['minus']}, the better control there; the gain is "
+        f"beyond {100 * margin:g} points in {sum(gained)} of {len(best)} cells."
+    )
+
+
+def do_not_use(found: pd.DataFrame, margin: float) -> str:
+    """One sentence: the cells where R is worse or no different by as much as counts, and those that are undecided."""
+    best = over_best(found)
+    by = {word: [] for word in ("harmful", "refuted", "undecided")}
+    for _, row in best.iterrows():
+        by.get(outcome(row, margin), []).append(where(row))
+    worst = best.loc[best["estimate"].idxmin()]
+    parts = [f"it is worse by more than {100 * margin:g} points ({', '.join(by['harmful'])})"] * bool(by["harmful"])
+    parts += [f"it makes no difference of {100 * margin:g} points ({', '.join(by['refuted'])})"] * bool(by["refuted"])
+    first = "Do not use it when " + " or ".join(parts) if parts else "No cell says when not to use it"
+    return (
+        f"{first}; {len(by['undecided'])} of {len(best)} cells are undecided, and the smallest gain is that at "
+        f"{where(worst)}: {told(worst)} over {worst['minus']}."
+    )
