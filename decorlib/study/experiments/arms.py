@@ -32,7 +32,7 @@ def grid(base: Experiment, **lists: Iterable) -> list[Experiment]:
 
         >>> specs = grid(Experiment(model="decorrelation"), decor_lr=[1e-5, 1e-4], seed=range(5))
     """
-    _check_fields(lists)
+    check_fields(lists)
     values = {name: list(these) for name, these in lists.items()}
     empty = [name for name, these in values.items() if not these]
     if empty:
@@ -60,7 +60,7 @@ def frame(specs: Sequence[Experiment], records: Sequence[dict], arm: Sequence[st
         | {name: record["final"].get(name) for name in finals}
         for first, record in zip(described, records, strict=True)
     ]
-    return _numeric(pd.DataFrame(rows), (*finals, "diverged_at"))
+    return numeric(pd.DataFrame(rows), (*finals, "diverged_at"))
 
 
 def curves(specs: Sequence[Experiment], records: Sequence[dict], arm: Sequence[str] | None = None) -> pd.DataFrame:
@@ -81,7 +81,7 @@ def compare(
         desc: text before the progress bar. Default: "".
         engine: ``jobs``, ``engine``, ``cache`` of :func:`decorlib.study.sweep`.
     """
-    pairs = [(name, arm.but(seed=seed)) for name, arm in arms.items() for seed in _listed(seeds)]
+    pairs = [(name, arm.but(seed=seed)) for name, arm in arms.items() for seed in listed(seeds)]
     names, specs = [name for name, _ in pairs], [spec for _, spec in pairs]
     # Runs that read the same arrays one after the other: a worker keeps those of the last two.
     order = sorted(range(len(specs)), key=lambda i: repr(preparation(specs[i])))
@@ -182,10 +182,10 @@ def tune(
     Raises:
         ValueError: arms with unequal numbers of tries, an unknown field, nothing to choose from.
     """
-    seeds = _listed(seeds)
+    seeds = listed(seeds)
     if not arms or not seeds:
         raise ValueError("nothing to tune: give at least one arm and one seed")
-    per_arm = _rates_per_arm(arms, rates)
+    per_arm = rates_per_arm(arms, rates)
     tries = {
         name: [(spec, grid(spec, seed=seeds)) for spec in grid(arm.but(split="validation"), **per_arm[name])]
         for name, arm in arms.items()
@@ -199,25 +199,25 @@ def tune(
     best, rows = {}, []
     for name, these in tries.items():
         grids = {field: list(values) for field, values in per_arm[name].items()}
-        results = [_try(name, spec, grids, [next(records) for _ in group], metric) for spec, group in these]
-        order = [_rank(row, grids, metric) for row in results]
+        results = [tried(name, spec, grids, [next(records) for _ in group], metric) for spec, group in these]
+        order = [rank(row, grids, metric) for row in results]
         winner = min(range(len(order)), key=order.__getitem__)
-        results[winner] |= {"chosen": True, "edge": _edges(results[winner], grids)}
+        results[winner] |= {"chosen": True, "edge": edges(results[winner], grids)}
         best[name] = these[winner][0].but(split="test", seed=arms[name].seed)
         rows += results
         if not quiet and results[winner]["edge"]:
             print(f"{name}: the best try is on the edge of the grid: {results[winner]['edge']}")
-    return best, _numeric(pd.DataFrame(rows), (metric, "lowest", "highest"))
+    return best, numeric(pd.DataFrame(rows), (metric, "lowest", "highest"))
 
 
 # ---------------------------------------------------------------------------------------------------------- internals
 
 
-def _listed(seeds: Iterable[int]) -> list[int]:
+def listed(seeds: Iterable[int]) -> list[int]:
     return [int(seed) for seed in seeds]
 
 
-def _check_fields(names: Iterable[str]) -> None:
+def check_fields(names: Iterable[str]) -> None:
     unknown = [name for name in names if name not in _FIELDS]
     if unknown:
         raise ValueError(f"{', '.join(unknown)}: no such field of Experiment; it has {', '.join(_FIELDS)}")
@@ -247,22 +247,22 @@ def _column(field: str, option: str) -> str:
     return f"{field.removesuffix('_options')}.{option}" if option in _FIELDS else option
 
 
-def _numeric(table: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
+def numeric(table: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
     """None in columns of numbers becomes NaN, so that they can be computed with."""
     return table.assign(**{name: pd.to_numeric(table[name]) for name in columns if name in table})
 
 
-def _rates_per_arm(arms: Mapping[str, Experiment], rates: Mapping[str, Any]) -> dict[str, dict[str, list]]:
+def rates_per_arm(arms: Mapping[str, Experiment], rates: Mapping[str, Any]) -> dict[str, dict[str, list]]:
     by_arm = bool(rates) and all(isinstance(value, Mapping) for value in rates.values())
     if by_arm and set(rates) != set(arms):
         raise ValueError(f"rates are given for {', '.join(rates)}, but the arms are {', '.join(arms)}")
     per_arm = {name: {k: list(v) for k, v in (rates[name] if by_arm else rates).items()} for name in arms}
     for these in per_arm.values():
-        _check_fields(these)
+        check_fields(these)
     return per_arm
 
 
-def _try(name: str, spec: Experiment, grids: Mapping[str, list], records: list[dict], metric: str) -> dict:
+def tried(name: str, spec: Experiment, grids: Mapping[str, list], records: list[dict], metric: str) -> dict:
     values = [record["final"].get(metric) for record in records]
     diverged = sum(record["status"] == "diverged" for record in records)
     if not diverged and None in values:
@@ -273,7 +273,7 @@ def _try(name: str, spec: Experiment, grids: Mapping[str, list], records: list[d
     return found | measured | {"diverged": diverged, "chosen": False, "edge": ""}
 
 
-def _rank(row: Mapping, grids: Mapping[str, list], metric: str) -> tuple:
+def rank(row: Mapping, grids: Mapping[str, list], metric: str) -> tuple:
     sign = -1 if metric.endswith("accuracy") else 1
     value = float("inf") if row[metric] is None else sign * row[metric]
     return row["diverged"], value, tuple(_size(row[field], values) for field, values in grids.items())
@@ -284,7 +284,7 @@ def _size(value: Any, values: list) -> float:
     return value if isinstance(value, int | float) else values.index(value)
 
 
-def _edges(row: Mapping, grids: Mapping[str, list]) -> str:
+def edges(row: Mapping, grids: Mapping[str, list]) -> str:
     found = []
     for field, values in grids.items():
         numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]

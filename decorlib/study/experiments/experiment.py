@@ -7,22 +7,23 @@ them: with the same seed they get the same digits, the same initial weights and 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
+from fractions import Fraction
 from functools import lru_cache, partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from decorlib import metrics
 from decorlib.data import datasets, inputs
-from decorlib.layers import bp_parameters, decor_modules, decor_parameters
+from decorlib.layers import bp_parameters, decor_parameters
+from decorlib.study.experiments.measuring import VALIDATION, evaluation
 from decorlib.study.experiments.networks import build
 from decorlib.training.history import History
 from decorlib.training.train import train
 
 SCHEDULES = (None, "cosine", "drop", "stop")
+SMALLEST = 64  # parts of an epoch: what epochs may be a multiple of
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Experiment:
         data: ``"mnist"`` or ``"fashion_mnist"``.
         train_size: training images, drawn by ``subset_seed``; 0: all that ``split`` leaves.
         subset_seed: which images; the 2024 notebook's are 42. None: the run's own seed.
-        split: ``"test"`` evaluates on the test set; ``"validation"`` on 10,000 training images that are not trained on.
+        split: ``"test"`` evaluates on the test set; ``"validation"`` on 10,000 training images that are not trained on;
+            ``"both"`` on those while it trains (``validation_accuracy``), and once, at the end, on the test set.
         scaling: one of :data:`decorlib.data.inputs.SCALINGS`.
         pixels: ``"all"``; ``"alive"`` drops those constant in the training images; ``"lively"`` those that differ from
             their usual value in fewer than 1% of them.
@@ -51,10 +53,12 @@ class Experiment:
         decorrelated: ``"all"`` layers, only the ``"first"``, or only the ``"deeper"`` ones.
         lr, optimizer: rate and kind of the weights' optimizer: ``"adam"``, ``"sgd"``, ``"momentum"`` (0.9).
         lr_schedule: of that rate: None, ``"cosine"`` to zero, ``"drop"`` (by 10 at half the epochs), or ``"stop"``
-            (zero from a quarter of the epochs on).
-        decor_lr, decor_optimizer, decor_schedule: the same for R.
+            (zero from a quarter of the epochs on), row by row of the record; or ``"cosine_steps"``, step by step: the
+            same however short the run is and however seldom it is measured.
+        decor_lr, decor_optimizer, decor_schedule: the same for R, but for ``"cosine_steps"``.
         max_step: bound on rate times curvature of R's steps, or None.
-        batch_size, epochs, seed: as everywhere.
+        batch_size, seed: as everywhere.
+        epochs: passes over the training images; may end within one, at a multiple of 1/64.
         evaluate_every: epochs between evaluations; 1/n: n times an epoch, each a row of its own; 0: only at the end.
         measures: ``"all"``, or only the ``"task"``: accuracy and loss, nothing about correlations.
     """
@@ -84,14 +88,14 @@ class Experiment:
     decor_schedule: str | None = None
     max_step: float | None = None
     batch_size: int = 64
-    epochs: int = 10
+    epochs: int | float = 10
     seed: int = 0
     evaluate_every: int | float = 0
     measures: str = "all"
 
     def __post_init__(self):
         allowed = {
-            "split": ("test", "validation"),
+            "split": ("test", "validation", "both"),
             "scaling": inputs.SCALINGS,
             "pixels": ("all", "alive", "lively"),
             "model": ("decorrelation", "mlp", "convnet"),
@@ -99,7 +103,7 @@ class Experiment:
             "decorrelated": ("all", "first", "deeper"),
             "optimizer": tuple(OPTIMIZERS),
             "decor_optimizer": tuple(OPTIMIZERS),
-            "lr_schedule": SCHEDULES,
+            "lr_schedule": (*SCHEDULES, "cosine_steps"),
             "decor_schedule": SCHEDULES,
             "measures": ("all", "task"),
         }
@@ -109,20 +113,25 @@ class Experiment:
         if self.model == "decorrelation" and self.rule is None:
             raise ValueError("model='decorrelation' has nothing to learn with rule=None")
         every = self.evaluate_every
-        if every < 0 or abs(every - (1 / self.parts if 0 < every < 1 else round(every))) > 1e-9:
+        if every < 0 or abs(every - (1 / round(1 / every) if 0 < every < 1 else round(every))) > 1e-9:
             raise ValueError(f"evaluate_every is {every}; allowed: a whole number of epochs, 0, or 1/n of an epoch")
+        if not (0 <= self.epochs < math.inf and (SMALLEST * self.epochs) % 1 == 0):
+            raise ValueError(f"epochs is {self.epochs}; allowed: 0 or more, a multiple of 1/{SMALLEST}")
 
     @property
     def parts(self) -> int:
-        """Rows of the record for each epoch: measurements within an epoch end a row, too."""
-        return round(1 / self.evaluate_every) if 0 < self.evaluate_every < 1 else 1
+        """Rows of the record for each epoch: measurements within an epoch, and the end of the run, end a row, too."""
+        within = round(1 / self.evaluate_every) if 0 < self.evaluate_every < 1 else 1
+        return math.lcm(within, Fraction(self.epochs).denominator)
+
+    @property
+    def passes(self) -> int:
+        """Rows of the record of the whole run."""
+        return round(self.epochs * self.parts)
 
     def but(self, **changes) -> Experiment:
         """The same experiment with some fields changed."""
         return replace(self, **changes)
-
-
-VALIDATION = 10_000
 
 
 @lru_cache(maxsize=4)
@@ -131,33 +140,39 @@ def _images(data: str) -> tuple[Tensor, ...]:
     return *inputs.tensors(load(train=True)), *inputs.tensors(load(train=False))
 
 
-def arrays(spec: Experiment) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(x, t) to train on and (x, t) to evaluate on, scaled and cleaned as the specification says."""
+def arrays(spec: Experiment) -> tuple[Tensor, ...]:
+    """(x, t) to train on and (x, t) to evaluate on, scaled and cleaned as the specification says.
+
+    With ``split="both"`` two more, of the test set, which is for after the last step.
+    """
     images, targets, test_images, test_targets = _images(spec.data)
     order = np.random.RandomState(spec.seed if spec.subset_seed is None else spec.subset_seed).permutation(len(images))
-    if spec.split == "validation":  # the last ones, so that a small training set is the same with and without it
-        held_out, order = order[-VALIDATION:], order[:-VALIDATION]
-        test_images, test_targets = images[held_out], targets[held_out]
+    held_out = [(test_images, test_targets)]
+    if spec.split != "test":  # the last ones, so that a small training set is the same with and without it
+        kept, order = order[-VALIDATION:], order[:-VALIDATION]
+        held_out = [(images[kept], targets[kept]), *(held_out if spec.split == "both" else [])]
     order = order[: spec.train_size or None]
     images, targets = images[order], targets[order]
-    x, z = (inputs.scale(part, spec.scaling, reference=images).flatten(1) for part in (images, test_images))
+    x, *zs = (
+        inputs.scale(part, spec.scaling, reference=images).flatten(1) for part in (images, *(z for z, _ in held_out))
+    )
     if spec.pixels != "all":
         keep = lively_pixels(images, at_least=1 if spec.pixels == "alive" else len(images) // 100)
-        x, z = x[:, keep], z[:, keep]
+        x, *zs = (part[:, keep] for part in (x, *zs))
     if spec.jitter:
         noise = torch.Generator().manual_seed(spec.seed)
         x = x + spec.jitter * torch.randn(x.shape, generator=noise)
     if spec.demean_inputs or spec.whiten_inputs:
         mean = x.mean(0)
-        x, z = x - mean, z - mean
+        x, *zs = (part - mean for part in (x, *zs))
     if spec.whiten_inputs:
         from decorlib.rules.moments import second_moment
         from decorlib.rules.whitening import shrink, zca
 
         # The product in float32, a fifth of the time: the shrinkage is far above what it rounds away.
         W = zca(shrink(second_moment(x).double(), spec.shrinkage)).float()
-        x, z = x @ W.T, z @ W.T
-    return x, targets, z, test_targets
+        x, *zs = (part @ W.T for part in (x, *zs))
+    return x, targets, *(part for z, (_, u) in zip(zs, held_out, strict=True) for part in (z, u))
 
 
 PREPARATION = (
@@ -171,13 +186,13 @@ def preparation(spec: Experiment) -> Experiment:
     return Experiment(**{name: getattr(spec, name) for name in PREPARATION})
 
 
-def kept_arrays(spec: Experiment) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def kept_arrays(spec: Experiment) -> tuple[Tensor, ...]:
     """:func:`arrays`, the very same tensors again where the run before asked for them: read them, do not write."""
     return _arrays_once(preparation(spec))
 
 
 @lru_cache(maxsize=2)  # 220 MB each, of all images
-def _arrays_once(spec: Experiment) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _arrays_once(spec: Experiment) -> tuple[Tensor, ...]:
     return arrays(spec)
 
 
@@ -196,7 +211,7 @@ OPTIMIZERS = {
 
 def run(spec: Experiment) -> dict:
     """Do the experiment and return its record: status, one row per epoch, final measurements, timings apart."""
-    x, t, z, u = kept_arrays(spec)
+    x, t, *held_out = kept_arrays(spec)
     model = build(spec, x.shape[1])
     batches = inputs.loader(x, t, spec.batch_size, generator=torch.Generator().manual_seed(spec.seed))
     weights = list(bp_parameters(model))
@@ -208,31 +223,16 @@ def run(spec: Experiment) -> dict:
         model,
         nn.functional.cross_entropy if weights else lambda y, _: y.new_zeros(()),
         inputs.in_parts(batches, spec.parts),
-        epochs=spec.epochs * spec.parts,
+        epochs=spec.passes,
         optimizer=optimizer,
         decor_optimizer=decor,
-        evaluate=evaluation(spec, x, t, z, u),
-        scheduler=schedule(optimizer, spec.lr_schedule, spec),
+        evaluate=evaluation(spec, x, t, *held_out),
+        scheduler=schedule(optimizer, spec.lr_schedule, spec, len(batches)),
         decor_scheduler=schedule(decor, spec.decor_schedule, spec),
         max_step=spec.max_step,
         allow_no_op=spec.decor_lr == 0,
     )
     return record(history, spec)
-
-
-def evaluation(spec: Experiment, x: Tensor, t: Tensor, z: Tensor, u: Tensor) -> Callable[[nn.Module], dict[str, float]]:
-    """What the trainer calls after each pass: :func:`measure`, where ``evaluate_every`` wants it and at the end."""
-    done, everything = 0, spec.measures == "all"
-
-    def evaluate(model: nn.Module) -> dict[str, float]:
-        nonlocal done
-        done += 1
-        last = done == spec.epochs * spec.parts
-        wanted = last or (spec.evaluate_every and done % max(1, round(spec.evaluate_every)) == 0)
-        # Of the task alone, training accuracy is wanted at the end only: it would cost as much as the test set.
-        return measure(model, x, t, z, u, everything, training=everything or last) if wanted else {}
-
-    return evaluate
 
 
 def record(history: History, spec: Experiment) -> dict:
@@ -252,44 +252,28 @@ def record(history: History, spec: Experiment) -> dict:
     }
 
 
-def schedule(optimizer: torch.optim.Optimizer | None, kind: str | None, spec: Experiment):
-    """What anneals a rate over the passes of an experiment, or None."""
-    passes = spec.epochs * spec.parts
+def schedule(optimizer: torch.optim.Optimizer | None, kind: str | None, spec: Experiment, batches: int = 0):
+    """What anneals a rate over the passes of an experiment, for the trainer to step; or None.
+
+    Args:
+        optimizer: whose rate.
+        kind: of ``lr_schedule``; ``"cosine_steps"`` is stepped by the optimizer itself, after each of its steps.
+        spec: the experiment.
+        batches: of an epoch, for ``"cosine_steps"``.
+    """
+    passes = spec.passes
     if optimizer is None or kind is None:
+        return None
+    if kind == "cosine_steps":
+        # The last pass of a run that ends within an epoch ends where inputs.in_parts ends it.
+        steps = batches * (passes // spec.parts) + batches * (passes % spec.parts) // spec.parts
+        by_step = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
+        optimizer.register_step_post_hook(lambda *_: by_step.step())
         return None
     if kind == "cosine":
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(passes, 1))
     when, factor = {"drop": (passes // 2, 0.1), "stop": (passes // 4, 0.0)}[kind]
     return torch.optim.lr_scheduler.MultiStepLR(optimizer, [max(when, 1)], gamma=factor)
-
-
-@torch.no_grad()
-def measure(
-    model: nn.Module,
-    x: Tensor,
-    t: Tensor,
-    z: Tensor,
-    u: Tensor,
-    correlations: bool = True,
-    training: bool = True,
-) -> dict[str, float]:
-    """Accuracy and loss on held-out data and on the first 10,000 training images, and what is left of correlations."""
-    found: dict[str, float] = {}
-    if any(True for _ in bp_parameters(model)):
-        sets = [("test", z, u)] + [("train", x[:VALIDATION], t[:VALIDATION])] * training
-        for name, inputs_, targets in sets:
-            outputs = torch.cat([model(part) for part in inputs_.split(2000)])
-            found[f"{name}_accuracy"] = float((outputs.argmax(1) == targets).double().mean())
-            found[f"{name}_loss"] = float(nn.functional.cross_entropy(outputs.double(), targets))
-    first = next((layer for _, layer in decor_modules(model)), None)
-    if correlations and first is not None and first.in_features == x.shape[1]:  # not a convolution's patches
-        y = first(x[:2000]).double()
-        found["correlation"] = metrics.mean_correlation(y)
-        found["cosine"] = metrics.mean_correlation(y, centred=False)
-        found["effective_rank"] = metrics.effective_rank(y)
-        found["residual_mean"] = float(y.mean(0).square().mean().sqrt())
-        found["residual_variance"] = float((y.square().mean(0) - 1).abs().mean())
-    return found
 
 
 def table(specs: list[Experiment], records: list[dict]) -> list[dict]:

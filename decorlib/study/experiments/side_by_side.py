@@ -3,7 +3,7 @@
 S models of one kind are S groups of one wide model: features of all lie next to each other, (B, S D), and each group
 has its own R, its own weights and its own batch. A small network leaves a GPU idle between its many short operations;
 this gives each of them S times the work. Weights stay the models' own parameters, so that torch's optimizers train
-them and :func:`decorlib.study.experiments.experiment.measure` reads them as it reads any model.
+them and :func:`decorlib.study.experiments.measuring.measure` reads them as it reads any model.
 """
 
 from __future__ import annotations
@@ -247,12 +247,11 @@ def _train(specs: list[Experiment], device: torch.device) -> list[dict] | None:
     """The records, or None where a run diverged or an R stood still: such runs speak for themselves."""
     data = [[part.to(device) for part in experiment.arrays(spec)] for spec in specs]
     models = [experiment.build(spec, x.shape[1]).to(device) for spec, (x, *_) in zip(specs, data, strict=True)]
-    batches = [
-        inputs.in_parts(
-            inputs.loader(x, t, spec.batch_size, generator=torch.Generator().manual_seed(spec.seed)), spec.parts
-        )
+    loaders = [
+        inputs.loader(x, t, spec.batch_size, generator=torch.Generator().manual_seed(spec.seed))
         for spec, (x, t, *_) in zip(specs, data, strict=True)
     ]
+    batches = [inputs.in_parts(loader, spec.parts) for loader, spec in zip(loaders, specs, strict=True)]
     wide, forward = _beside(models)
     R = [list(decor_parameters(model)) for model in models]
     decor = [OPTIMIZERS["sgd"](own, lr=spec.decor_lr) if own else None for own, spec in zip(R, specs, strict=True)]
@@ -260,7 +259,7 @@ def _train(specs: list[Experiment], device: torch.device) -> list[dict] | None:
     weights = [list(experiment.bp_parameters(model)) for model in models]
     groups = [{"params": own, "lr": spec.lr} for own, spec in zip(weights, specs, strict=True)]
     optimizer = OPTIMIZERS[specs[0].optimizer](groups, lr=specs[0].lr) if weights[0] else None
-    annealing = experiment.schedule(optimizer, specs[0].lr_schedule, specs[0])
+    annealing = experiment.schedule(optimizer, specs[0].lr_schedule, specs[0], len(loaders[0]))
     before = {name: layer.weight.detach().clone() for name, layer in wide.items()}
     evaluations = [experiment.evaluation(spec, *own) for spec, own in zip(specs, data, strict=True)]
     histories = [History() for _ in specs]
@@ -273,7 +272,7 @@ def _train(specs: list[Experiment], device: torch.device) -> list[dict] | None:
         scores = out.unflatten(1, (len(specs), -1)).flatten(0, 1)
         return F.cross_entropy(scores, t.flatten(), reduction="none").view_as(t).mean(0)
 
-    for epoch in range(1, specs[0].epochs * specs[0].parts + 1):
+    for epoch in range(1, specs[0].passes + 1):
         start = time.perf_counter()
         rates = torch.tensor([o.param_groups[0]["lr"] for o in decor], device=device) if wide else None
         losses, decor_losses = one_pass(

@@ -1,12 +1,13 @@
 """Experiments: what runs share, they share rightly."""
 
+import math
 from dataclasses import fields
 
 import pytest
 import torch
 
 from decorlib import Decorrelation
-from decorlib.study.experiments import experiment, networks
+from decorlib.study.experiments import experiment, measuring, networks
 from decorlib.study.experiments.experiment import Experiment
 
 
@@ -132,3 +133,74 @@ def test_demean_is_the_centring_of_a_layer_whose_r_stands_still():
     ]
     a, b = (experiment.run(spec)["final"] for spec in runs)
     assert a["test_loss"] == pytest.approx(b["test_loss"], rel=1e-5)
+
+
+def test_a_run_may_end_within_an_epoch():
+    """A quarter of an epoch of 20 batches is their first five; rows fall on measurements and on the end."""
+    spec = Experiment(train_size=20 * 64, hidden=(8,), rule=None, evaluate_every=0.5, measures="task")
+    long, short = experiment.run(spec.but(epochs=2)), experiment.run(spec.but(epochs=1.25))
+    assert [row["epoch"] for row in short["epochs"]] == [0.25, 0.5, 0.75, 1, 1.25]
+    assert [("test_accuracy" in row) for row in short["epochs"]] == [False, True, False, True, True]
+    assert [row["batches"] for row in short["epochs"]] == [5] * 5
+    assert short["epochs"][3]["test_loss"] == long["epochs"][1]["test_loss"]
+    only_end = experiment.run(spec.but(epochs=1.25, evaluate_every=0))
+    assert only_end["final"]["test_loss"] == short["final"]["test_loss"]
+    assert [("test_accuracy" in row) for row in only_end["epochs"]] == [False] * 4 + [True]
+    whole = [
+        row["epoch"] for row in experiment.run(spec.but(epochs=2.5, evaluate_every=1))["epochs"] if "test_loss" in row
+    ]
+    assert whole == [1, 2, 2.5]
+
+
+@pytest.mark.parametrize("epochs", [-1, 0.3, 1 / 128, float("inf")])
+def test_epochs_that_end_between_parts_are_refused(epochs):
+    with pytest.raises(ValueError, match=r"epochs is .*multiple of 1/64"):
+        Experiment(epochs=epochs)
+
+
+def test_validation_images_give_the_curve_and_the_test_set_is_read_once(monkeypatch):
+    """Every pass over the held-out images is watched; the test set's only one is after the last step."""
+    spec = Experiment(
+        train_size=640, epochs=2, hidden=(8,), rule=None, split="both", evaluate_every=0.5, measures="task"
+    )
+    *_, z, u = experiment.kept_arrays(spec)
+    read, plain = [], measuring.on_task
+
+    def watched(model, name, images, targets):
+        read.append((name, images is z and targets is u))
+        return plain(model, name, images, targets)
+
+    monkeypatch.setattr(measuring, "on_task", watched)
+    found = experiment.run(spec)
+    assert read == [("validation", False)] * 4 + [("train", False), ("test", True)]
+    assert [sorted(name for name in row if name.endswith("accuracy")) for row in found["epochs"]] == [
+        *[["validation_accuracy"]] * 3,
+        ["test_accuracy", "train_accuracy", "validation_accuracy"],
+    ]
+    # Where else the two come from: runs of the same training, measured on one of the sets.
+    validated = experiment.run(spec.but(split="validation"))
+    assert [row["validation_loss"] for row in found["epochs"]] == [row["test_loss"] for row in validated["epochs"]]
+    images, *_ = experiment.arrays(spec.but(split="test"))
+    assert torch.equal(images, experiment.arrays(spec)[0])  # of a small training set; else the 10,000 are left out
+    assert found["final"]["test_loss"] == experiment.run(spec.but(split="test"))["final"]["test_loss"]
+    assert torch.equal(u, experiment.arrays(spec.but(split="test"))[3])
+
+
+def test_a_cosine_by_steps_is_the_formula_whatever_is_measured():
+    spec = Experiment(
+        train_size=640, epochs=1.5, hidden=(8,), rule=None, lr=0.1, optimizer="sgd", lr_schedule="cosine_steps"
+    )
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    assert experiment.schedule(optimizer, "cosine_steps", spec, batches=10) is None
+    rates = []
+    for _ in range(15):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+    expected = [0.05 * (1 + math.cos(math.pi * k / 15)) for k in range(15)]
+    assert rates == pytest.approx(expected)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
+    seldom, often = (experiment.run(spec.but(evaluate_every=e))["final"]["test_loss"] for e in (0, 0.25))
+    assert seldom == often
+    assert seldom != experiment.run(spec.but(lr_schedule=None))["final"]["test_loss"]
+    with pytest.raises(ValueError, match="decor_schedule is 'cosine_steps'"):
+        Experiment(decor_schedule="cosine_steps")

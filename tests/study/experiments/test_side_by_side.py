@@ -27,6 +27,7 @@ KINDS = {
     "plain, demeaned": {"rule": None, "rule_options": (), "normalisation": "mean", "optimizer": "sgd", "lr": 0.1},
     "weights annealed": {"lr_schedule": "cosine", "decor_schedule": "stop", "epochs": 4},
     "measured within epochs": {"evaluate_every": 0.5},
+    "annealed by steps, ends within an epoch": {"lr_schedule": "cosine_steps", "epochs": 1.5, "split": "both"},
 }
 
 

@@ -21,8 +21,9 @@ from decorlib.data import inputs
 from decorlib.layers import bp_parameters, decor_modules, decor_parameters
 from decorlib.layers.memory import NonFiniteInput
 from decorlib.rules.rules import SeedRule
-from decorlib.study.experiments.experiment import Experiment, arrays, build, measure
+from decorlib.study.experiments.experiment import Experiment, arrays, build
 from decorlib.study.experiments.gaussians import step
+from decorlib.study.experiments.measuring import measure
 from decorlib.study.sweeps.runs import sweep
 
 ORDERS = ("as in 2024", "update before step", "gradient not cleared", "own optimizers")
