@@ -109,6 +109,8 @@ def find(record: Record, entry: dict) -> Interval | None:
     for row in frame.itertuples(index=False):
         if re.fullmatch(entry["row"], str(row[0])):
             told = dict(zip(frame.columns, row, strict=True))
+            if pd.isna(told["estimate"]):  # every pair of runs had one that diverged
+                return None
             return Interval(told["estimate"], told["low"], told["high"], int(told["n"]), told["p"])
     return None
 
