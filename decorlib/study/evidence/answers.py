@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 
 from decorlib._io.files import written_atomically
-from decorlib.study.evidence import shared
+from decorlib.study.evidence import opening, shared
 from decorlib.study.evidence.provenance import ROOT
 from decorlib.study.evidence.records import Record
 from decorlib.study.evidence.shared import Shared
@@ -23,12 +23,6 @@ START = re.compile(r"(<!-- answers:[^\n]*-->\n).*?(<!-- /answers -->)", re.S)
 OPENING = re.compile(r"(<!-- opening:[^\n]*-->\n).*?(<!-- /opening -->)", re.S)
 CAME_OUT = re.compile(r"\n*<!-- came out:[^\n]*-->\n.*?<!-- /came out -->", re.S)
 OTHERWISE = "; other runs say otherwise, see below"
-GROUPS = {  # in the order in which they are told
-    "harmful": "worse than",
-    "refuted": "no different, by as much as counts, from",
-    "undecided": "undecided against",
-    "supported": "better than",
-}
 
 
 def answered(records: dict[str, Record]) -> list[tuple[str, Answer]]:
@@ -84,10 +78,11 @@ def outcome(answer: Answer) -> str:
 
 def effect(answer: Answer) -> str:
     """Estimate with its simultaneous interval and n; a number that was not estimated over seeds stands alone."""
-    verdict, found = answer.verdict, answer.interval
-    if found.low == found.high:
-        return f"{found.estimate:.2g} {verdict.unit}"
-    return f"{found.estimate:.2g} {verdict.unit} [{found.low:.2g}, {found.high:.2g}], n = {found.n}"
+    verdict, n = answer.verdict, answer.interval.n
+    estimate, low, high = verdict.told(answer.interval)
+    if low == high:
+        return f"{estimate:.2g} {verdict.unit}"
+    return f"{estimate:.2g} {verdict.unit} [{low:.2g}, {high:.2g}], n = {n}"
 
 
 def probability(p: float | None) -> str:
@@ -136,44 +131,14 @@ def failed_run(records: dict[str, Record]) -> str:
 
 
 def plain(records: dict[str, Record], root: Path = ROOT, escaped: Callable[[str], str] = str) -> str:
-    """Does it help, over what, when not? One paragraph, the least flattering comparisons first; empty without them.
+    """Does it help, over what, when not? One paragraph, the least favourable comparison first; empty without records.
 
-    Each comparison stands once: where the longer study made it too, the less favourable of the two.
+    Args:
+        records: by notebook.
+        root: the clone.
+        escaped: text of records made safe for the page that it is for. Default: as it is
     """
-    found: dict[str, Shared] = {}
-    for one in shared.read(records, root):
-        if one.gain and (one.gain not in found or one.interval.estimate < found[one.gain].interval.estimate):
-            found[one.gain] = one
-    if not found:
-        return ""
-    groups = []
-    for name, words in GROUPS.items():
-        among = sorted((one for one in found.values() if one.outcome == name), key=lambda one: one.interval.estimate)
-        if among:
-            groups.append(f"**{words}** " + "; ".join(escaped(f"{one.gain}: {one.numbers}") for one in among))
-    margins = " or ".join(f"{100 * margin:g}" for margin in sorted({one.margin for one in found.values()}))
-    head = "**Does decorrelation help?** Test accuracy of a network with a learned R, minus that of a network without, "
-    head += "both tuned, as many seconds each; least flattering first, of two studies the less favourable. It is "
-    tail = f"Intervals are 95%, each by itself; {margins} points (MLP, ConvNet) are what counts."
-    told = [head + ", and it is ".join(groups) + ".", escaped(seconds(records)), tail]
-    return " ".join(part for part in told if part)
-
-
-def seconds(records: dict[str, Record]) -> str:
-    """Time to backpropagation's best accuracy, of the fastest arm without R and of the claim's, as one sentence."""
-    record = records.get("07")
-    if record is None or "time to accuracy" not in record.tables:
-        return ""
-    frame = record.frame("time to accuracy").set_index("arm")["of seconds"].astype(float)
-    ours = "kappa, deeper layers"
-    others = [arm for arm in frame.index if not re.search("kappa|rule|exact|^backpropagation", arm)]
-    if ours not in frame.index or not others:
-        return ""
-    other = frame[others].idxmin()
-    return (
-        f"To the best accuracy of plain backpropagation (background at -2), {other} needs {frame[other]:.2f} of its "
-        f"seconds, R in the deeper layers {frame[ours]:.2f}."
-    )
+    return opening.paragraph(records, root, escaped)
 
 
 def in_readme(records: dict[str, Record], text: str, notebooks: Path = ROOT / "notebooks") -> str:

@@ -7,6 +7,7 @@ table of ``docs/history.md``. A study that changes its question after it has see
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from dataclasses import dataclass
@@ -84,7 +85,9 @@ def rows(number: str, history: list[Version]) -> list[list[str]]:
 
 
 def _numbers(verdict: dict) -> str:
-    return f"{verdict['estimate']:.3g} [{verdict['low']:.3g}, {verdict['high']:.3g}], n = {verdict['n']}"
+    told = math.exp if verdict.get("ratio") else float
+    estimate, low, high = (told(verdict[name]) for name in ("estimate", "low", "high"))
+    return f"{estimate:.3g} [{low:.3g}, {high:.3g}], n = {verdict['n']}"
 
 
 def table(root: Path = ROOT, revision: str = "HEAD") -> str:

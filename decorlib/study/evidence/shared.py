@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import yaml
 
 from decorlib.study.evidence.provenance import ROOT
@@ -30,7 +31,7 @@ class Shared:
         interval: 95 %, of this comparison alone.
         margin: smallest effect that counts.
         unit: "" for test accuracy, which is told in points.
-        gain: the control, for those that say whether there is a gain; "" for others.
+        verdict: of the longer study, where the comparison is the same claim there; it then says outcome and numbers.
     """
 
     hypothesis: str
@@ -40,17 +41,21 @@ class Shared:
     interval: Interval
     margin: float
     unit: str
-    gain: str
+    verdict: Verdict | None = None
 
     @property
     def outcome(self) -> Outcome:
         """By its own 95 % interval."""
+        if self.verdict is not None:
+            return self.verdict.outcome
         return decide(self.interval, better="higher", margin=self.margin)
 
     @property
     def numbers(self) -> str:
         """Estimate, interval and n; accuracies in points."""
         found = self.interval
+        if self.verdict is not None and self.verdict.ratio:
+            return self.verdict.numbers
         if self.unit:
             return f"{found.estimate:.2g} {self.unit} [{found.low:.2g}, {found.high:.2g}], n = {found.n}"
         return points(found)
@@ -87,7 +92,7 @@ def read(records: dict[str, Record], root: Path = ROOT) -> list[Shared]:
                     continue
                 interval = find(record, entry)
                 if interval is not None:
-                    about = (entry["what"], interval, entry["margin"], entry.get("unit", ""), entry.get("gain", ""))
+                    about = (entry["what"], interval, entry["margin"], entry.get("unit", ""), _verdict(record, entry))
                     found.append(Shared(hypothesis, record.notebook, where, *about))
     return found
 
@@ -103,11 +108,10 @@ def _processor(record: Record) -> str:
 def find(record: Record, entry: dict) -> Interval | None:
     """The numbers of one entry of the registry in a record; None where it does not have them."""
     if "verdict" in entry:
-        return next(
-            (Verdict.from_dict(v).interval for v in record.verdicts if v["hypothesis"] == entry["verdict"]), None
-        )
+        verdict = _verdict(record, entry)
+        return None if verdict is None else verdict.interval
     if "arms" in entry:
-        ended = by_arm(record) if "cost" in record.tables else {}
+        ended = by_arm(record, entry["where"]) if "endings" in record.tables else {}
         pair = [ended.get(arm) for arm in entry["arms"]]
         return None if None in pair or any(x is None for arm in pair for x in arm) else paired(*pair)
     if entry["table"] not in record.tables:
@@ -116,12 +120,19 @@ def find(record: Record, entry: dict) -> Interval | None:
     for row in frame.itertuples(index=False):
         if re.fullmatch(entry["row"], str(row[0])):
             told = dict(zip(frame.columns, row, strict=True))
+            if pd.isna(told["estimate"]):  # every pair of runs had one that diverged
+                return None
             return Interval(told["estimate"], told["low"], told["high"], int(told["n"]), told["p"])
     return None
 
 
-def by_arm(record: Record, value: str = "test_accuracy") -> dict[str, list[float | None]]:
-    """What each arm's runs ended with, by seed: runs are stored in the order of the table ``cost``, seed by seed."""
-    arms, seeds, runs = record.frame("cost")["arm"], record.parameters["seeds"], record.load_runs()
-    ended = [run["final"].get(value) for run in runs]
-    return {arm: ended[i * seeds : (i + 1) * seeds] for i, arm in enumerate(arms)}
+def _verdict(record: Record, entry: dict) -> Verdict | None:
+    about = entry.get("verdict")
+    return next((Verdict.from_dict(v) for v in record.verdicts if v["hypothesis"] == about), None)
+
+
+def by_arm(record: Record, where: str, value: str = "test_accuracy") -> dict[str, list[float | None]]:
+    """What each arm's runs ended with, by seed: of the lines of the table ``endings`` with that ``where``."""
+    frame = record.frame("endings")
+    own = frame[frame["where"] == where].sort_values("seed")
+    return {arm: [None if pd.isna(x) else x for x in part[value]] for arm, part in own.groupby("arm", sort=False)}

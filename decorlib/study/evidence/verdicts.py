@@ -39,6 +39,8 @@ class Verdict:
         control: what it is compared with. Default: "".
         tolerance: largest absolute change of estimate, low and high with which another run agrees. Default: ``None``,
             a quarter of the margin; where that is 0, a quarter of the interval's width.
+        ratio: estimate, low, high, margin and tolerance are natural logarithms of ratios, which are what is told.
+            Default: ``False``.
 
     Raises:
         ValueError: naming the field and what it may hold; also an estimate outside its interval.
@@ -63,6 +65,7 @@ class Verdict:
     schedule: str = ""
     control: str = ""
     tolerance: float | None = None
+    ratio: bool = False
 
     def __post_init__(self):
         for name in ("hypothesis", "claim", "criterion"):
@@ -114,7 +117,7 @@ class Verdict:
             explains_failed_run: answer to question (a). Default: None.
             evidence: what that rests on. Default: "".
             remedy: what helps. Default: "".
-            about: scale, schedule, control, tolerance.
+            about: scale, schedule, control, tolerance, ratio.
         """
         return cls(
             **{**asdict(interval), "p_value": beyond(interval, better=better, margin=margin)},
@@ -138,7 +141,7 @@ class Verdict:
         Raises:
             ValueError: fields are missing or unknown.
         """
-        content = _of_format_1(content) if "cure" in content else content
+        content = {"ratio": False, **(_of_format_1(content) if "cure" in content else content)}
         names = {field.name for field in fields(cls)}
         if names != set(content):
             missing, unknown = sorted(names - set(content)), sorted(set(content) - names)
@@ -164,7 +167,13 @@ class Verdict:
         """Estimate, interval, n and p-value in one short string, for a table or a sentence."""
         unit = f" {self.unit}" if self.unit else ""
         p = "" if self.p_value is None else f", p {'< 0.001' if self.p_value < 0.001 else f'= {self.p_value:.2g}'}"
-        return f"{self.estimate:.3g}{unit} [{self.low:.3g}, {self.high:.3g}], n = {self.n}{p}"
+        estimate, low, high = self.told(self.interval)
+        return f"{estimate:.3g}{unit} [{low:.3g}, {high:.3g}], n = {self.n}{p}"
+
+    def told(self, interval: Interval) -> tuple[float, float, float]:
+        """Estimate, low and high of an interval of this verdict as they are told: of logarithms, the ratios."""
+        numbers = interval.estimate, interval.low, interval.high
+        return tuple(map(math.exp, numbers)) if self.ratio else numbers
 
     def __str__(self) -> str:
         return f"{self.hypothesis}: {self.outcome} ({self.numbers})"

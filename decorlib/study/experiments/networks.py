@@ -16,7 +16,9 @@ BACKPROPAGATION = "backpropagation"
 class Demean(nn.Module):
     """Subtracts the batch mean of each feature, in evaluation the running one: what ``center="batch"`` does without R.
 
-    Shape: (B, D) -> (B, D).
+    Of an image's channels, the mean over batch and positions, as BatchNorm's.
+
+    Shape: (B, D) -> (B, D), or (B, C, H, W) -> (B, C, H, W).
     """
 
     def __init__(self, features: int, momentum: float = 0.1):
@@ -25,11 +27,11 @@ class Demean(nn.Module):
         self.register_buffer("running_mean", torch.zeros(features))
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return x - self.running_mean
-        mean = x.mean(0)
-        centring.follow(self.running_mean, mean, self.momentum)
-        return x - mean
+        mean = self.running_mean
+        if self.training:
+            mean = x.mean([0, *range(2, x.dim())])
+            centring.follow(self.running_mean, mean, self.momentum)
+        return x - mean.view(-1, *[1] * (x.dim() - 2))
 
 
 def build(spec, features: int) -> nn.Module:
@@ -111,9 +113,11 @@ def _convnet(spec, options: dict) -> nn.Sequential:
     for depth, (C, M) in enumerate(CONVNET):
         geometry = {"kernel_size": 3, "stride": 2, "padding": 1}
         has_R = decorrelates(spec, depth)
+        layers += [Demean(C)] if spec.normalisation == "mean" and depth > 0 else []
         layers.append(DecorConv2d(C, M, **geometry, **options) if has_R else nn.Conv2d(C, M, **geometry))
         layers += [nn.BatchNorm2d(M)] if spec.normalisation == "batch" else []
         layers.append(nn.LeakyReLU())
     linear = {k: v for k, v in options.items() if k != "span"}
     last = DecorLinear(512, 10, **linear) if decorrelates(spec, 3) else nn.Linear(512, 10)
-    return nn.Sequential(*layers, nn.Flatten(), last)
+    between = [nn.Flatten(), *([Demean(512)] if spec.normalisation == "mean" else [])]
+    return nn.Sequential(*layers, *between, last)

@@ -78,7 +78,7 @@ def test_the_headline_of_06_halved(committed, edited):
     assert compare.compare(committed, edited).outside
 
 
-@pytest.mark.parametrize("table", ["ablation", "ConvNet", "further settings", "time to accuracy", "time to levels"])
+@pytest.mark.parametrize("table", ["protocol", "endings", "arms", "time to levels", "cost"])
 def test_the_tables_of_07_wrecked(committed, edited, table):
     rows = edited["07"].tables[table]["rows"]
     for row in rows:
@@ -96,9 +96,9 @@ def test_the_sentences_of_07_replaced(committed, edited):
 
 
 def test_the_gain_in_time_missed_ten_fold(committed, edited):
-    rows, j = column(edited["07"], "time to accuracy", "of epochs")
+    rows, j = column(edited["07"], "time to levels", "estimate")
     for row in rows:
-        row[j] = str(10 * float(row[j]))
+        row[j] = None if row[j] is None else 10 * row[j]
     assert compare.compare(committed, edited).outside
 
 

@@ -47,23 +47,15 @@ def test_every_entry_of_the_registry_is_found_in_some_record(records):
             assert any(shared.find(record, entry) for record in among), entry
 
 
-def test_runs_are_lined_up_with_their_arms(records):
-    """What the stored runs give for an arm is what the notebook's own table of differences says."""
-    ended = shared.by_arm(records["07"])
-    table = records["07"].frame("ablation").set_index("effect")
-    for effect, arm in {"decorrelation": "kappa", "demeaning": "demeaned"}.items():
-        found = paired(ended[arm], ended["backpropagation"])
-        assert found.estimate == pytest.approx(table.loc[effect, "estimate"])
-
-
-def test_the_opening_tells_the_least_flattering_first(records, drawn):
-    text = answers.plain(records)
-    gains = [one for one in drawn if one.gain]
-    worst = min(gains, key=lambda one: (list(answers.GROUPS).index(one.outcome), one.interval.estimate))
-    first = text.index(worst.numbers)
-    assert all(text.index(one.numbers) >= first for one in gains if one.numbers in text)
-    assert {one.gain for one in gains if f"{one.gain}: " in text} == {one.gain for one in gains}
-    assert answers.plain({}, ROOT / "nowhere") == ""
+def test_endings_are_those_of_the_rows_of_the_protocol(records):
+    """What the stored endings give for an arm minus a control is what the record's own table of differences says."""
+    table = records["07"].frame("protocol")
+    assert len(table)
+    for row in table.dropna(subset=["estimate"]).to_dict("records"):
+        where = row["comparison"].split(": minus ")[0]
+        ended = shared.by_arm(records["07"], where)
+        pairs = [p for p in zip(ended[row["arm"]], ended[row["control"]], strict=True) if None not in p]
+        assert paired(*zip(*pairs, strict=True)).estimate == pytest.approx(row["estimate"]), row["comparison"]
 
 
 def test_what_hangs_on_the_processor_is_told_for_each(records, drawn):

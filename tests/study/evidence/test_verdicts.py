@@ -6,6 +6,7 @@ import math
 import pytest
 import scipy.stats
 
+from decorlib.study.evidence import answers
 from decorlib.study.evidence.stats import interval, paired
 from decorlib.study.evidence.verdicts import Verdict, family
 
@@ -29,6 +30,7 @@ FIELDS = {
     "schedule": "constant",
     "control": "the corrected rule",
     "tolerance": None,
+    "ratio": False,
 }
 
 
@@ -160,3 +162,20 @@ def test_the_tolerance_of_another_run_is_below_the_margin():
     bound = of(SEVEN, margin=0.0)
     assert bound.agrees_within == (bound.high - bound.low) / 4
     assert Verdict(**{**FIELDS, "tolerance": 0.3}).agrees_within == 0.3
+
+
+def test_a_ratio_is_decided_in_logarithms_and_told_as_a_ratio():
+    """Seconds to a level over a control's: 0.5 and 0.6 of them, twice; a factor of 1.25 is what counts."""
+    found = paired([math.log(x) for x in (0.5, 0.6, 0.5, 0.6)], [0.0] * 4)
+    about = {"hypothesis": "time", "claim": "c", "criterion": "d", "unit": "of the seconds"}
+    verdict = Verdict.from_interval(found, better="lower", margin=math.log(1.25), ratio=True, **about)
+    assert verdict.outcome == "supported"
+    assert f"{math.sqrt(0.3):.3g} of the seconds [" in str(verdict)
+    assert verdict.told(verdict.interval) == pytest.approx(
+        tuple(map(math.exp, (found.estimate, found.low, found.high)))
+    )
+    (answer,) = family([verdict])
+    assert answers.effect(answer).startswith("0.55 of the seconds [")
+    assert Verdict.from_dict(verdict.as_dict()) == verdict
+    older = {name: value for name, value in verdict.as_dict().items() if name != "ratio"}
+    assert Verdict.from_dict(older).ratio is False  # of a record from before there were any

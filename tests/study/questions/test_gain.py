@@ -1,7 +1,8 @@
-"""The comparison on full data: equal tries, when an arm reaches the baseline's best, what an epoch asks for."""
+"""Is there a gain: arms and controls of the protocol, choices made before the test set is read, rows, their words."""
 
 import math
-from dataclasses import fields
+import random
+from dataclasses import asdict, fields
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -11,172 +12,134 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from decorlib.study.evidence.figures import use_style
-from decorlib.study.experiments import flops
+from decorlib.study.evidence.stats import paired, simultaneous
+from decorlib.study.experiments import flops, side_by_side
 from decorlib.study.experiments.experiment import Experiment, build
-from decorlib.study.questions.gain import figures, plan, time_to_accuracy
+from decorlib.study.questions.gain import comparison, figures, plan, rows, sentences
+from decorlib.study.questions.gain.plan import BASELINE, BUDGETS, CONTROLS, OURS, Setting
 
-BASE = Experiment(train_size=256, hidden=(32, 16), batch_size=64, epochs=3)
+BASE = Experiment(train_size=2048, hidden=(32, 16), batch_size=64, epochs=4, evaluate_every=0.25, measures="task")
+MLP, CONV = Setting("MLP", "MNIST", "constant"), Setting("ConvNet", "Fashion-MNIST", "cosine to zero")
+LR, DECOR_LR = [5e-4, 1e-3, 2e-3], [1e-4, 3e-4, 1e-3]
+MARGIN, FACTOR = 0.002, 1.25
 
-
-def curves() -> pd.DataFrame:
-    """Backpropagation at its best in epoch 3; 'fast' there in epoch 1; 'slow' in one of two seeds; 'never' in none."""
-    accuracy = {
-        plan.BASELINE: ([0.7, 0.8, 0.9], [0.7, 0.9, 0.8]),
-        "kappa": ([0.95, 0.9, 0.9], [0.9, 0.9, 0.9]),
-        "demeaned": ([0.7, 0.8, 0.9], [0.7, 0.7, 0.7]),
-        "BatchNorm": ([0.1] * 3, [0.1] * 3),
-    }
-    cost = {plan.BASELINE: 2.0, "kappa": 3.0, "demeaned": 2.0, "BatchNorm": 2.5}
-    rows = [
-        {
-            "arm": arm,
-            "seed": seed,
-            "epoch": epoch,
-            "test_accuracy": a,
-            "seconds": epoch * cost[arm],
-            "error": 100 - 100 * a,
-        }
-        for arm, seeds in accuracy.items()
-        for seed, values in enumerate(seeds)
-        for epoch, a in enumerate(values, 1)
-    ]
-    return pd.DataFrame(rows)
+#: Final accuracy of each arm in the fake runs, beside its seed's own; and epochs that it needs to come near it.
+ACCURACY = dict(zip(plan.ARMS, (0.95, 0.97, 0.975, 0.9845, 0.981, 0.983, 0.96), strict=True))
+PACE = dict(zip(plan.ARMS, (1.0, 0.8, 0.6, 0.4, 0.5, 0.45, 2.0), strict=True))
 
 
-ARMS = (plan.BASELINE, "kappa", "demeaned", "BatchNorm")
+def name_of(spec):
+    """The arm that a specification belongs to."""
+    asked = ("scaling", "normalisation", "rule", "decorrelated", "demean_inputs")
+    known = plan.arms(BASE, MLP).items()
+    return next(n for n, s in known if all(getattr(s, f) == getattr(spec, f) for f in asked))
 
 
-def test_every_arm_gets_as_many_tries_of_what_it_has():
-    arms = plan.mlp_arms(BASE) | {f"conv {n}": s for n, s in plan.convnet_arms(BASE).items()}
-    grids = plan.rates(arms, [5e-4, 1e-3], [1e-4, 1e-3], [0.5, 0.9])
-    assert {math.prod(len(v) for v in grid.values()) for grid in grids.values()} == {4}
-    assert min(grids[plan.BASELINE]["lr"]) == 2.5e-4
-    assert max(grids[plan.BASELINE]["lr"]) == pytest.approx(2e-3)
-    assert grids["kappa, demeaned"]["decor_lr"] == pytest.approx([1e-3, 1e-2])
-    assert grids["kappa"]["decor_lr"] == grids["kappa, every step"]["decor_lr"] == [1e-4, 1e-3]
-    assert grids["exact whitening"]["rule_options"] == [(("shrinkage", 0.5),), (("shrinkage", 0.9),)]
-    with pytest.raises(ValueError, match="2 rates of R but 1 shrinkages"):
-        plan.rates(arms, [1e-3], [1e-4, 1e-3], [0.5])
+def fake_run(spec):
+    """Accuracy rises towards the arm's own; the choice of rates costs it a little; never a test set before the end."""
+    arm, luck = name_of(spec), 0.0003 * ((7 * spec.seed) % 5)
+    off = 0.002 * abs(math.log2(spec.lr / 1e-3)) + (0 if spec.rule is None else 0.001 * abs(math.log10(spec.decor_lr)))
+    end, parts = ACCURACY[arm] + luck - off, spec.parts
+    epochs = []
+    for k in range(1, spec.passes + 1):
+        row = {"epoch": k / parts, "loss": 0.1}
+        here = end - 0.1 * 2 ** (-k / parts / PACE[arm] * 4)
+        every = round(spec.evaluate_every * parts)
+        if k == spec.passes or (every and k % every == 0):
+            row |= {"validation_accuracy": here} if spec.split == "both" else {"test_accuracy": here}
+        if k == spec.passes and spec.split == "both":
+            # The test set would choose another arm than the validation images do.
+            row["test_accuracy"] = here - 0.001 + 0.01 * (arm == "kappa, every layer")
+        epochs.append(row)
+    return {"status": "finished", "diverged_at": None, "epochs": epochs, "final": epochs[-1]}
 
 
-def test_reached_is_the_first_epoch_at_the_baselines_best_of_the_same_seed():
-    found = time_to_accuracy.reached(curves(), ARMS).set_index(["arm", "seed"])
-    assert found.loc[(plan.BASELINE, 0), "epochs"] == 3
-    assert found.loc[(plan.BASELINE, 1), "epochs"] == 2
-    assert found.loc[("kappa", 0), ["of epochs", "of seconds"]].tolist() == pytest.approx([1 / 3, 3 / 6])
-    assert found.loc[("kappa", 1), ["of epochs", "of seconds"]].tolist() == pytest.approx([1 / 2, 3 / 4])
-    assert math.isinf(found.loc[("demeaned", 1), "epochs"])
-    middle = time_to_accuracy.medians(time_to_accuracy.reached(curves(), ARMS))
-    assert middle["reached"].to_dict() == {plan.BASELINE: 2, "kappa": 2, "demeaned": 1, "BatchNorm": 0}
-    assert math.isinf(middle.loc["BatchNorm", "epochs"])
+@pytest.fixture
+def asked(monkeypatch):
+    """A sweep that trains nothing, and what it was asked for, in order."""
+    specs = []
+
+    def sweep(these, **options):
+        specs.extend(these)
+        return [fake_run(spec) for spec in these]
+
+    monkeypatch.setattr(side_by_side, "sweep", sweep)
+    return specs
 
 
-def test_margins_take_the_worse_of_the_two_and_count_never_as_a_miss():
-    times = time_to_accuracy.reached(curves(), ARMS)
-    found = time_to_accuracy.margins(times, "kappa", 0.5, 0.8, most_epochs=3, slowest=3.0)
-    assert found.estimate == pytest.approx(((0.5 - 1 / 3) + 0.0) / 2)  # bounded by epochs in both seeds
-    never = time_to_accuracy.margins(times, "BatchNorm", 0.5, 0.8, most_epochs=3, slowest=2.5)
-    assert never.estimate == pytest.approx(((0.8 - 10 / 6) + (0.8 - 10 / 4)) / 2)  # by seconds in both
+def compared(setting=MLP, left_out=(), seeds=4):
+    these = {n: s for n, s in plan.arms(BASE, setting).items() if n not in left_out}
+    return comparison.compare(setting, these, plan.rates(these, LR, DECOR_LR), [100, 101], range(seeds))
 
 
-def test_chosen_is_the_best_on_validation_among_those_named():
-    tries = pd.DataFrame(
-        {"arm": ["kappa", "kappa", "demeaned"], "chosen": [True, False, True], "test_accuracy": [0.8, 0.99, 0.9]}
-    )
-    assert time_to_accuracy.chosen(tries, ["kappa", "demeaned"]) == "demeaned"
-    assert time_to_accuracy.chosen(tries, ["kappa"]) == "kappa"
-    with pytest.raises(ValueError, match="none of BatchNorm"):
-        time_to_accuracy.chosen(tries, ["BatchNorm"])
+def cost_of(found, seconds=2.0):
+    """Seconds of an epoch: those of plain backpropagation times what counting says."""
+    best = found.best["equal seconds"]
+    table = {n: {"seconds": seconds * plan.relative_time(s), "seconds before": 0.1} for n, s in best.items()}
+    return pd.DataFrame(table).T.rename_axis("arm")
 
 
-BOUNDS = {"of epochs": 0.45, "of seconds": 0.5}
+# ------------------------------------------------------------------------------------------------ arms and budgets
 
 
-def test_answer_says_never_what_was_asked_and_the_sign_of_the_gain():
-    table = time_to_accuracy.medians(time_to_accuracy.reached(curves(), ARMS))
-    effect = time_to_accuracy.interval([0.01, 0.011])
-    text = " ".join(
-        time_to_accuracy.answer(
-            table, "kappa", "BatchNorm", effect, {"demeaning": effect}, BOUNDS, {"BatchNorm": effect}, 0.001
-        )
-    )
-    assert "never reaches it (0 of 2 do)" in text
-    assert "0.417 of its epochs (at most 0.45 was asked: met)" in text
-    assert "0.625 of its seconds (at most 0.5 was asked: not met)" in text
-    assert "over 'BatchNorm': yes (+1.05 points" in text
-    assert "annealed to zero, in shorter runs of equal time" in text
-    assert "over: BatchNorm +1.05 [" in text
-    down = time_to_accuracy.interval([-0.01, -0.011])
-    text = " ".join(time_to_accuracy.answer(table, "BatchNorm", "kappa", down, {}, BOUNDS, {}, 0.001))
-    assert "over 'kappa': no (-1.05" in text
-    for values, said in (([0.0010, 0.0011, 0.0012], "may be below the 0.1 points"), ([0.01, -0.01], "can show")):
-        effect = time_to_accuracy.interval(values)
-        assert said in " ".join(time_to_accuracy.answer(table, "kappa", "demeaned", effect, {}, BOUNDS, {}, 0.001))
-    assert "no part of its epochs (at most 0.45 was asked: not met)" in text
+def test_arms_differ_from_their_control_in_what_their_name_says():
+    for setting in (MLP, CONV):
+        arms = plan.arms(BASE, setting)
+        assert tuple(arms) == (BASELINE, *CONTROLS, *OURS) == plan.ARMS
+
+        def changed(a, b, arms=arms):
+            return {f.name for f in fields(Experiment) if getattr(arms[a], f.name) != getattr(arms[b], f.name)}
+
+        learning = {"rule", "rule_options", "layer_options"}
+        assert changed("inputs in [0, 1]", BASELINE) == {"scaling"}
+        assert changed("demeaned, every layer", BASELINE) == {"demean_inputs", "normalisation"}
+        assert changed("BatchNorm", "demeaned, every layer") == {"normalisation"}
+        assert changed("kappa, every layer", "kappa, deeper layers") == {"decorrelated"}
+        assert changed("kappa, every layer", "2024 rule, demeaned") == {"rule", "rule_options", "layer_options"}
+        assert changed("kappa, deeper layers", "demeaned, every layer") == learning | {"normalisation", "decorrelated"}
+        assert {s.lr_schedule for s in arms.values()} == {plan.SCHEDULES[setting.schedule]}
+        assert {plan.DATA[s.data] for s in arms.values()} == {setting.data}
+        assert {s.model for s in arms.values()} == {setting.network.lower()}
+        assert dict(arms["kappa, deeper layers"].layer_options)["update_every"] == 25
+        assert "update_every" not in dict(arms["2024 rule, demeaned"].layer_options)
 
 
-def test_time_to_every_level_and_its_ratio_to_the_baselines():
-    times = time_to_accuracy.time_to(curves(), ARMS)
-    assert times["accuracy"].min() == 0.7
-    assert times["accuracy"].max() == 0.95
-    found = times.set_index(["arm", "seed", "accuracy"]).sort_index()
-    assert found.loc[(plan.BASELINE, 0, 0.85)].tolist() == [3, 6]
-    assert found.loc[("kappa", 1, 0.85)].tolist() == [1, 3]
-    assert found.loc[("kappa", 1, 0.91)].tolist() == [math.inf, math.inf]
-    ratios = time_to_accuracy.relative(times, "kappa")
-    assert ratios.index.max() == 0.9  # the last that half of the baseline's seeds reach
-    assert ratios.loc[0.9].tolist() == pytest.approx([2.5, 5, 1, 3, 1 / 2.5, 3 / 5])
-    assert math.isinf(time_to_accuracy.relative(times, "BatchNorm").loc[0.9, "of seconds"])
+@pytest.mark.parametrize("setting", [MLP, CONV])
+def test_every_arm_gets_as_many_tries_of_what_it_has(setting):
+    arms = plan.arms(BASE, setting)
+    grids, times = plan.rates(arms, LR, DECOR_LR), 2 if setting is CONV else 1
+    assert {math.prod(len(v) for v in grid.values()) for grid in grids.values()} == {9}
+    for name in (BASELINE, *CONTROLS):
+        assert set(grids[name]) == {"lr"}
+        assert (min(grids[name]["lr"]), max(grids[name]["lr"])) == pytest.approx((2.5e-4 * times, 4e-3 * times))
+    assert grids["kappa, deeper layers"]["lr"] == [times * rate for rate in LR]
+    assert grids["kappa, deeper layers"]["decor_lr"] == pytest.approx([1e-3, 3e-3, 1e-2])
+    assert grids["2024 rule, demeaned"]["decor_lr"] == pytest.approx([1e-5, 3e-5, 1e-4])
 
 
-def test_equal_epochs_and_who_was_still_rising():
-    wide = time_to_accuracy.at_epoch(curves(), 2)
-    assert list(wide) == list(ARMS)
-    assert wide["kappa"].tolist() == [0.9, 0.9]
-    short = curves()[lambda t: (t["arm"] != "demeaned") | (t["epoch"] < 2)]
-    assert "demeaned" not in time_to_accuracy.at_epoch(short, 2)
-    assert time_to_accuracy.still_rising(curves()) == 1  # seed 1 was at its best in epoch 2 of 3
-    assert time_to_accuracy.still_rising(curves(), "kappa") == 0  # at its best at once: equal later is not higher
-
-
-def test_every_arm_gets_the_epochs_that_fit_into_the_baselines_time():
+def test_every_arm_gets_the_eighths_of_epochs_that_fit_into_the_time():
     base = BASE.but(hidden=(256, 256), batch_size=128)
-    arms = plan.within_budget(plan.mlp_arms(base), 10)
-    work = {name: plan.work_of_epoch(spec) / plan.work_of_epoch(arms[plan.BASELINE]) for name, spec in arms.items()}
-    passes = {"BatchNorm": 2, "demeaned, every layer": 2, "kappa, deeper layers": 4}
-    passes |= dict.fromkeys(("exact whitening", "2024 rule", "2024 rule, demeaned"), 3)
-    passes |= dict.fromkeys(("kappa", "kappa, demeaned", "kappa, every step"), 3)
+    arms = plan.within_budget(plan.arms(base, MLP), 5)
+    work = {name: plan.work_of_epoch(spec) / plan.work_of_epoch(arms[BASELINE]) for name, spec in arms.items()}
+    passes = {"BatchNorm": 2, "demeaned, every layer": 2, "kappa, deeper layers": 4, "kappa, every layer": 6}
+    passes |= {"2024 rule, demeaned": 3}
     for name, spec in arms.items():
         assert plan.relative_time(spec) == pytest.approx((1 + work[name]) / 2 + passes.get(name, 0) / 12)
-        assert spec.epochs == max(1, round(10 / plan.relative_time(spec)))
-    assert arms[plan.BASELINE].epochs == arms["demeaned"].epochs == 10
-    order = ("kappa, every step", "kappa, demeaned", "kappa, deeper layers", "BatchNorm", plan.BASELINE)
-    assert [arms[name].epochs for name in order] == sorted({arms[name].epochs for name in order})
-    assert {spec.epochs for spec in plan.within_budget(plan.mlp_arms(BASE), 0.1).values()} == {1}
+        assert spec.epochs == round(8 * 5 / plan.relative_time(spec)) / 8
+        assert abs(spec.epochs * plan.relative_time(spec) - 5) <= plan.relative_time(spec) / 16
+    assert arms[BASELINE].epochs == arms["inputs in [0, 1]"].epochs == 5
+    assert {s.epochs for s in plan.within_budget(plan.arms(BASE, MLP), 0.01).values()} == {0.125}
 
 
-def test_each_ingredient_is_switched_on_by_itself():
-    """The two arms of a pair differ in that ingredient, and in nothing else that is not a rate."""
-    arms = plan.mlp_arms(BASE)
-    decorrelation = {"rule", "rule_options", "layer_options"}
-    expected = {
-        "scaling to [0, 1]": {"scaling"},
-        "demeaning": {"demean_inputs"},
-        "demeaning every layer": {"demean_inputs", "normalisation"},
-        "decorrelation": decorrelation,
-        "both": {"demean_inputs"} | decorrelation,
-        "both, in deeper layers": {"demean_inputs", "decorrelated"} | decorrelation,
-        "decorrelation, where inputs are demeaned": decorrelation,
-        "decorrelation, where every layer is": {"normalisation", "decorrelated"} | decorrelation,
-    }
-    pairs = time_to_accuracy.ablation(pd.DataFrame(columns=list(arms)))
-    assert set(pairs) == set(expected)
-    for name, (a, b) in pairs.items():
-        changed = {f.name for f in fields(Experiment) if getattr(arms[a], f.name) != getattr(arms[b], f.name)}
-        assert changed == expected[name], name
-    assert time_to_accuracy.ablation(pd.DataFrame(columns=[plan.BASELINE, "kappa"])) == {
-        "decorrelation": ("kappa", plan.BASELINE)
-    }
+def test_a_data_set_that_is_not_there_is_left_out_aloud(monkeypatch, capsys):
+    def missing(spec):
+        if spec.data == "fashion_mnist":
+            raise plan.DataUnavailable("no files")
+
+    monkeypatch.setattr(plan, "arrays", missing)
+    found = plan.settings("MLP", ["mnist", "fashion_mnist"])
+    assert found == [Setting("MLP", "MNIST", "constant"), Setting("MLP", "MNIST", "cosine to zero")]
+    assert "MLP: Fashion-MNIST is left out: no files" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("model", ["mlp", "convnet"])
@@ -189,50 +152,288 @@ def test_counted_work_of_a_plain_step_is_torchs_count(model):
 
 
 def test_counted_work_orders_the_arms():
-    work = {name: plan.work_of_epoch(spec) for name, spec in plan.mlp_arms(BASE).items()}
-    assert (
-        work[plan.BASELINE]
-        == work["demeaned"]
-        < work["kappa, deeper layers"]
-        < work["kappa, demeaned"]
-        < work["kappa, every step"]
-    )
-    convs = {name: plan.work_of_epoch(spec) for name, spec in plan.convnet_arms(BASE).items()}
-    assert convs[plan.BASELINE] < convs["kappa, channels"] < convs["kappa, patches"]
+    for setting in (MLP, CONV):
+        work = {name: plan.work_of_epoch(spec) for name, spec in plan.arms(BASE, setting).items()}
+        assert len({work[name] for name in (BASELINE, *CONTROLS)}) == 1
+        assert work[BASELINE] < work["kappa, deeper layers"] < work["kappa, every layer"] < work["2024 rule, demeaned"]
 
 
 def test_costs_cover_every_arm_and_are_relative_to_the_baseline():
-    arms = {n: s for n, s in plan.mlp_arms(BASE).items() if n in (plan.BASELINE, "whitened inputs", "kappa, demeaned")}
+    arms = {n: s for n, s in plan.arms(BASE, MLP).items() if n in (BASELINE, "BatchNorm", "kappa, every layer")}
     cost = plan.costs(arms, batches=2, repeats=1, threads=1)
     assert list(cost.index) == list(arms)
-    assert cost.loc[plan.BASELINE, ["of baseline", "GFLOP of baseline"]].tolist() == [1, 1]
+    assert cost.loc[BASELINE, ["of baseline", "GFLOP of baseline"]].tolist() == [1, 1]
     assert (cost["seconds"] > 0).all()
-    assert cost.loc[plan.BASELINE, "seconds before"] == 0
-    assert cost.loc[plan.BASELINE, "run of baseline's"] == 1
+    assert cost.loc[BASELINE, "seconds before"] == 0
+    assert cost.loc[BASELINE, "run of baseline's"] == 1
 
 
-def test_a_second_data_set_that_is_not_there_is_left_out_aloud(monkeypatch, capsys):
-    def missing(spec):
-        raise plan.DataUnavailable("no files")
+def test_a_convnet_demeaned_in_every_layer_subtracts_what_batchnorm_subtracts():
+    """The slow reference: BatchNorm without its division, in training and in evaluation."""
+    spec = plan.arms(BASE, CONV)["demeaned, every layer"]
+    model, x = build(spec, 784), torch.randn(32, 784, generator=torch.Generator().manual_seed(0))
+    entering = {}
+    for name, layer in model.named_children():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.register_forward_pre_hook(lambda _, args, name=name: entering.update({name: args[0]}))
+    model(x)
+    means = [h.mean([0, *range(2, h.dim())]) for h in entering.values()]
+    assert len(means) == 4
+    assert all(mean.abs().max() < 1e-5 for mean in means[1:])
+    assert means[0].abs() > 1e-5  # the images are demeaned once, by pixel, before
+    demean = next(layer for layer in model if type(layer).__name__ == "Demean")
+    h = torch.randn(64, 16, 5, 5, generator=torch.Generator().manual_seed(1)) + 3
+    norm = nn.BatchNorm2d(16, affine=False, momentum=demean.momentum)
+    norm.running_mean.copy_(demean.running_mean)
+    demean(h), norm(h)
+    torch.testing.assert_close(demean.running_mean, norm.running_mean)
+    torch.testing.assert_close(demean.eval()(h), h - norm.running_mean.view(-1, 1, 1))
 
-    monkeypatch.setattr(plan, "arrays", missing)
-    assert plan.second_data_set("fashion_mnist", plan.mlp_arms(BASE), (plan.BASELINE,)) == {}
-    assert "fashion_mnist is left out: no files" in capsys.readouterr().out
+
+# --------------------------------------------------------------------------------------------------- what was run
 
 
-def test_figures_show_every_arm_and_say_never():
+def test_rates_and_the_named_arm_are_chosen_before_any_test_set_is_read(asked):
+    found = compared()
+    splits = [spec.split for spec in asked]
+    first = splits.index("both")
+    assert set(splits[:first]) == {"validation"}
+    assert set(splits[first:]) == {"both"}
+    assert {s.seed for s in asked[:first]} == {100, 101}
+    assert {s.seed for s in asked[first:]} == {0, 1, 2, 3}
+    on_validation = found.tries[found.tries["chosen"]].set_index("arm")["test_accuracy"]
+    assert found.ours == on_validation[list(OURS)].idxmax() == "kappa, deeper layers"
+    assert found.endings("equal seconds")[list(OURS)].mean().idxmax() == "kappa, every layer"
+    for budget in BUDGETS:
+        for record in found.records[budget]:
+            assert [("test_accuracy" in row) for row in record["epochs"]].count(True) == 1
+
+
+def test_both_budgets_have_every_control_and_the_named_arm(asked):
+    found = compared()
+    assert set(found.best["equal seconds"]) == set(plan.ARMS)
+    assert set(found.best["equal epochs"]) == {BASELINE, *CONTROLS, found.ours}
+    assert {spec.epochs for spec in found.best["equal epochs"].values()} == {4}
+    seconds = found.best["equal seconds"]
+    assert {n: s.epochs for n, s in seconds.items()} == {
+        n: s.epochs for n, s in plan.within_budget(plan.arms(BASE, MLP), 4).items()
+    }
+    for name, spec in found.best["equal epochs"].items():  # the same rates in both
+        assert (spec.lr, spec.decor_lr) == (seconds[name].lr, seconds[name].decor_lr)
+    choices = comparison.choices([found]).set_index("arm")
+    assert choices["named"].to_dict() == {name: name == found.ours for name in plan.ARMS}
+    assert (choices["tries"] >= 9 + 4 + 2 + 1).all()
+    assert math.isnan(choices.loc["BatchNorm", "decor_lr"])
+    endings = comparison.endings([found])
+    assert endings["where"].value_counts().to_dict() == {f"{MLP}, {BUDGETS[0]}": 7 * 4, f"{MLP}, {BUDGETS[1]}": 5 * 4}
+
+
+def test_seeds_of_tries_are_refused_for_the_comparison(asked):
+    these = plan.arms(BASE, MLP)
+    grids = plan.rates(these, LR, DECOR_LR)
+    with pytest.raises(ValueError, match=r"seeds \[101\] are of the tries and of the comparison"):
+        comparison.compare(MLP, these, grids, [100, 101], [101, 102])
+    longer = these | {BASELINE: these[BASELINE].but(epochs=5)}
+    with pytest.raises(ValueError, match=r"arms have \[4, 5\] epochs"):
+        comparison.compare(MLP, longer, grids, [100, 101], [0, 1])
+    assert asked == []
+
+
+def test_chosen_is_the_best_on_validation_among_those_named():
+    tries = pd.DataFrame({"arm": list("aab"), "chosen": [True, False, True], "test_accuracy": [0.8, 0.99, 0.9]})
+    assert comparison.chosen(tries, ["a", "b"]) == "b"
+    assert comparison.chosen(tries, ["a"]) == "a"
+    with pytest.raises(ValueError, match="none of c"):
+        comparison.chosen(tries, ["c"])
+
+
+# ------------------------------------------------------------------------------------------------ levels and rows
+
+
+def slow_passed(curve, level):
+    """By hand: three in a row, then the crossing of the line between the two means around it."""
+    a, e = curve["accuracy"].tolist(), curve["epoch"].tolist()
+    before = None
+    for k in range(2, len(a)):
+        mean = (a[k] + a[k - 1] + a[k - 2]) / 3
+        if mean > level:
+            return e[k] if before is None else e[k - 1] + (e[k] - e[k - 1]) * (level - before) / (mean - before)
+        before = mean
+    return math.inf
+
+
+def test_a_level_is_passed_by_the_mean_of_three_as_counted_by_hand():
+    curve = pd.DataFrame({"epoch": [0.25, 0.5, 0.75, 1, 1.25], "accuracy": [0.97, 0.976, 0.979, 0.981, 0.983]})
+    curve["seconds"] = 0.3 + 2 * curve["epoch"]
+    epochs, seconds = rows.passed(curve, 0.978)
+    assert epochs == pytest.approx(0.75 + 0.25 * 0.3 / (11 / 30))
+    assert seconds == pytest.approx(0.3 + 2 * epochs)
+    assert rows.passed(curve, 0.97)[0] == 0.75  # the first mean that there is
+    assert rows.passed(curve, 0.983) == (math.inf, math.inf)
+    spike = curve.assign(accuracy=[0.9, 0.9, 0.99, 0.9, 0.9])  # one lucky measurement passes nothing
+    assert rows.passed(spike, 0.95) == (math.inf, math.inf)
+    assert rows.passed(curve[:2], 0.5) == (math.inf, math.inf)  # too short for three
+
+
+def test_passing_levels_is_the_slow_reference():
+    draw = random.Random(0)
+    for _ in range(200):
+        accuracy = [0.9 + 0.05 * k / 12 + draw.gauss(0, 0.01) for k in range(draw.randint(1, 14))]
+        curve = pd.DataFrame({"epoch": [0.5 * (k + 1) for k in range(len(accuracy))], "accuracy": accuracy})
+        level = draw.uniform(0.9, 0.96)
+        assert rows.passed(curve.assign(seconds=curve["epoch"]), level)[0] == pytest.approx(slow_passed(curve, level))
+
+
+def test_accuracy_rows_are_the_named_arm_minus_each_control_by_seed(asked):
+    found = compared()
+    made = rows.accuracies(found)
+    assert [(r.budget, r.control) for r in made] == [(b, c) for b in BUDGETS for c in CONTROLS]
+    for row in made:
+        wide = found.endings(row.budget)
+        assert row.effect == paired(wide[found.ours].tolist(), wide[row.control].tolist())
+        assert row.missing == (0, 0)
+        assert row.key == f"MLP, MNIST, constant, {row.budget}: minus {row.control}"
+
+
+def test_a_diverged_run_is_counted_and_its_row_decides_nothing(asked):
+    found = compared()
+    table = found.tables["equal epochs"]
+    table.loc[(table["arm"] == found.ours) & (table["seed"] == 2), "test_accuracy"] = math.nan
+    made = [row for row in rows.accuracies(found) if row.budget == "equal epochs"]
+    assert {row.missing for row in made} == {(1, 0)}
+    assert {row.effect.n for row in made} == {3}
+    told = rows.table(made, MARGIN, FACTOR)
+    assert set(told["outcome"]) == {"undecided"}
+    assert set(told["left out"]) == {1}
+
+
+def test_times_are_ratios_of_the_runs_of_their_budget(asked):
+    found = compared()
+    cost, levels = cost_of(found), {"MNIST": (0.93, 0.96)}
+    made = rows.times(found, cost, levels)
+    assert [(r.measure, r.budget, r.level, r.control) for r in made] == [
+        (m, b, level, c) for m, b in rows.MEASURES.items() for level in levels["MNIST"] for c in CONTROLS
+    ]
+    one = next(r for r in made if (r.measure, r.level, r.control) == ("seconds", 0.93, "BatchNorm"))
+    curves = comparison.curves(found, cost, "equal seconds")
+    logs = []
+    for seed in range(4):
+        taken = {}
+        for arm in (found.ours, "BatchNorm"):
+            run = curves[(curves["arm"] == arm) & (curves["seed"] == seed)]
+            epochs = slow_passed(run.reset_index(), 0.93)
+            taken[arm] = cost.loc[arm, "seconds before"] + epochs * cost.loc[arm, "seconds"]
+        logs.append(math.log(taken[found.ours] / taken["BatchNorm"]))
+    assert one.effect.estimate == pytest.approx(sum(logs) / 4)
+
+
+def test_runs_that_never_get_there_are_counted_and_said(asked):
+    found = compared(left_out=["kappa, every layer"])
+    cost = cost_of(found)
+    high = {"MNIST": (0.97, 0.9795, 0.99)}
+    told = rows.table(rows.times(found, cost, high), MARGIN, FACTOR)
+    told = told[(told["measure"] == "epochs")].set_index(["level", "control"])
+    alone = told.loc[("98.0%", "inputs in [0, 1]")]
+    assert alone["outcome"] == "only R gets there"
+    assert (alone["arm never"], alone["control never"], alone["of"]) == (0, 4, 4)
+    assert pd.isna(alone["estimate"])
+    assert set(told.loc["99.0%", "outcome"]) == {"neither gets there"}
+    assert told.loc[("97.0%", "BatchNorm"), "arm never"] == 0
+    swapped = [
+        rows.Row(**{**{f.name: getattr(r, f.name) for f in fields(r)}, "missing": r.missing[::-1]})
+        for r in rows.times(found, cost, high)
+        if r.level == 0.9795 and r.control == "inputs in [0, 1]"
+    ]
+    assert set(rows.table(swapped, MARGIN, FACTOR)["outcome"]) == {"only the control gets there"}
+
+
+def test_the_table_is_one_family_and_tells_ratios(asked):
+    found = compared()
+    made = rows.times(found, cost_of(found), {"MNIST": (0.93,)})
+    told = rows.table(made, MARGIN, FACTOR)
+    for row, line in zip(made, told.to_dict("records"), strict=True):
+        wide = simultaneous(row.effect, len(made))
+        assert (line["estimate"], line["low"], line["high"]) == pytest.approx(
+            tuple(math.exp(x) for x in (wide.estimate, wide.low, wide.high))
+        )
+        inside = line["low"] > 1 / FACTOR and line["high"] < FACTOR
+        assert (line["outcome"] == "refuted") == inside
+        assert (line["outcome"] == "harmful") == (line["low"] > FACTOR)
+        if line["high"] < 1 / FACTOR:
+            assert line["outcome"] == "supported"
+    accuracies = rows.accuracies(found)
+    told = rows.table(accuracies, MARGIN, FACTOR).set_index("comparison")
+    for row in accuracies:
+        assert told.loc[row.key, "low"] == pytest.approx(simultaneous(row.effect, len(accuracies)).low)
+    assert rows.least(accuracies).control == "BatchNorm"
+    assert rows.most(accuracies).control == "inputs in [0, 1]"
+    assert rows.least(made).effect.estimate == max(r.effect.estimate for r in made)
+    assert rows.least([]) is rows.most([]) is None
+
+
+# ------------------------------------------------------------------------------------------------ words, figures
+
+
+def test_the_answer_tells_the_least_favourable_first_and_every_control(asked):
+    founds = [compared(), compared(CONV)]
+    accuracies = [r for f in founds for r in rows.accuracies(f)]
+    times = [r for f in founds for r in rows.times(f, cost_of(f), {"MNIST": (0.93, 0.999), "Fashion-MNIST": (0.999,)})]
+    scales = {"MLP": sentences.scale(BASE), "ConvNet": sentences.scale(BASE.but(train_size=0, epochs=1))}
+    assert scales["MLP"] == "2,048 images, 4 epochs of plain backpropagation"
+    assert scales["ConvNet"] == "50,000 images, 1 epoch of plain backpropagation"
+    protocol, to_levels = (rows.table(these, MARGIN, FACTOR) for these in (accuracies, times))
+    said = sentences.answer(protocol, to_levels, scales)
+    worst = rows.least(accuracies)
+    assert said[0].startswith(f"Least favourable: {worst.setting.network} on {worst.setting.data}")
+    assert f"{100 * worst.effect.estimate:+.2f} points" in said[0]
+    assert {line.split(":")[0] for line in said[1:4]} == {f"Over {control}" for control in CONTROLS}
+    assert said[4].startswith("Most favourable: ")
+    assert "MLP on MNIST, rate constant, to 93.0%:" in " ".join(said)
+    assert "of BatchNorm's seconds" in " ".join(said)
+    assert "ConvNet on Fashion-MNIST, rate cosine to zero: no two pairs of runs pass 99.9%" in " ".join(said)
+    nothing = protocol.assign(estimate=None)
+    assert sentences.answer(nothing, to_levels, scales) == [
+        "Nothing can be said: every pair of runs has one that diverged."
+    ]
+
+    claims = {v.hypothesis: v for v in sentences.verdicts(accuracies, times, MARGIN, FACTOR, scales)}
+    assert list(claims) == [
+        *("gain in accuracy, MLP, constant", "gain in time, MLP, constant"),
+        "gain in accuracy, ConvNet, cosine to zero",  # no level is passed: nothing is claimed about its time
+    ]
+    mlp = [r for r in accuracies if r.setting == MLP]
+    accuracy, time = list(claims.values())[:2]
+    assert accuracy.estimate == min(r.effect.estimate for r in mlp)
+    assert accuracy.control.endswith("least favourable of 6")
+    assert (accuracy.margin, time.margin) == (MARGIN, math.log(FACTOR))
+    seconds = [r for r in times if r.setting == MLP and r.measure == "seconds" and r.level == 0.93]
+    assert time.estimate == max(r.effect.estimate for r in seconds)
+    assert f"{math.exp(time.estimate):.3g} of the seconds" in str(time)
+    assert "0.8 of each control's seconds to 93.0%" in time.claim
+    assert all(row.verdict(MARGIN, FACTOR).as_dict().keys() == asdict(time).keys() for row in seconds)
+
+
+def test_figures_have_one_colour_for_each_arm_and_count_who_never_gets_there(asked):
+    found = compared(left_out=["kappa, every layer"])
+    cost = cost_of(found)
+    protocol = rows.table(rows.accuracies(found), MARGIN, FACTOR)
+    times = rows.table(rows.times(found, cost, {"MNIST": (0.9795,)}), MARGIN, FACTOR)
+    styles = figures.styles()
+    assert set(styles) == set(plan.ARMS)
+    assert len({style["color"] for style in styles.values()}) == len(plan.ARMS)
     with plt.rc_context():
         use_style()
-        found = curves()
-        fig = figures.against(found.assign(GFLOP=1.0), ["seconds", "GFLOP"], "a finding")
-        legends = {text.get_text() for ax in fig.axes if ax.get_legend() for text in ax.get_legend().get_texts()}
-        assert legends == set(ARMS)
-        assert {ax.get_xlabel() for ax in fig.axes} == {"seconds of training", "counted GFLOP"}
-        fig = figures.levels(time_to_accuracy.time_to(found, ARMS), "a finding")
-        assert [text.get_text() for text in fig.axes[1].get_legend().get_texts()] == list(ARMS)
-        fig = figures.reach(time_to_accuracy.reached(found, ARMS), {"of epochs": 0.3, "of seconds": 0.6}, "a finding")
-        assert [t.get_text() for t in fig.axes[0].texts] == ["1 of 2", "2 of 2"]
-        wide = pd.DataFrame({"kappa": [0.9, 0.91], plan.BASELINE: [0.8, 0.82]})
-        fig = figures.differences(wide, plan.BASELINE, "a finding")
-        assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["kappa (n = 2)"]
+        curves = comparison.curves(found, cost, "equal seconds")
+        fig = figures.learning({"MLP": curves, "again": curves}, "seconds", "a finding")
+        assert {text.get_text() for text in fig.legends[0].get_texts()} == set(found.best["equal seconds"])
+        drawn = {line.get_label(): line.get_color() for line in fig.axes[0].lines if line.get_label() in styles}
+        assert drawn == {arm: styles[arm]["color"] for arm in drawn}
+        assert {"BatchNorm", found.ours} <= set(drawn)  # in one panel
+        fig = figures.differences(protocol, MARGIN, "a finding")
+        assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == [f"MLP, MNIST\nconstant\n'{found.ours}'"]
+        assert len(fig.axes[0].containers) == len(protocol)
+        fig = figures.ratios(times[times["measure"] == "seconds"], FACTOR, "a finding")
+        words = [text.get_text() for text in fig.axes[0].texts]
+        assert "with R 0, inputs in [0, 1] 4 of 4 never" in words or "with R 4, inputs in [0, 1] 4 of 4 never" in words
+        fig.canvas.draw()
     plt.close("all")

@@ -1,159 +1,167 @@
-"""Figures of the question whether there is a gain: every arm and seed against epochs, seconds and counted work."""
+"""Figures of the question whether there is a gain: one colour for each arm everywhere, every seed shown."""
 
 from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
-from decorlib.study.evidence.figures import arm_styles, paired_dots
-from decorlib.study.questions.gain.plan import BASELINE, GROUPS
+from decorlib.study.evidence.figures import MARKERS
+from decorlib.study.questions.gain.plan import ARMS, BASELINE, BUDGETS, CONTROLS
 
-BLACK = {"color": "black", "marker": "", "linestyle": "-"}
-TICKS = {
-    "error": (1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100),
-    "test_loss": (0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1, 2),
-}
-LABELS = {
-    "epoch": "epochs",
-    "seconds": "seconds of training",
-    "GFLOP": "counted GFLOP",
-    "error": "test error, %",
-    "test_loss": "test cross-entropy, nats",
-}
+TICKS = (1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100)
+LABELS = {"epoch": "epochs", "seconds": "seconds of training"}
+FILLED = {"equal seconds": "full", "equal epochs": "none"}
+GREY = "#666666"
 
 
-def groups_of(arms) -> dict[str, list[str]]:
-    """The panels that have an arm in this comparison."""
-    found = {panel: [name for name in names if name in set(arms)] for panel, names in GROUPS.items()}
-    return {panel: names for panel, names in found.items() if names}
+def styles() -> dict[str, dict]:
+    """Colour, marker and line of every arm, the same in all figures: controls dashed, arms with an R drawn through."""
+    colours = iter(mpl.color_sequences["petroff8"])
+    found = {BASELINE: {"color": "black", "marker": "", "linestyle": ":"}}
+    for i, arm in enumerate(a for a in ARMS if a != BASELINE):
+        line = "--" if arm in CONTROLS else "-"
+        found[arm] = {"color": next(colours), "marker": MARKERS[i % len(MARKERS)], "linestyle": line}
+    return found
 
 
-def against(curves: pd.DataFrame, xs: Sequence[str], title: str, y: str = "error") -> Figure:
-    """Test error or loss against epochs, seconds or work: a panel per group of arms, backpropagation in black in each.
+def learning(panels: Mapping[str, pd.DataFrame], x: str, title: str) -> Figure:
+    """Error on validation images against epochs or seconds: a panel per setting, with the controls and arms with an R.
 
     Every seed is a thin line, the median over seeds a thick one, which ends where any seed has diverged.
 
     Args:
-        curves: of :func:`decorlib.study.questions.gain.time_to_accuracy.learning_curves`.
-        xs: columns, each a row of panels.
+        panels: title -> of :func:`decorlib.study.questions.gain.comparison.curves`.
+        x: ``"epoch"`` or ``"seconds"``.
         title: the finding.
-        y: ``"error"`` or ``"test_loss"``. Default: error.
     """
-    panels = groups_of(curves["arm"])
-    size = (3.1 * len(panels) + 0.5, 4.6 if len(xs) == 1 else 2.6 * len(xs) + 0.5)
-    fig, axes = plt.subplots(len(xs), len(panels), figsize=size, sharex="row", sharey=True, squeeze=False)
-    for row, x in zip(axes, xs, strict=True):
-        for ax, (panel, names) in zip(row, panels.items(), strict=True):
-            _panel(ax, curves, names, x, y)
-            ax.set(title=panel if x == xs[0] else None, xlabel=LABELS[x], yscale="log")
-            ax.yaxis.set_major_locator(FixedLocator(TICKS[y]))
-            ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            ax.yaxis.set_minor_formatter(NullFormatter())
-            if x == xs[0]:
-                ax.legend(fontsize="x-small", loc="upper right")
-        row[0].set_ylabel(LABELS[y])
+    columns = min(2, len(panels))
+    lines = math.ceil(len(panels) / columns)
+    fig, axes = plt.subplots(lines, columns, figsize=(5.2 * columns, 3.3 * lines + 0.9), squeeze=False)
+    for ax, (name, curves) in zip(axes.flat, panels.items(), strict=False):
+        _panel(ax, curves, x)
+        ax.set(title=name, xlabel=LABELS[x], yscale="log")
+        ax.yaxis.set_major_locator(FixedLocator(TICKS))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.yaxis.set_minor_formatter(NullFormatter())
+    for ax in list(axes.flat)[len(panels) :]:
+        ax.set_axis_off()
+    for row in axes:
+        row[0].set_ylabel("validation error, %")
+    names = {arm: line for ax in fig.axes for line, arm in zip(*ax.get_legend_handles_labels(), strict=True)}
+    fig.legend(names.values(), names, fontsize="small", loc="outside lower center", ncols=4)
     return _titled(fig, title)
 
 
-def _panel(ax: Axes, curves: pd.DataFrame, names: Sequence[str], x: str, y: str) -> None:
-    for name, style in {BASELINE: BLACK, **arm_styles(names)}.items():
-        part = curves[curves["arm"] == name]
-        if part.empty:  # diverged before its first epoch ended, in every seed
-            ax.plot([], [], label=f"{name} (diverged)", **style)
+def _panel(ax: Axes, curves: pd.DataFrame, x: str) -> None:
+    present, middles = set(curves["arm"]), []
+    for name, style in styles().items():
+        if name not in present:
             continue
+        part = curves[curves["arm"] == name]
         for _, run in part.groupby("seed"):
-            ax.plot(run[x], run[y], lw=0.7, alpha=0.4, color=style["color"], linestyle=style["linestyle"])
-        seeds = part["seed"].nunique()
-        by_epoch = part.groupby("epoch").agg({x: "median", y: "median", "seed": "nunique"})
-        whole = by_epoch[by_epoch["seed"] == seeds]
-        ax.plot(whole[x], whole[y], lw=2, markersize=3, label=name, **style)
+            ax.plot(run[x], run["error"], lw=0.6, alpha=0.35, color=style["color"], linestyle=style["linestyle"])
+        by_epoch = part.groupby("epoch").agg({x: "median", "error": "median", "seed": "nunique"})
+        whole = by_epoch[by_epoch["seed"] == part["seed"].nunique()]
+        ax.plot(whole[x], whole["error"], lw=2, markersize=4, label=name, **style)
+        middles.append(whole["error"])
+    # The first measurements of an arm that is slow to start would press all others together.
+    shown = pd.concat(middles)
+    ax.set_ylim(shown.min() / 1.15, max(shown.quantile(0.9), 1.5 * shown.min()) * 1.3)
 
 
-def reach(times: pd.DataFrame, bounds: Mapping[str, float], title: str) -> Figure:
-    """Epochs and seconds to backpropagation's best accuracy, over its own: a dot per seed, a bar at the median.
+def differences(rows: pd.DataFrame, margin: float, title: str) -> Figure:
+    """Final accuracy, an arm with an R minus each control, in points: a line per setting, simultaneous 95% intervals.
 
-    Runs that never get there stand in a column of their own, with their number.
-
-    Args:
-        times: of :func:`decorlib.study.questions.gain.time_to_accuracy.reached`.
-        bounds: column -> what was asked, drawn as a line.
-        title: the finding.
-    """
-    arms = list(dict.fromkeys(times["arm"]))
-    labels = {"of epochs": "epochs, of backpropagation's own", "of seconds": "seconds, of backpropagation's own"}
-    fig, axes = plt.subplots(1, 2, figsize=(10, 1.6 + 0.36 * len(arms)), sharey=True)
-    for ax, (column, label) in zip(axes, labels.items(), strict=True):
-        finite = times[column][times[column].map(math.isfinite)]
-        never = 1.6 * max(finite.max(), 1.0)
-        for row, arm in enumerate(arms):
-            values = times.loc[times["arm"] == arm, column]
-            there = values[values.map(math.isfinite)]
-            ax.plot(there, [row] * len(there), "o", color="#0072B2", alpha=0.6, ms=5)
-            middle = values.median()
-            if math.isfinite(middle):
-                ax.plot([middle] * 2, [row - 0.3, row + 0.3], color="#D55E00", lw=2.5)
-            if len(there) < len(values):
-                ax.annotate(
-                    f"{len(values) - len(there)} of {len(values)}",
-                    (never, row),
-                    ha="center",
-                    va="center",
-                    fontsize="small",
-                )
-        ax.axvline(bounds[column], color="black", lw=1, ls="--")
-        ax.axvline(1, color="grey", lw=0.8)
-        ticks = [t for t in (0.1, 0.2, 0.3, 0.5, 1, 2, 3, 5, 10) if finite.min() / 1.5 < t < never / 1.2]
-        ax.set(xscale="log", xlabel=label, xlim=(min(finite.min(), bounds[column]) / 1.3, never * 1.35))
-        ax.xaxis.set_major_locator(FixedLocator([*ticks, never]))
-        ax.xaxis.set_minor_formatter(NullFormatter())
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _, never=never: "never" if v > never / 1.1 else f"{v:g}"))
-    axes[0].set_yticks(range(len(arms)), arms)
-    axes[0].set_ylim(len(arms) - 0.5, -0.5)
-    return _titled(fig, title)
-
-
-def levels(times: pd.DataFrame, title: str) -> Figure:
-    """Epochs and seconds to every level of test accuracy: every seed a dot, the median over seeds a line.
-
-    A line ends where half of the seeds no longer get there.
+    Filled: equal seconds; hollow: equal epochs. Grey: what is too little to count.
 
     Args:
-        times: of :func:`decorlib.study.questions.gain.time_to_accuracy.time_to`.
+        rows: of :func:`decorlib.study.questions.gain.rows.table`.
+        margin: of accuracy.
         title: the finding.
     """
-    names = list(dict.fromkeys(times["arm"]))
-    styles = {BASELINE: BLACK, **arm_styles([name for name in names if name != BASELINE])}
-    fig, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True)
-    for ax, what in zip(axes, ("epochs", "seconds"), strict=True):
-        for name in names:
-            part = times[times["arm"] == name]
-            own = part[part[what].map(math.isfinite)]
-            ax.plot(own[what], 100 * own["accuracy"], ".", color=styles[name]["color"], alpha=0.35, ms=4)
-            middle = part.groupby("accuracy")[what].median()
-            middle = middle[middle.map(math.isfinite)]
-            ax.plot(middle, 100 * middle.index, lw=2, label=name, **{**styles[name], "marker": ""})
-        ax.set(xscale="log", xlabel={"epochs": "epochs", "seconds": "seconds of training"}[what])
-        ax.xaxis.set_major_locator(FixedLocator((0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 3, 5, 10, 20, 50)))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        ax.xaxis.set_minor_formatter(NullFormatter())
-    axes[0].set_ylabel("test accuracy, %")
-    axes[1].legend(fontsize="small", loc="lower right")
-    return _titled(fig, title)
+    places = _places(rows)
+    _, ax = plt.subplots(figsize=(9, 2.0 + 0.75 * len(places)))
+    ax.axvspan(-100 * margin, 100 * margin, color="0.9", zorder=0)
+    ax.axvline(0, color="black", lw=1)
+    for _, row in rows.dropna(subset=["estimate"]).iterrows():
+        _interval(ax, row, places, 100)
+    # An interval of few seeds may be far wider than what it is about: it then leaves the figure at its sides.
+    side = 100 * max(5 * margin, 2 * rows["estimate"].abs().max())
+    ax.set(xlim=(-side, side), xlabel="points of test accuracy, with R minus control")
+    return _forest(ax, places, rows, title)
 
 
-def differences(wide: pd.DataFrame, baseline: str, title: str) -> Figure:
-    """Final test accuracy of every arm minus the baseline's, in points, paired by seed."""
-    gaps = {arm: 100 * (wide[arm] - wide[baseline]).dropna() for arm in wide if arm != baseline}
-    ax = paired_dots(
-        {arm: gap for arm, gap in gaps.items() if len(gap)}, xlabel=f"points of test accuracy minus {baseline}"
+def ratios(rows: pd.DataFrame, factor: float, title: str) -> Figure:
+    """Time to a level with an R over each control's: a line per setting; words where runs do not get there.
+
+    Args:
+        rows: of :func:`decorlib.study.questions.gain.rows.table`, of one measure and one level for each data set.
+        factor: the margin.
+        title: the finding.
+    """
+    places = _places(rows)
+    _, ax = plt.subplots(figsize=(9, 2.0 + 0.75 * len(places)))
+    ax.axvspan(1 / factor, factor, color="0.9", zorder=0)
+    ax.axvline(1, color="black", lw=1)
+    ax.set_xscale("log")
+    for _, row in rows.iterrows():
+        if not pd.isna(row["estimate"]):
+            _interval(ax, row, places, 1)
+        missing = f"with R {row['arm never']}, {row['control']} {row['control never']} of {row['of']} never"
+        if row["arm never"] or row["control never"]:
+            where = (1.02, _height(row, places))
+            ax.annotate(missing, where, xycoords=("axes fraction", "data"), fontsize="x-small", va="center")
+    ax.xaxis.set_major_locator(FixedLocator((0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.4, 2, 3, 5, 10)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set_xlim(0.1 if rows["estimate"].dropna().lt(0.2).any() else 0.2, 5)
+    ax.set(xlabel=f"{rows['measure'].iloc[0]} to the level, with R over the control's")
+    return _forest(ax, places, rows, title)
+
+
+def _places(rows: pd.DataFrame) -> dict[tuple[str, ...], int]:
+    keys = list(dict.fromkeys(rows[["network", "data", "schedule"]].itertuples(index=False, name=None)))
+    return {key: i for i, key in enumerate(keys)}
+
+
+def _height(row: pd.Series, places: Mapping[tuple[str, ...], int]) -> float:
+    """Where a comparison stands within its setting's line: by control, then by budget."""
+    step = CONTROLS.index(row["control"]) - 1 + 0.4 * (BUDGETS.index(row["budget"]) - 0.5)
+    return places[row["network"], row["data"], row["schedule"]] + 0.27 * step
+
+
+def _interval(ax: Axes, row: pd.Series, places: Mapping[tuple[str, ...], int], times: float) -> None:
+    style = styles()[row["control"]]
+    low, high = times * (row["estimate"] - row["low"]), times * (row["high"] - row["estimate"])
+    ax.errorbar(
+        times * row["estimate"],
+        _height(row, places),
+        xerr=[[max(low, 0)], [max(high, 0)]],
+        **{"fmt": style["marker"], "color": style["color"], "fillstyle": FILLED[row["budget"]]},
+        **{"capsize": 2, "ms": 5, "lw": 1.2},
     )
+
+
+def _forest(ax: Axes, places: Mapping[tuple[str, ...], int], rows: pd.DataFrame, title: str) -> Figure:
+    arms = rows.drop_duplicates(["network", "data", "schedule"])["arm"]
+    labels = [f"{n}, {d}\n{s}\n'{arm}'" for (n, d, s), arm in zip(places, arms, strict=True)]
+    ax.set_yticks(range(len(places)), labels, fontsize="small")
+    ax.set_ylim(len(places) - 0.5, -0.5)
+    ax.grid(axis="y", visible=False)
+    for control in CONTROLS:
+        style = styles()[control]
+        ax.plot([], [], style["marker"], color=style["color"], label=f"against {control}")
+    for budget in dict.fromkeys(rows["budget"]):
+        ax.plot([], [], "o", color=GREY, fillstyle=FILLED[budget], label=budget)
+    ax.figure.legend(fontsize="small", loc="outside lower center", ncols=3)
     return _titled(ax.figure, title)
 
 

@@ -1,14 +1,15 @@
-"""Is there a gain? The arms on full data, the tries and epochs that each gets, and what an epoch of each costs.
+"""Is there a gain? The settings of ``docs/protocol.md``: arms, controls, budgets, rates, what an epoch of each costs.
 
 Runs of a sweep share the machine, so their clocks mean nothing. Seconds are measured apart: the arms take turns within
-one process, and a curve over seconds (``time_to_accuracy``) is a curve over epochs times the seconds of an
-epoch, plus what the arm does to its inputs before the first.
+one process, and a curve over seconds (``levels``) is a curve over epochs times the seconds of an epoch, plus what the
+arm does to its inputs before the first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
 
 import pandas as pd
 import torch
@@ -19,62 +20,81 @@ from decorlib.data.datasets import DataUnavailable
 from decorlib.layers import bp_parameters, decor_parameters
 from decorlib.study.experiments import flops, networks, timing
 from decorlib.study.experiments.experiment import OPTIMIZERS, Experiment, arrays, build
+from decorlib.study.experiments.halving import whole
 from decorlib.training.train import train
 
-BASELINE = "backpropagation"
-#: What each arm is for: the panels of the figures.
-GROUPS = {
-    "what is done to the inputs": ("inputs in [0, 1]", "demeaned", "demeaned, every layer", "whitened inputs"),
-    "other normalisations": ("BatchNorm", "exact whitening", "2024 rule", "2024 rule, demeaned"),
-    "decorrelation": ("kappa", "kappa, demeaned", "kappa, every step", "kappa, deeper layers"),
-    "convolutions": ("kappa, patches", "kappa, channels"),
-}
-OURS = (*GROUPS["decorrelation"], *GROUPS["convolutions"])
+BASELINE = "backpropagation"  # on the 2024 notebook's inputs: shown, decides nothing
+CONTROLS = ("inputs in [0, 1]", "demeaned, every layer", "BatchNorm")  # all three, always
+OURS = ("kappa, deeper layers", "kappa, every layer", "2024 rule, demeaned")
+ARMS = (BASELINE, *CONTROLS, *OURS)
 KAPPA = (("kappa", 0.5),)
 CENTRED = (("center", "batch"),)
+BUDGETS = ("equal seconds", "equal epochs")
+SCHEDULES = {"constant": None, "cosine to zero": "cosine_steps"}
+DATA = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
+#: Accuracies on validation images, of the protocol: what takes how long.
+LEVELS = {"MNIST": (0.975, 0.98, 0.982), "Fashion-MNIST": (0.86, 0.88, 0.89)}
 
 
-def mlp_arms(base: Experiment, update_every: int = 25, refresh: int = 100) -> dict[str, Experiment]:
-    """Every arm of the MLP, by name; rates are still to be chosen.
+@dataclass(frozen=True)
+class Setting:
+    """Where arms are compared.
 
     Args:
-        base: data, sizes, epochs.
-        update_every: steps between updates of R, except in the arms that learn at every step. Default: 25.
-        refresh: steps between refreshes of the exact whitening. Default: 100.
+        network: "MLP" or "ConvNet".
+        data: "MNIST" or "Fashion-MNIST".
+        schedule: of the weights' rate, a key of :data:`SCHEDULES`.
     """
-    plain, original = base.but(rule=None), base.but(rule="notebook", rule_options=(("variance", 1.0),))
-    demeaned, every_step = plain.but(demean_inputs=True), base.but(rule="kappa", rule_options=KAPPA)
-    seldom = (("update_every", update_every),)
+
+    network: str
+    data: str
+    schedule: str
+
+    def __str__(self) -> str:
+        return f"{self.network}, {self.data}, {self.schedule}"
+
+
+def settings(network: str, data: Iterable[str], schedules: Iterable[str] = tuple(SCHEDULES)) -> list[Setting]:
+    """A network on every data set with every schedule; a data set whose files are not there is left out aloud."""
+    there = []
+    for name in data:
+        try:
+            arrays(Experiment(data=name, train_size=1))
+            there.append(DATA[name])
+        except DataUnavailable as error:
+            print(f"{network}: {DATA[name]} is left out: {error}")
+    return [Setting(network, *these) for these in product(there, schedules)]
+
+
+def arms(base: Experiment, setting: Setting, update_every: int = 25, fraction: float = 0.1) -> dict[str, Experiment]:
+    """Every arm in a setting, by name; rates are still to be chosen.
+
+    An R with the kappa rule is centred by batch and learns at every ``update_every``-th step; in the ConvNet it acts on
+    whole patches and learns from a part of their positions. The 2024 rule learns at every step, as it did.
+
+    Args:
+        base: sizes, epochs, what is measured.
+        setting: data, network and schedule.
+        update_every: steps between updates of R. Default: 25.
+        fraction: of the positions, in the ConvNet. Default: 0.1.
+    """
+    model = {"MLP": "mlp", "ConvNet": "convnet"}[setting.network]
+    data = next(name for name, words in DATA.items() if words == setting.data)
+    plain = base.but(rule=None, model=model, data=data, lr_schedule=SCHEDULES[setting.schedule])
+    demeaned = plain.but(demean_inputs=True)
+    some = (("fraction", fraction),) if model == "convnet" else ()
+    options = (("update_every", update_every), *CENTRED, *some)
+    kappa = demeaned.but(rule="kappa", rule_options=KAPPA, layer_options=options)
+    deeper = kappa.but(decorrelated="deeper")
+    original = demeaned.but(rule="notebook", rule_options=(("variance", 1.0),), layer_options=some)
     return {
         BASELINE: plain,
         "inputs in [0, 1]": plain.but(scaling="raw"),
-        "demeaned": demeaned,
         "demeaned, every layer": demeaned.but(normalisation="mean"),
-        "whitened inputs": plain.but(whiten_inputs=True),
         "BatchNorm": demeaned.but(normalisation="batch"),
-        "exact whitening": demeaned.but(rule="exact", layer_options=(("update_every", refresh),), decor_lr=1.0),
-        "2024 rule": original,
-        "2024 rule, demeaned": original.but(demean_inputs=True),
-        "kappa": every_step.but(layer_options=seldom),
-        "kappa, demeaned": every_step.but(demean_inputs=True, layer_options=seldom),
-        "kappa, every step": every_step.but(demean_inputs=True),
-        "kappa, deeper layers": every_step.but(
-            demean_inputs=True, layer_options=(*seldom, *CENTRED), decorrelated="deeper"
-        ),
-    }
-
-
-def convnet_arms(base: Experiment, update_every: int = 25, fraction: float = 0.1) -> dict[str, Experiment]:
-    """The arms of the ConvNet; the decorrelated ones are centred, amortised, and learn from a part of the positions."""
-    plain = base.but(rule=None, model="convnet")
-    demeaned = plain.but(demean_inputs=True)
-    options = (("update_every", update_every), ("fraction", fraction), *CENTRED)
-    ours = demeaned.but(rule="kappa", rule_options=KAPPA, layer_options=options)
-    return {
-        BASELINE: plain,
-        "BatchNorm": demeaned.but(normalisation="batch"),
-        "kappa, patches": ours,
-        "kappa, channels": ours.but(layer_options=(*options, ("span", "channel"))),
+        "kappa, deeper layers": deeper,
+        "kappa, every layer": kappa,
+        "2024 rule, demeaned": original,
     }
 
 
@@ -94,58 +114,36 @@ def relative_time(spec: Experiment) -> float:
 
 
 def within_budget(arms: Mapping[str, Experiment], epochs: int | float) -> dict[str, Experiment]:
-    """The arms with as many whole epochs, at least one, as fit into the time of so many of plain backpropagation.
+    """The arms with as many eighths of an epoch, at least one, as fit into the time of so many plain epochs.
 
     By :func:`relative_time`, so that equal commands give equal numbers on every machine.
     """
-    return {name: spec.but(epochs=max(1, round(epochs / relative_time(spec)))) for name, spec in arms.items()}
+    return {
+        name: spec.but(epochs=whole(max(1, round(8 * epochs / relative_time(spec))) / 8)) for name, spec in arms.items()
+    }
 
 
-def second_data_set(data: str, arms: Mapping[str, Experiment], names: Sequence[str]) -> dict[str, Experiment]:
-    """Some of the arms on another data set; none, after saying why, where its files are not there."""
-    try:
-        arrays(arms[BASELINE].but(data=data, train_size=1))
-    except DataUnavailable as error:
-        print(f"{data} is left out: {error}")
-        return {}
-    return {name: arms[name].but(data=data) for name in dict.fromkeys(names)}
-
-
-def rates(
-    arms: Mapping[str, Experiment],
-    lr: Sequence[float],
-    decor_lr: Sequence[float],
-    shrinkage: Sequence[float],
-) -> dict[str, dict[str, list]]:
-    """As many tries for every arm: few rates of the weights times the second setting, or many rates of the weights.
+def rates(arms: Mapping[str, Experiment], lr: Sequence[float], decor_lr: Sequence[float]) -> dict[str, dict[str, list]]:
+    """As many tries for every arm: few rates of the weights times rates of R, or as many of the weights alone.
 
     Args:
         arms: of this module.
-        lr: rates of the weights; arms with a second setting get all of them times all of its values, the others as
-            many rates over the same range.
+        lr: rates of the weights, of an MLP; a ConvNet takes twice these. Arms with an R get all of them times all
+            rates of R, the others as many over twice the range at each end.
         decor_lr: rates of R for updates at every step; the 2024 rule, whose normaliser multiplies by 1/v, tries
-            them divided by 10, and an amortised R, which takes n times fewer steps, times 10, where the mode that all
-            pixels share does not forbid it: where it is demeaned.
-        shrinkage: of whitened inputs and of exact whitening; as many as ``decor_lr``.
+            them divided by 10, and an R that learns seldom, which takes n times fewer steps, times 10.
     """
-    if len(shrinkage) != len(decor_lr):
-        raise ValueError(f"{len(decor_lr)} rates of R but {len(shrinkage)} shrinkages: give as many of each")
     count = len(lr) * len(decor_lr)
-    low, high = min(lr) / 2, max(lr) * 2  # wider, to be kind to the arms that have nothing else to choose
-    many = [low * (high / low) ** (i / max(count - 1, 1)) for i in range(count)]
 
-    def second(spec: Experiment) -> dict[str, list]:
-        if spec.whiten_inputs:
-            return {"lr": list(lr), "shrinkage": list(shrinkage)}
-        if spec.rule == "exact":
-            return {"lr": list(lr), "rule_options": [(("shrinkage", value),) for value in shrinkage]}
+    def own(spec: Experiment) -> dict[str, list]:
+        weights = [rate * (2 if spec.model == "convnet" else 1) for rate in lr]
         if spec.rule is None:
-            return {"lr": many}
-        seldom = "update_every" in dict(spec.layer_options)
-        factor = 0.1 if spec.rule == "notebook" else 10 if seldom and spec.demean_inputs else 1
-        return {"lr": list(lr), "decor_lr": [factor * value for value in decor_lr]}
+            low, high = min(weights) / 2, max(weights) * 2  # wider, to be kind to the arms with nothing else to choose
+            return {"lr": [low * (high / low) ** (i / max(count - 1, 1)) for i in range(count)]}
+        factor = 0.1 if spec.rule == "notebook" else 10
+        return {"lr": weights, "decor_lr": [factor * value for value in decor_lr]}
 
-    return {name: second(spec) for name, spec in arms.items()}
+    return {name: own(spec) for name, spec in arms.items()}
 
 
 # --------------------------------------------------------------------------------------------------------------- cost

@@ -1,0 +1,148 @@
+"""The runs of a setting: rates chosen on validation images, then every arm with new seeds under both budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from decorlib.study.experiments import arms, halving
+from decorlib.study.experiments.experiment import Experiment
+from decorlib.study.questions.gain import plan
+from decorlib.study.questions.gain.plan import BASELINE, BUDGETS, CONTROLS, OURS, Setting
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What was run in a setting.
+
+    Args:
+        setting: where.
+        ours: the arm with an R that the claims name: the best on validation images of those that were tuned.
+        best: its arms at their rates, by budget.
+        tries: all tries, of :func:`decorlib.study.experiments.halving.halve`.
+        tables: by budget, a row per run (:func:`decorlib.study.experiments.arms.compare`).
+        records: by budget, its records.
+    """
+
+    setting: Setting
+    ours: str
+    best: dict[str, dict[str, Experiment]]
+    tries: pd.DataFrame
+    tables: dict[str, pd.DataFrame]
+    records: dict[str, list[dict]]
+
+    def endings(self, budget: str, value: str = "test_accuracy") -> pd.DataFrame:
+        """Final measurements, a row per seed and a column per arm; missing where a run diverged."""
+        return arms.by_seed(self.tables[budget], value)
+
+
+def compare(
+    setting: Setting,
+    these: Mapping[str, Experiment],
+    grids: Mapping[str, Mapping[str, Sequence[float]]],
+    tuning_seeds: Iterable[int],
+    seeds: Iterable[int],
+    rounds: Sequence[float] = halving.ROUNDS,
+    moves: int = halving.MOST_MOVES,
+    **engine: Any,
+) -> Compared:
+    """Tune every arm, choose ours on validation images, run all with the seeds; the test set is read at the very end.
+
+    Tries are as long as the time of plain backpropagation's ``epochs`` lets them be; their rates serve both budgets.
+    Under equal epochs only what decides is run: the controls, plain backpropagation, and ours.
+
+    Args:
+        setting: where.
+        these: its arms (:func:`decorlib.study.questions.gain.plan.arms`), with the epochs of plain backpropagation.
+        grids: rates of each (:func:`decorlib.study.questions.gain.plan.rates`).
+        tuning_seeds: of the tries; none of ``seeds``.
+        seeds: of the comparison.
+        rounds: of the halving. Default: 1/8, 1/4, 1/2, 1.
+        moves: how often a grid may move. Default: 3.
+        engine: options of :func:`decorlib.study.sweep`.
+    """
+    seeds, tuning_seeds = list(seeds), list(tuning_seeds)
+    if both := sorted({*seeds} & {*tuning_seeds}):
+        raise ValueError(f"seeds {both} are of the tries and of the comparison: a choice would be judged by itself")
+    short = plan.within_budget({name: spec.but(split="both") for name, spec in these.items()}, _epochs(these))
+    options = {"rounds": rounds, "move": moves, "quiet": True, "desc": f"{setting}, tries"}
+    tuned, tries = halving.halve(short, grids, tuning_seeds, **options, **engine)
+    ours = chosen(tries, OURS)
+    equal_epochs = {name: tuned[name].but(epochs=these[name].epochs) for name in (BASELINE, *CONTROLS, ours)}
+    best = dict(zip(BUDGETS, (tuned, equal_epochs), strict=True))
+    found = {b: arms.compare(own, seeds, desc=f"{setting}, {b}", **engine) for b, own in best.items()}
+    tables, records = ({b: pair[i] for b, pair in found.items()} for i in (0, 1))
+    return Compared(setting, ours, best, tries, tables, records)
+
+
+def chosen(tries: pd.DataFrame, among: Sequence[str], metric: str = "test_accuracy") -> str:
+    """The arm, of those named, whose chosen try has the best validation measurement."""
+    picked = tries[tries["chosen"] & tries["arm"].isin(among)].set_index("arm")[metric].dropna()
+    if picked.empty:
+        raise ValueError(f"none of {', '.join(among)} has a try that did not diverge")
+    return picked.idxmax()
+
+
+def curves(found: Compared, cost: pd.DataFrame, budget: str) -> pd.DataFrame:
+    """One row per arm, seed and measurement on validation images: accuracy, and the epochs and seconds spent by then.
+
+    Args:
+        found: of a setting.
+        cost: of :func:`decorlib.study.questions.gain.plan.costs`, of its network.
+        budget: which runs.
+    """
+    table = found.tables[budget]
+    rows = [
+        {"arm": arm, "seed": seed, "epoch": row["epoch"], "accuracy": row["validation_accuracy"]}
+        for arm, seed, record in zip(table["arm"], table["seed"], found.records[budget], strict=True)
+        for row in record["epochs"]
+        if "validation_accuracy" in row
+    ]
+    curve = pd.DataFrame(rows, columns=["arm", "seed", "epoch", "accuracy"])
+    of = cost.loc[curve["arm"]].reset_index(drop=True)
+    curve["seconds"] = of["seconds before"] + curve["epoch"] * of["seconds"]
+    curve["error"] = 100 * (1 - curve["accuracy"])
+    return curve
+
+
+def choices(founds: Iterable[Compared]) -> pd.DataFrame:
+    """One row per setting and arm: what was chosen, how often its grid moved, an edge, how many tries diverged."""
+    rows = []
+    for found in founds:
+        for arm, own in found.tries.groupby("arm", sort=False):
+            best = own[own["chosen"]].iloc[0]
+            rows.append(
+                {
+                    "setting": str(found.setting),
+                    "arm": arm,
+                    "lr": best["lr"],
+                    "decor_lr": best["decor_lr"] if found.best[BUDGETS[0]][arm].rule else None,
+                    "validation accuracy": best["test_accuracy"],
+                    "tries": len(own),
+                    "grid moved": own["moved"].max(),
+                    "edge": best["edge"] or "-",
+                    "diverged": (own["diverged"] > 0).sum(),
+                    "named": arm == found.ours,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def endings(founds: Iterable[Compared]) -> pd.DataFrame:
+    """One row per run: where, arm, seed, final accuracy on the test set (missing where it diverged)."""
+    parts = []
+    for found in founds:
+        for budget, table in found.tables.items():
+            own = table[["arm", "seed"]].assign(test_accuracy=table.get("test_accuracy"))
+            parts.append(own.assign(where=f"{found.setting}, {budget}"))
+    return pd.concat(parts, ignore_index=True)[["where", "arm", "seed", "test_accuracy"]]
+
+
+def _epochs(these: Mapping[str, Experiment]) -> int | float:
+    lengths = {spec.epochs for spec in these.values()}
+    if len(lengths) > 1:
+        raise ValueError(f"arms have {sorted(lengths)} epochs; give all of them those of plain backpropagation")
+    return lengths.pop()

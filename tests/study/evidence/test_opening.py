@@ -1,0 +1,87 @@
+"""The paragraph that opens README: the least favourable comparison of two studies first, and every control."""
+
+import pandas as pd
+import pytest
+
+from decorlib.study.evidence import answers, opening
+from decorlib.study.evidence.provenance import ROOT
+from decorlib.study.evidence.records import EXTENDED, Record, load_records
+
+COLUMNS = ("network", "data", "schedule", "budget", "arm", "control", "estimate", "low", "high", "n", "outcome")
+ROWS = [
+    ("MLP", "MNIST", "constant", "equal seconds", "kappa", "BatchNorm", 0.004, 0.003, 0.005, 5, "supported"),
+    ("MLP", "MNIST", "cosine to zero", "equal seconds", "kappa", "BatchNorm", -0.005, -0.007, -0.003, 5, "harmful"),
+    ("MLP", "MNIST", "constant", "equal seconds", "kappa", "inputs in [0, 1]", 0.001, 0.0001, 0.0019, 5, "refuted"),
+    ("ConvNet", "MNIST", "constant", "equal epochs", "kappa", "inputs in [0, 1]", None, None, None, 0, "undecided"),
+]
+TIMES = [
+    ("MLP", "MNIST", "constant", "equal seconds", "kappa", "BatchNorm", 0.7, 0.6, 0.8, 5, "supported"),
+    (
+        "MLP",
+        "MNIST",
+        "constant",
+        "equal seconds",
+        "kappa",
+        "inputs in [0, 1]",
+        None,
+        None,
+        None,
+        0,
+        "only R gets there",
+    ),
+]
+
+
+def record(rows=ROWS, times=TIMES, never=((0, 0), (1, 5)), **parameters):
+    made = Record("07", question="Is there a gain?", parameters={"margin": 0.002} | parameters)
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    key = frame["network"] + ", " + frame["data"] + ", " + frame["schedule"] + ", " + frame["budget"]
+    frame.insert(0, "comparison", key + ": minus " + frame["control"])
+    made.table("protocol", frame, 0.001)
+    frame = pd.DataFrame(times, columns=COLUMNS).assign(measure="seconds", level="98.0%", of=5)
+    frame["arm never"], frame["control never"] = ([pair[i] for pair in never] for i in (0, 1))
+    made.table("time to levels", frame, skip=("*",))
+    return made
+
+
+@pytest.fixture
+def nowhere(tmp_path):
+    return tmp_path
+
+
+def test_the_least_favourable_stands_first_and_every_control_is_told(nowhere):
+    text = answers.plain({"07": record()}, nowhere)
+    head = "**Does decorrelation help?** Least favourable comparison first: MLP on MNIST, rate cosine to zero, equal "
+    assert text.startswith(head + "seconds, 'kappa' minus BatchNorm: -0.50 points [-0.70, -0.30], n = 5 (harmful).")
+    assert (
+        "Against **BatchNorm** a network with a learned R is harmful (worse) in 1, supported (better) in 1 of 2 "
+        "comparisons (-0.50 to +0.40 points)." in text
+    )
+    assert "refuted (no different by as much as counts) in 1 of 1 comparisons (+0.10 to +0.10 points)" in text
+    assert "The most favourable: MLP on MNIST, rate constant, equal seconds, 'kappa' minus BatchNorm: +0.40" in text
+    assert "0.70 [0.60, 0.80] of BatchNorm's seconds (n = 5, supported)" in text
+    assert "of inputs in [0, 1]'s seconds no part that is known (never there: 1 with R, 5 without, of 5 each)" in text
+    assert "0.2 points of test accuracy are what counts" in text
+
+
+def test_of_two_studies_the_less_favourable_is_told(nowhere, monkeypatch):
+    folder = nowhere / EXTENDED
+    monkeypatch.setenv("DECORLIB_RESULTS", str(folder))
+    worse = [(*ROWS[0][:6], -0.009, -0.010, -0.008, 10, "harmful"), (*ROWS[1][:6], 0.0, -0.001, 0.001, 10, "refuted")]
+    record(worse).write()
+    rows = opening.comparisons({"07": record()}, nowhere)
+    assert rows["estimate"].tolist() == [-0.009, -0.005, 0.001]
+    assert "-0.90 points [-1.00, -0.80], n = 10 (harmful)" in answers.plain({"07": record()}, nowhere)
+    assert "-0.90 points" in answers.plain({}, nowhere)
+
+
+def test_without_rows_of_the_protocol_nothing_is_said(nowhere):
+    assert answers.plain({}, nowhere) == ""
+    assert answers.plain({"07": Record("07", question="Is there a gain?")}, nowhere) == ""
+
+
+def test_readme_opens_with_the_least_favourable_row_of_the_committed_records():
+    rows = opening.comparisons(load_records())
+    worst = rows.loc[rows["estimate"].idxmin()]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text.index(opening.one(worst)) < text.index("The most favourable:")
