@@ -194,8 +194,13 @@ OPTIMIZERS = {
 }
 
 
-def run(spec: Experiment) -> dict:
-    """Do the experiment and return its record: status, one row per epoch, final measurements, timings apart."""
+def run(spec: Experiment, also: Callable[[nn.Module, Tensor], dict[str, float]] | None = None) -> dict:
+    """Do the experiment and return its record: status, one row per epoch, final measurements, timings apart.
+
+    Args:
+        spec: the experiment.
+        also: what else to measure after each pass, of the model in evaluation and the held-out inputs. Default: None.
+    """
     x, t, z, u = kept_arrays(spec)
     model = build(spec, x.shape[1])
     batches = inputs.loader(x, t, spec.batch_size, generator=torch.Generator().manual_seed(spec.seed))
@@ -203,6 +208,7 @@ def run(spec: Experiment) -> dict:
     R = list(decor_parameters(model))
     optimizer = OPTIMIZERS[spec.optimizer](weights, lr=spec.lr) if weights else None
     decor = OPTIMIZERS[spec.decor_optimizer](R, lr=spec.decor_lr) if R else None
+    evaluate = evaluation(spec, x, t, z, u)
 
     history = train(
         model,
@@ -211,7 +217,7 @@ def run(spec: Experiment) -> dict:
         epochs=spec.epochs * spec.parts,
         optimizer=optimizer,
         decor_optimizer=decor,
-        evaluate=evaluation(spec, x, t, z, u),
+        evaluate=evaluate if also is None else lambda model: evaluate(model) | also(model, z),
         scheduler=schedule(optimizer, spec.lr_schedule, spec),
         decor_scheduler=schedule(decor, spec.decor_schedule, spec),
         max_step=spec.max_step,
