@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import yaml
 
 from decorlib.study.evidence.provenance import ROOT
@@ -83,14 +84,18 @@ def read(records: dict[str, Record], root: Path = ROOT) -> list[Shared]:
                 if record is None or ("verdict" in entry and not extended):
                     continue
                 interval = find(record, entry)
-                if interval is not None:
+                # The longer study runs what the full run has, too: told twice, it would look like two findings.
+                twice = extended and interval == find(records.get(entry["record"]), entry)
+                if interval is not None and not twice:
                     about = (entry["what"], interval, entry["margin"], entry.get("unit", ""), entry.get("gain", ""))
                     found.append(Shared(hypothesis, record.notebook, extended, *about))
     return found
 
 
-def find(record: Record, entry: dict) -> Interval | None:
+def find(record: Record | None, entry: dict) -> Interval | None:
     """The numbers of one entry of the registry in a record; None where it does not have them."""
+    if record is None:
+        return None
     if "verdict" in entry:
         return next(
             (Verdict.from_dict(v).interval for v in record.verdicts if v["hypothesis"] == entry["verdict"]), None
@@ -105,6 +110,8 @@ def find(record: Record, entry: dict) -> Interval | None:
     for row in frame.itertuples(index=False):
         if re.fullmatch(entry["row"], str(row[0])):
             told = dict(zip(frame.columns, row, strict=True))
+            if pd.isna(told["estimate"]):  # runs diverged
+                return None
             return Interval(told["estimate"], told["low"], told["high"], int(told["n"]), told["p"])
     return None
 

@@ -88,6 +88,14 @@ class Found:
             raise ValueError(f"{cell}: {self.table.loc[cell, 'diverged']}, which leaves no interval; try smaller rates")
         return paired(self.differences[cell], [0.0] * len(self.differences[cell]))
 
+    @property
+    def shown(self) -> pd.DataFrame:
+        """What a reader wants first, differences in points of test accuracy."""
+        points = self.table[["estimate", "low", "high", "low, all", "high, all"]].astype(float) * 100
+        beside = ["n", "diverged", "rates of control", "rates of treated", "edge", "outcome"]
+        several = ["treated"] if (self.table["treated"] != "").any() else []
+        return points.round(2).join(self.table[[*several, *beside]])
+
 
 def name(digits: int, label: str) -> str:
     """A cell's name, such as "10,000 digits, kappa"."""

@@ -139,6 +139,14 @@ class TestCompare:
         with pytest.raises(ValueError, match="no cell '60,000 digits, kappa'"):
             both.interval("60,000 digits, kappa")
 
+    def test_what_is_shown_is_in_points(self, fake):
+        fake()
+        both = found()
+        shown = both.shown.loc["10,000 digits, kappa"]
+        assert shown["estimate"] == round(100 * both.table.loc["10,000 digits, kappa", "estimate"], 2)
+        assert shown["rates of treated"] == "lr 0.002, decor_lr 0.0001"
+        assert "treated" not in both.shown
+
     def test_of_several_alternatives_the_best_by_validation_is_compared(self, fake):
         alternatives = {"Adam": {"decor_optimizer": "adam"}, "cosine": {"decor_schedule": "cosine"}}
 
@@ -148,8 +156,8 @@ class TestCompare:
             return outcome
 
         asked = fake(worse)
-        table = found(treated=alternatives).table
-        assert set(table["treated"]) == {"cosine"}
+        both = found(treated=alternatives)
+        assert set(both.table["treated"]) == set(both.shown["treated"]) == {"cosine"}
         compared = [spec for spec in asked if spec.split == "test"]
         assert "adam" not in {spec.decor_optimizer for spec in compared}
 

@@ -9,7 +9,7 @@ from decorlib.study.evidence.figures import use_style
 from decorlib.study.evidence.stats import interval
 from decorlib.study.experiments import experiment
 from decorlib.study.experiments.experiment import Experiment
-from decorlib.study.questions.optimizer import optimizers, while_learning, wiring_mistakes
+from decorlib.study.questions.optimizer import optimizers, undoing, while_learning, wiring_mistakes
 from decorlib.study.questions.optimizer.optimizers import ORDERS, Order, learn_in_order
 
 
@@ -109,11 +109,11 @@ def a_run(*losses):
 
 
 def test_doublings_count_from_the_lowest_to_the_last_finite_loss():
-    assert optimizers.doublings(a_run(4.0, 1.0, 8.0)) == pytest.approx(3)
-    assert optimizers.doublings(a_run(4.0, 2.0, 1.0)) == 0
-    assert optimizers.doublings(a_run(1.0, 4.0, None)) == pytest.approx(2)
+    assert undoing.doublings(a_run(4.0, 1.0, 8.0)) == pytest.approx(3)
+    assert undoing.doublings(a_run(4.0, 2.0, 1.0)) == 0
+    assert undoing.doublings(a_run(1.0, 4.0, None)) == pytest.approx(2)
     with pytest.raises(ValueError, match="no epoch with a finite loss"):
-        optimizers.doublings(a_run(None))
+        undoing.doublings(a_run(None))
 
 
 def test_undoing_takes_the_least_rate_of_each_seed_and_decides_by_the_margin():
@@ -121,17 +121,19 @@ def test_undoing_takes_the_least_rate_of_each_seed_and_decides_by_the_margin():
     runs = {("slow", 0): 4.0, ("slow", 1): 4.4, ("slow", 2): 3.6}
     runs |= {("fast", 0): 64.0, ("fast", 1): 64.0, ("fast", 2): 64.0}
     arms, seeds = zip(*runs, strict=True)
-    table = optimizers.undoing(arms, seeds, [a_run(2.0, 1.0, end) for end in runs.values()], margin=2)
-    assert list(table.index) == [optimizers.EVERY_RATE, "slow", "fast"]
+    rises = undoing.rises(arms, seeds, [a_run(2.0, 1.0, end) for end in runs.values()])
+    assert rises.loc[1].tolist() == pytest.approx([math.log2(4.4), math.log2(4.4), 6])
+    table = undoing.table(rises, factor=2)
+    assert list(table.index) == [undoing.EVERY_RATE, "slow", "fast"]
     assert table.loc["fast", "factor"] == pytest.approx(64)
-    assert table.loc[optimizers.EVERY_RATE, "estimate"] == table.loc["slow", "estimate"]
+    assert table.loc[undoing.EVERY_RATE, "estimate"] == table.loc["slow", "estimate"]
     logs = [math.log2(end) for (arm, _), end in runs.items() if arm == "slow"]
     expected = interval(logs)
     assert [table.loc["slow", name] for name in ("estimate", "low", "high")] == pytest.approx(
         [expected.estimate, expected.low, expected.high]
     )
     assert set(table["outcome"]) == {"supported"}
-    at_4 = optimizers.undoing(arms, seeds, [a_run(2.0, 1.0, end) for end in runs.values()], margin=4)
+    at_4 = undoing.table(rises, factor=4)
     assert at_4["outcome"].tolist() == ["undecided", "undecided", "supported"]
 
 

@@ -10,7 +10,6 @@ Two things make R diverge, and they are not the same:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -22,12 +21,10 @@ from decorlib.data import inputs
 from decorlib.layers import bp_parameters, decor_modules, decor_parameters
 from decorlib.layers.memory import NonFiniteInput
 from decorlib.rules.rules import SeedRule
-from decorlib.study.evidence.stats import decide, interval
 from decorlib.study.experiments.experiment import Experiment, arrays, build, measure
 from decorlib.study.experiments.gaussians import step
 from decorlib.study.sweeps.runs import sweep
 
-EVERY_RATE = "at the rate where it is least"
 ORDERS = ("as in 2024", "update before step", "gradient not cleared", "own optimizers")
 
 
@@ -194,40 +191,6 @@ def turn(record: dict, value: str = "decor_loss") -> dict:
     lowest = min(rows, key=lambda row: row[value])
     rise = rows[-1][value] / lowest[value] if record["status"] == "finished" else float("inf")
     return {"turns in epoch": lowest["epoch"], "last / lowest loss": rise, "status": record["status"]}
-
-
-def doublings(record: dict, value: str = "decor_loss") -> float:
-    """How often the loss doubled from its lowest to the end of the run, or to its last finite one."""
-    losses = [row[value] for row in record["epochs"] if row[value] is not None]
-    if not losses:
-        raise ValueError("the run has no epoch with a finite loss: a smaller rate would have one")
-    return math.log2(losses[-1] / min(losses))
-
-
-def undoing(arm: Iterable[str], seeds: Iterable[int], records: Iterable[dict], margin: float) -> pd.DataFrame:
-    """How far the loss rose again: one row per arm, and first the least of all arms in each seed.
-
-    Args:
-        arm: of each run.
-        seeds: of each run.
-        records: of runs long enough to turn.
-        margin: the factor that counts; an outcome is "supported" where the loss rose by more.
-
-    Returns:
-        Index "arm"; estimate, low, high (95 %, by itself) and n, p of no rise, in doublings; factor, 2 to the estimate;
-        outcome.
-    """
-    columns = {"arm": list(arm), "seed": list(seeds), "doublings": [doublings(record) for record in records]}
-    wide = pd.DataFrame(columns).pivot(index="seed", columns="arm", values="doublings")[
-        list(dict.fromkeys(columns["arm"]))
-    ]
-    rows = {}
-    for name, values in {EVERY_RATE: wide.min(axis=1), **wide}.items():
-        found = interval(values.tolist())
-        row = {"estimate": found.estimate, "low": found.low, "high": found.high, "n": found.n, "p": found.p_value}
-        outcome = decide(found, better="higher", margin=math.log2(margin))
-        rows[name] = row | {"factor": 2**found.estimate, "outcome": outcome}
-    return pd.DataFrame(rows).T.rename_axis("arm").infer_objects()
 
 
 # ------------------------------------------------------------------------------------------------- arms of notebook 04
