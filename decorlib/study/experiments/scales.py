@@ -216,10 +216,10 @@ def draw(found: Found, margin: float, what: str) -> tuple[Figure, str]:
         f"{what[0].upper()}{what[1:]}: {100 * means.min():+.2f} to {100 * means.max():+.2f} points, by scale and rule"
     )
     fig, ax = plt.subplots(figsize=(7.5, 1.2 + 0.5 * len(shown)))
-    paired_dots(shown, ax=ax, xlabel=f"{what}, points of test accuracy")
+    paired_dots(shown, ax=ax, xlabel="points of test accuracy")
     for side in (-100 * margin, 100 * margin):
         ax.axvline(side, color="0.6", ls=":")
-    ax.set_title(title, fontsize=10)
+    fig.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
     return (
         fig,
         f"Differences in test accuracy, {what}, a dot per seed: {'; '.join(told)}; margin {100 * margin:g} points.",

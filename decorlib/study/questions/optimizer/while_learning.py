@@ -123,9 +123,10 @@ def draw(curves: pd.DataFrame, arms: Mapping[str, Experiment], table: pd.DataFra
             ax.plot(middle.index, middle, lw=2, label=name, **style)
         ax.set(xlabel="epoch", ylabel=label)
     least, best = table["cosine, hidden 2"].idxmin(), table["accuracy"].idxmax()
-    axes[0].set_title(f"Most accurate: {best}", fontsize=10)
-    axes[2].set_title(f"Most decorrelated: {least}", fontsize=10)
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
+    title = f"Most accurate: {best}; most decorrelated: {least}"
+    fig.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    handles, labels = axes[0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, handlelength=3.5)
     ends = [f"{name}: {row['accuracy']:.4f}, {row['cosine, hidden 2']:.3f}" for name, row in table.iterrows()]
     return (
         fig,
