@@ -16,6 +16,7 @@ from decorlib.study.evidence.stats import Interval, Outcome, decide, paired
 from decorlib.study.evidence.verdicts import Verdict
 
 REGISTRY = Path("docs") / "shared.yaml"
+LONGER = "longer study"
 ELSEWHERE = Path("results") / "elsewhere"  # records of earlier commits on other processors, a folder each
 
 
@@ -80,7 +81,7 @@ def read(records: dict[str, Record], root: Path = ROOT) -> list[Shared]:
     """
     path = root / REGISTRY
     registry = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
-    studies = [("", records), ("longer study", _folder(root / EXTENDED / "records"))]
+    studies = [("", records), (LONGER, _folder(root / EXTENDED / "records"))]
     for folder in sorted((root / ELSEWHERE).glob("*")):
         studies += [(_processor(record), {number: record}) for number, record in _folder(folder).items()]
     found = []
@@ -91,7 +92,9 @@ def read(records: dict[str, Record], root: Path = ROOT) -> list[Shared]:
                 if record is None or ("verdict" in entry and not where):
                     continue
                 interval = find(record, entry)
-                if interval is not None:
+                # The longer study runs what the full run has, too: told twice, it would look like two findings.
+                twice = where == LONGER and interval == find(records.get(entry["record"]), entry)
+                if interval is not None and not twice:
                     about = (entry["what"], interval, entry["margin"], entry.get("unit", ""), _verdict(record, entry))
                     found.append(Shared(hypothesis, record.notebook, where, *about))
     return found
@@ -105,8 +108,10 @@ def _processor(record: Record) -> str:
     return f"on {record.made_by['machine']['cpu']} at commit {record.made_by['commit'][:7]}"
 
 
-def find(record: Record, entry: dict) -> Interval | None:
+def find(record: Record | None, entry: dict) -> Interval | None:
     """The numbers of one entry of the registry in a record; None where it does not have them."""
+    if record is None:
+        return None
     if "verdict" in entry:
         verdict = _verdict(record, entry)
         return None if verdict is None else verdict.interval

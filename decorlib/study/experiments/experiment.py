@@ -218,8 +218,13 @@ OPTIMIZERS = {
 }
 
 
-def run(spec: Experiment) -> dict:
-    """Do the experiment and return its record: status, one row per epoch, final measurements, timings apart."""
+def run(spec: Experiment, also: Callable[[nn.Module, Tensor], dict[str, float]] | None = None) -> dict:
+    """Do the experiment and return its record: status, one row per epoch, final measurements, timings apart.
+
+    Args:
+        spec: the experiment.
+        also: what else to measure after each pass, of the model in evaluation and the held-out inputs. Default: None.
+    """
     x, t, *held_out = kept_arrays(spec)
     network = build(spec.but(credit=BACKPROPAGATION), x.shape[1])
     model, loss = credit.assign(network, spec.credit, spec.seed)
@@ -228,6 +233,7 @@ def run(spec: Experiment) -> dict:
     R = list(decor_parameters(model))
     optimizer = OPTIMIZERS[spec.optimizer](weights, lr=spec.lr) if weights else None
     decor = OPTIMIZERS[spec.decor_optimizer](R, lr=spec.decor_lr) if R else None
+    measured = evaluation(spec, x, t, *held_out)
 
     history = train(
         model,
@@ -236,7 +242,7 @@ def run(spec: Experiment) -> dict:
         epochs=spec.passes,
         optimizer=optimizer,
         decor_optimizer=decor,
-        evaluate=evaluation(spec, x, t, *held_out),
+        evaluate=measured if also is None else lambda model: measured(model) | also(model, held_out[0]),
         scheduler=schedule(optimizer, spec.lr_schedule, spec, len(batches)),
         decor_scheduler=schedule(decor, spec.decor_schedule, spec),
         max_step=spec.max_step,

@@ -1,9 +1,15 @@
 """Who steps R, and what grows whatever the rate: the helpers of notebook 04."""
 
-import pytest
+import math
 
+import pytest
+import torch
+
+from decorlib.study.evidence.figures import use_style
+from decorlib.study.evidence.stats import interval
+from decorlib.study.experiments import experiment
 from decorlib.study.experiments.experiment import Experiment
-from decorlib.study.questions.optimizer import optimizers, wiring_mistakes
+from decorlib.study.questions.optimizer import optimizers, undoing, while_learning, wiring_mistakes
 from decorlib.study.questions.optimizer.optimizers import ORDERS, Order, learn_in_order
 
 
@@ -96,3 +102,83 @@ def test_rates_are_scaled_by_kind_and_equally_many():
     assert found["SGD"] == {"decor_lr": [1e-5, 1e-4]}
     assert found["momentum"]["decor_lr"] == pytest.approx([1e-6, 1e-5])
     assert found["sgd, plain"]["lr"] == pytest.approx([1e-2, 1e-1])
+
+
+def a_run(*losses):
+    return {"status": "finished", "epochs": [{"epoch": e, "decor_loss": loss} for e, loss in enumerate(losses, 1)]}
+
+
+def test_doublings_count_from_the_lowest_to_the_last_finite_loss():
+    assert undoing.doublings(a_run(4.0, 1.0, 8.0)) == pytest.approx(3)
+    assert undoing.doublings(a_run(4.0, 2.0, 1.0)) == 0
+    assert undoing.doublings(a_run(1.0, 4.0, None)) == pytest.approx(2)
+    with pytest.raises(ValueError, match="no epoch with a finite loss"):
+        undoing.doublings(a_run(None))
+
+
+def test_undoing_takes_the_least_rate_of_each_seed_and_decides_by_the_margin():
+    """'slow' rises fourfold and by a bit more or less, 'fast' 64-fold; the least of both is 'slow' in every seed."""
+    runs = {("slow", 0): 4.0, ("slow", 1): 4.4, ("slow", 2): 3.6}
+    runs |= {("fast", 0): 64.0, ("fast", 1): 64.0, ("fast", 2): 64.0}
+    arms, seeds = zip(*runs, strict=True)
+    rises = undoing.rises(arms, seeds, [a_run(2.0, 1.0, end) for end in runs.values()])
+    assert rises.loc[1].tolist() == pytest.approx([math.log2(4.4), math.log2(4.4), 6])
+    table = undoing.table(rises, factor=2)
+    assert list(table.index) == [undoing.EVERY_RATE, "slow", "fast"]
+    assert table.loc["fast", "factor"] == pytest.approx(64)
+    assert table.loc[undoing.EVERY_RATE, "estimate"] == table.loc["slow", "estimate"]
+    logs = [math.log2(end) for (arm, _), end in runs.items() if arm == "slow"]
+    expected = interval(logs)
+    assert [table.loc["slow", name] for name in ("estimate", "low", "high")] == pytest.approx(
+        [expected.estimate, expected.low, expected.high]
+    )
+    assert set(table["outcome"]) == {"supported"}
+    at_4 = undoing.table(rises, factor=4)
+    assert at_4["outcome"].tolist() == ["undecided", "undecided", "supported"]
+
+
+class TestWhileLearning:
+    def test_arms_cover_rates_and_spacings_and_hold_everything_else(self):
+        start = while_learning.base(500, 1, 1e-3)
+        arms = while_learning.arms(start, [1e-3, 1e-2], [1, 5])
+        assert len(arms) == 5
+        assert len(set(arms.values())) == 5
+        assert arms[while_learning.REST].decor_lr == 0
+        learning = [spec for name, spec in arms.items() if name != while_learning.REST]
+        assert {(spec.decor_lr, dict(spec.layer_options).get("update_every")) for spec in learning} == {
+            (rate, every) for rate in (1e-3, 1e-2) for every in (1, 5)
+        }
+        same = {spec.but(decor_lr=0.0, layer_options=start.layer_options) for spec in arms.values()}
+        assert same == {start.but(decor_lr=0.0)}
+
+    def test_cosines_are_those_of_what_the_weights_read(self):
+        """Written out: the outputs of R of the deeper layers, the inputs of the first."""
+        spec = while_learning.base(200, 1, 1e-3)
+        model = experiment.build(spec, 784).eval()
+        with torch.no_grad():
+            model[2].decorrelation.weight += 0.1 * torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
+        x = torch.randn(300, 784, generator=torch.Generator().manual_seed(1))
+        found = while_learning.cosines(model, x)
+        hidden = model[1](model[0](x)).detach()
+        y = hidden @ model[2].decorrelation.weight.T
+        unit = y.double() / y.double().norm(dim=0)
+        cosines = (unit.T @ unit)[~torch.eye(256, dtype=torch.bool)]
+        assert found["cosine/hidden 1"] == pytest.approx(float(cosines.square().mean().sqrt()), rel=1e-6)
+        assert list(found) == [f"cosine/{layer}" for layer in while_learning.LAYERS]
+
+    def test_learning_lowers_the_cosine_and_rest_is_the_zero_of_the_table(self, tmp_path):
+        start = while_learning.base(1280, 2, 1e-3)
+        arms = while_learning.arms(start, [1e-2], [1])
+        curves = while_learning.curves(arms, range(2), engine="serial", cache=tmp_path)
+        assert curves.groupby(["arm", "seed"]).size().tolist() == [4] * 4
+        table = while_learning.summary(curves, arms)
+        assert table.loc["rate 0.01, every 1", "cosine, hidden 1"] < table.loc[while_learning.REST, "cosine, hidden 1"]
+        last = curves[curves["epoch"] == 2].pivot(index="seed", columns="arm", values="test_accuracy")
+        gained = (last["rate 0.01, every 1"] - last[while_learning.REST]).mean()
+        assert table.loc["rate 0.01, every 1", "minus R at rest"] == pytest.approx(gained)
+        assert table.loc[while_learning.REST, "n"] == 0
+        use_style()
+        fig, alt = while_learning.draw(curves, arms, table)
+        assert len(fig.axes) == 3
+        assert all(len(ax.lines) == 6 for ax in fig.axes)  # two arms: two seeds and a median each
+        assert all(name in alt for name in arms)

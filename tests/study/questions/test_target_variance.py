@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 
+from decorlib.rules.catalogue import make_rule
 from decorlib.rules.moments import Moments
 from decorlib.rules.rules import KappaRule, SeedRule
+from decorlib.study.experiments import scales
 from decorlib.study.experiments.experiment import Experiment
 from decorlib.study.experiments.gaussians import covariance, states_of
 from decorlib.study.questions.variance import target_variance
@@ -106,3 +108,16 @@ def test_arms_differ_in_the_target_alone_and_get_equal_products_of_rate_and_targ
     assert rates["target 4"] == [2.5e-6, 2.5e-5]
     assert rates["target 0.5"] == [2e-5, 2e-4]
     assert rates["input's own"] == [5e-6, 5e-5]
+
+
+def test_an_arm_without_a_target_learns_from_covariances_alone():
+    """The 2024 rule: dR = X R, n = 1. Kappa: dR = C R."""
+    y = torch.randn(50, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    X, R = y.T @ y / 50, torch.eye(4, dtype=torch.float64)
+    C = X - X.diagonal().diag()
+    specs = scales.BASES["2024 rule"], scales.BASES["kappa"]
+    arms = [target_variance.untargeted_arm(spec) for spec in specs]
+    directions = [make_rule(arm.rule, **dict(arm.rule_options)).direction(Moments.of(y, y), R) for arm in arms]
+    assert torch.allclose(directions[0], X)
+    assert torch.allclose(directions[1], C)
+    assert [arm.but(rule_options=spec.rule_options) for arm, spec in zip(arms, specs, strict=True)] == list(specs)

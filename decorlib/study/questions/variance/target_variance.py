@@ -161,6 +161,12 @@ def arms(targets: Iterable[float], base: Experiment) -> dict[str, Experiment]:
     return found | {"kappa (reaches 1)": base.but(rule="kappa", rule_options=(("variance", 1.0),))}
 
 
+def untargeted_arm(spec: Experiment) -> Experiment:
+    """The same experiment without a target: no normaliser in the 2024 rule, kappa 0 (covariances alone) in kappa."""
+    options = {name: value for name, value in spec.rule_options if name not in ("variance", "kappa")}
+    return spec.but(rule_options=(*options.items(), *([("kappa", 0.0)] if spec.rule == "kappa" else [])))
+
+
 def rates(arms: dict[str, Experiment], products: Iterable[float], input_variance: float) -> dict[str, dict]:
     """For each arm as many rates of R, so that rate * target takes the same values in all of them.
 
