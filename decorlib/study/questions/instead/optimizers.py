@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -92,4 +93,5 @@ def optimizer(spec, model: nn.Module) -> torch.optim.Optimizer:
 
     if spec.optimizer == "soap":
         return pytorch_optimizer.SOAP(weights, lr=spec.lr, weight_decay=0.0)
+    np.random.seed(spec.seed)  # noqa: NPY002 - Kron draws from numpy's global generator when to balance its factors
     return pytorch_optimizer.Kron(weights, lr=spec.lr, weight_decay=0.0)
