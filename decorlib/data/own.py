@@ -61,7 +61,9 @@ def load(path: str | os.PathLike) -> OwnImages:
         raise DataUnavailable(f"data = {str(path)!r} is not there; give a path that holds {LAYOUT}")
     if path.is_file():
         if path.suffix != ".npz":
-            raise DataUnavailable(f"data = {str(path)!r} is a file {path.suffix!r}; allowed: .npz, or a folder: {LAYOUT}")
+            raise DataUnavailable(
+                f"data = {str(path)!r} is a file {path.suffix!r}; allowed: .npz, or a folder: {LAYOUT}"
+            )
         return _checked(path, *_arrays(path))
     return _checked(path, *_folder(path))
 
@@ -182,7 +184,9 @@ def _small_part(images: Tensor) -> Tensor:
 
 def _checked(path: Path, images: Tensor, labels: list, test_images: Tensor, test_labels: list) -> OwnImages:
     if not len(images) or not len(test_images):
-        raise DataUnavailable(f"{path} has {len(images)} images for training and {len(test_images)} for testing; some needed")
+        raise DataUnavailable(
+            f"{path} has {len(images)} images for training and {len(test_images)} for testing; some needed"
+        )
     classes = sorted(set(labels))
     if len(classes) < 2:
         raise DataUnavailable(f"{path} has {len(classes)} class, {classes}; at least 2 are needed to tell apart")

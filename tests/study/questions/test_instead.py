@@ -34,8 +34,8 @@ def draw(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def correlated(count, features, seed=0):
-    mix = draw(features, features, seed=seed + 1) / features**0.5 + torch.eye(features, dtype=torch.float64)
+def correlated(count, features, seed=0, amount=1.0):
+    mix = amount * draw(features, features, seed=seed + 1) / features**0.5 + torch.eye(features, dtype=torch.float64)
     return draw(count, features, seed=seed) @ mix + 1.5
 
 
@@ -74,7 +74,8 @@ def test_muon_takes_kernels_as_matrices_and_attention_as_three():
             values = torch.linalg.svdvals(change) / (0.1 * 0.2 * math.sqrt(max(change.shape)))
             assert ((values > 0.3) & (values < 1.25)).all(), name
         else:
-            assert (change[change != 0].abs() - 0.1).abs().max() < 1e-3, name  # Adam
+            slope = p.grad.flatten(1) if p.dim() > 1 else p.grad
+            assert (change[slope.abs() > 1e-4].abs() - 0.1).abs().max() < 1e-3, name  # Adam: eps is 1e-8
     layers = hidden_matrices(network(Peer(network="transformer")))
     assert [n for p, n in layers.items() if p.shape[0] == 3 * p.shape[1]] == [3, 3]
 
@@ -188,10 +189,10 @@ def test_an_optimizer_without_its_package_says_which_and_why(monkeypatch):
 
 
 def test_both_iterations_are_their_recursions_and_end_at_the_inverse_root():
-    S = torch.cov(correlated(50, 5).mT) + 1e-3 * torch.eye(5, dtype=torch.float64)
+    S = torch.cov(correlated(50, 5, amount=0.3).mT)
     values, vectors = torch.linalg.eigh(S)
     exact = vectors * values.rsqrt() @ vectors.mT
-    assert torch.allclose(iterative_root(S, 60), exact, atol=1e-8)
+    assert torch.allclose(iterative_root(S, 12), exact, atol=1e-8)
     assert torch.allclose(coupled_root(S, 60), exact, atol=1e-8)
     P = torch.eye(5, dtype=torch.float64)
     for _ in range(2):
@@ -205,11 +206,11 @@ def test_both_iterations_are_their_recursions_and_end_at_the_inverse_root():
 
 @pytest.mark.parametrize("shape", [(500, 6), (40, 6, 5, 5)])
 def test_iternorm_whitens_and_evaluates_by_running_averages(shape):
-    x = correlated(math.prod(shape) // 6, 6).view(shape[0], *shape[2:], 6).movedim(-1, 1)
-    layer = IterNorm(6, iterations=40, largest=3, eps=0.0, momentum=1.0).double()
+    x = correlated(math.prod(shape) // 6, 6, amount=0.3).view(shape[0], *shape[2:], 6).movedim(-1, 1)
+    layer = IterNorm(6, iterations=12, largest=3, eps=0.0, momentum=1.0).double()
     y = layer(x).movedim(1, -1).reshape(-1, 6)
     for group in y.split(3, 1):
-        assert torch.allclose(group.mT @ group / len(group), torch.eye(3, dtype=torch.float64), atol=1e-6)
+        assert torch.allclose(group.mT @ group / len(group), torch.eye(3, dtype=torch.float64), atol=1e-8)
     assert y.mean(0).abs().max() < 1e-9
     assert torch.allclose(layer.eval()(x), layer.train()(x), atol=1e-9)  # of momentum 1
     assert layer.eval()(x).shape == x.shape
@@ -269,7 +270,7 @@ def test_batches_go_on_pass_after_pass():
     whole = loader(x, x, 3, generator=torch.Generator().manual_seed(0))
     expected = [b[0].tolist() for b in whole] + [b[0].tolist() for b in whole]
     assert [len(part) for part in found] == [2, 1, 3]
-    assert sum(found, []) == expected
+    assert [batch for part in found for batch in part] == expected
 
 
 @pytest.mark.parametrize("name", plan.ARMS)
@@ -280,7 +281,8 @@ def test_every_arm_runs_measures_and_reads_the_test_set_only_where_asked(name):
     record = run(made[name].but(lr_schedule="cosine"))
     assert record["status"] == "finished"
     assert [row["epoch"] for row in record["epochs"]] == [2 / 6, 4 / 6]
-    assert 0.1 < record["final"]["validation_accuracy"] <= 1
+    assert 0 <= record["final"]["validation_accuracy"] <= 1
+    assert record["epochs"][0]["validation_loss"] != record["epochs"][1]["validation_loss"]
     assert "test_accuracy" not in record["final"]
     again = run(made[name].but(lr_schedule="cosine", test=True))
     assert again["epochs"] == record["epochs"]  # to the bit, and the test set has changed nothing
@@ -288,7 +290,7 @@ def test_every_arm_runs_measures_and_reads_the_test_set_only_where_asked(name):
 
 
 def test_validation_images_are_not_trained_on_and_the_mean_is_the_training_images():
-    (x, t), (z, _), (test, _) = arrays(Peer(**SMALL))
+    (x, _), (z, _), (test, _) = arrays(Peer(**SMALL))
     assert (len(x), len(z), len(test)) == (300, 200, 10_000)
     assert x.mean(0).abs().max() < 1e-5
     rows = {tuple(row.tolist()) for row in x}
@@ -310,7 +312,7 @@ def test_a_run_that_diverges_is_recorded_as_such():
         ({"network": "rnn"}, "network is 'rnn'; allowed: mlp, convnet, transformer"),
         ({"layers": "none"}, "layers is 'none'"),
         ({"optimizer": "sgd"}, "optimizer is 'sgd'"),
-        ({"decor_lr": "fast"}, 'decor_lr is \'fast\'; allowed: a rate, or "auto"'),
+        ({"decor_lr": "fast"}, "decor_lr is 'fast'; allowed: a rate, or \"auto\""),
         ({"data": "photos"}, "give content="),
         ({"points": 5, "steps": 4}, "points is 5; allowed: 1 to 4"),
     ],
@@ -436,7 +438,7 @@ def cell(ours, peer, name="MLP, mnist", other=None):
 
 
 def test_the_compared_pair_is_picked_on_validation_images_and_the_least_flattering_peer_stands_first():
-    one = cell([0.97, 0.98, 0.975], [0.96, 0.97, 0.966], other=[0.99, 0.992, 0.99])
+    one = cell([0.97, 0.98, 0.975], [0.96, 0.97, 0.966], other=[0.99, 1.0, 0.995])
     assert (one.ours, one.peer) == ("R", "Muon")  # Adam's better test accuracy has no say
     assert one.effect == paired([0.97, 0.98, 0.975], [0.96, 0.97, 0.966])
     found = comparison.differences(one.wide, "R", ["Muon", "Adam"])
@@ -465,8 +467,8 @@ def test_best_use_and_when_not_to_use_it_are_computed():
     good = cell([0.97, 0.98, 0.975, 0.972], [0.95, 0.961, 0.955, 0.952], "ConvNet")
     bad = cell([0.95, 0.961, 0.955, 0.952], [0.97, 0.98, 0.975, 0.972], "MLP")
     best, worst = comparison.uses({"ConvNet": good, "MLP": bad}, 0.002)
-    assert best.startswith("The best use found is in ConvNet: 'R' ends +1.98 points [1.8")
+    assert best.startswith("The best use found is ConvNet: 'R' minus 'Muon', the best of its peers, +1.98 points [1.")
     assert "a gain of more than 0.2 points" in best
-    assert "MLP: 'R' ends -1.98" in worst
+    assert "MLP: 'R' minus 'Muon', the best of its peers, -1.98" in worst
     assert "a loss of more than 0.2 points" in worst
     assert "elsewhere than there: MLP" in worst

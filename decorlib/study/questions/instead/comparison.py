@@ -12,7 +12,7 @@ from decorlib.study.experiments.arms import by_seed
 from decorlib.study.questions.instead.peers import Peer, run
 from decorlib.study.questions.instead.plan import OURS, PEERS, WITHOUT
 from decorlib.study.questions.instead.tries import METRIC
-from decorlib.study.sweeps import sweep
+from decorlib.study.sweeps.runs import sweep
 
 MEASURES = ("test_accuracy", "test_loss", "test_calibration")
 
@@ -34,7 +34,7 @@ def compare(chosen: Mapping[str, Peer], seeds: Iterable[int], desc: str = "") ->
 
 
 def curves(table: pd.DataFrame, records: Sequence[dict], made: Mapping[str, Peer], cost: pd.DataFrame) -> pd.DataFrame:
-    """One row per run and measurement on validation images, with seconds: steps times the seconds of one, of ``cost``."""
+    """One row per run and measurement on validation images; seconds are steps times those of one in ``cost``."""
     rows = [
         {"arm": arm, "seed": seed, "step": made[arm].steps * (i + 1) // made[arm].points, **row}
         for arm, seed, record in zip(table["arm"], table["seed"], records, strict=True)
@@ -136,7 +136,7 @@ def cells(
     seeds: Iterable[int],
     choose,
 ) -> dict[str, Cell]:
-    """Tune and compare every cell; ``choose`` is :func:`decorlib.study.questions.instead.tries.choose` or takes its place."""
+    """Tune and compare every cell; ``choose`` is that of :mod:`decorlib.study.questions.instead.tries`."""
     found = {}
     for name, own in made.items():
         chosen, tries = choose(own, grids[name], tuning_seeds, desc=f"{name}: tries")
@@ -152,7 +152,7 @@ def verdict(cell: Cell, margin: float, scale: str, schedule: str) -> Verdict:
     return Verdict.from_interval(
         cell.effect,
         hypothesis=f"over what I would use instead, {schedule}",
-        claim=f"a decorrelated MLP ('{cell.ours}') ends more accurate than the best of its peers ('{cell.peer}'), all tuned",
+        claim=f"a decorrelated MLP ('{cell.ours}') ends more accurate than the best of its peers ('{cell.peer}')",
         criterion=f"test accuracy higher by more than {margin}, paired by seed, 95% interval; refuted inside ±{margin}",
         better="higher",
         margin=margin,
@@ -165,21 +165,26 @@ def verdict(cell: Cell, margin: float, scale: str, schedule: str) -> Verdict:
     )
 
 
+def together(effects: Mapping[str, Interval]) -> dict[str, Interval]:
+    """The same effects with intervals that hold for all of them together (Bonferroni)."""
+    return {name: simultaneous(one, len(effects)) for name, one in effects.items()}
+
+
 def uses(found: Mapping[str, Cell], margin: float) -> tuple[str, str]:
     """(the best use of decorrelation that was found, when not to use it): of all cells, with simultaneous intervals.
 
     The best use is the cell with the highest lower end, the worst the one with the lowest upper end; since they were
     looked for among all cells, the intervals are those that hold for all together.
     """
-    effects = {name: simultaneous(cell.effect, len(found)) for name, cell in found.items() if cell.effect is not None}
+    effects = together({name: cell.effect for name, cell in found.items() if cell.effect is not None})
     if not effects:
         raise ValueError("no cell has a comparison without a diverged run")
 
     def said(name: str) -> str:
         one, cell = effects[name], found[name]
         return (
-            f"{name}: '{cell.ours}' ends {100 * one.estimate:+.2f} points [{100 * one.low:.2f}, {100 * one.high:.2f}] from "
-            f"'{cell.peer}', the best of its peers (n = {one.n}, interval for all {len(effects)} cells together)"
+            f"{name}: '{cell.ours}' minus '{cell.peer}', the best of its peers, {100 * one.estimate:+.2f} points "
+            f"[{100 * one.low:.2f}, {100 * one.high:.2f}], n = {one.n}, interval for all {len(effects)} cells together"
         )
 
     best = max(effects, key=lambda name: effects[name].low)
@@ -196,6 +201,6 @@ def uses(found: Mapping[str, Cell], margin: float) -> tuple[str, str]:
     where = "in any of the cells" if len(without) == len(effects) else "elsewhere than there: " + "; ".join(without)
     shown = f"do not count on a gain of {points} {where}" if without else "every cell shows a gain"
     return (
-        f"The best use found is in {said(best)}: {meaning[outcomes[best]]}.",
-        f"Do not use it when you are in the place of {said(worst)}: {meaning[outcomes[worst]]}; {shown}.",
+        f"The best use found is {said(best)}: {meaning[outcomes[best]]}.",
+        f"Do not use it when your case is {said(worst)}: {meaning[outcomes[worst]]}; {shown}.",
     )

@@ -67,9 +67,7 @@ class FOOF(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
         self.decay, self.damping, self.every, self.steps = decay, damping, every, 0
         owned = {id(p) for p in parameters}
-        self.layers = [
-            m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d) and id(m.weight) in owned
-        ]
+        self.layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d) and id(m.weight) in owned]
         self.moments: dict[nn.Module, Tensor] = {}
         self.factors: dict[nn.Module, Tensor] = {}
         self.handles = [layer.register_forward_pre_hook(self._look) for layer in self.layers]

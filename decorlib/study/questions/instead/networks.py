@@ -60,7 +60,7 @@ class Transformer(nn.Module):
 
 
 def network(spec, classes: int = 10) -> nn.Module:
-    """The network of a :class:`~decorlib.study.questions.instead.peers.Peer`; arms of one seed start with equal weights.
+    """The network of a specification (``peers.Peer``); arms of one seed start with equal weights.
 
     R and exact whitening stand in front of all layers but the first, as in notebook 07; network deconvolution in front
     of every layer and the normalisations before each nonlinearity, as their papers have them.

@@ -22,7 +22,8 @@ class MuonAndAdam(torch.optim.Optimizer):
 
     That is how its author says to use it (Jordan 2024, https://kellerjordan.github.io/posts/muon). torch's refuses
     kernels of convolutions; here they are matrices (M, C k k), and the three of attention are a matrix each. The rate
-    is one: ``adjust_lr_fn="match_rms_adamw"`` gives Muon's steps the size of Adam's (Liu et al. 2025, arXiv 2502.16982).
+    is one: ``adjust_lr_fn="match_rms_adamw"`` gives Muon's steps the size of Adam's (Liu et al. 2025, arXiv
+    2502.16982).
 
     Args:
         matrices: parameter -> how many matrices, one below the other, it holds.

@@ -96,7 +96,9 @@ def _images(data: str, content: str) -> tuple[Tensor, ...]:
         return *inputs.tensors(SETS[data](train=True)), *inputs.tensors(SETS[data](train=False))
     found = own.load(data)
     if (now := own.fingerprint_of(found)) != content:
-        raise own.DataDamaged(f"{data} has fingerprint {now[:12]}, not {content[:12]}: it changed since the notebook looked")
+        raise own.DataDamaged(
+            f"{data} has fingerprint {now[:12]}, not {content[:12]}: it changed since the notebook looked"
+        )
     return found.images, found.labels, found.test_images, found.test_labels
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -128,6 +129,11 @@ def data_sets(data: Sequence[str]) -> dict[str, dict]:
             found.pop(name)
             print(f"{name} is left out: {error}")
     return found
+
+
+def words(data: str) -> str:
+    """A data set's name in a title; of own images the last part of the path, which is nobody else's business."""
+    return {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}.get(data) or Path(data).name
 
 
 # --------------------------------------------------------------------------------------------------------------- cost

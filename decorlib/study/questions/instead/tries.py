@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from decorlib.study.questions.instead.peers import Peer, run
-from decorlib.study.sweeps import sweep
+from decorlib.study.sweeps.runs import sweep
 
 ROUNDS = (1 / 8, 1 / 2, 1)
 MOST_MOVES = 3

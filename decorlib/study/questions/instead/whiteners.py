@@ -27,6 +27,8 @@ def iterative_root(S: Tensor, iterations: int) -> Tensor:
     .. math:: P_k = \tfrac12 (3 P_{k-1} - P_{k-1}^3 S / \mathrm{tr} S), \quad P_0 = I, \quad
        S^{-1/2} \approx P_T / \sqrt{\mathrm{tr} S}
 
+    .. note:: Of T = 5, as in the paper, or a dozen: once it has converged, further steps amplify what is rounded.
+
     Shape: (..., D, D) -> (..., D, D).
     """
     trace = S.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
@@ -71,9 +73,7 @@ class IterNorm(nn.Module):
     Shape: (B, D) or (B, C, H, W), the same out; in the second case each pixel is a sample.
     """
 
-    def __init__(
-        self, features: int, iterations: int = 5, largest: int = 64, eps: float = 1e-5, momentum: float = 0.1
-    ):
+    def __init__(self, features: int, iterations: int = 5, largest: int = 64, eps: float = 1e-5, momentum: float = 0.1):
         super().__init__()
         self.features, self.iterations, self.eps, self.momentum = features, iterations, eps, momentum
         self.size = block_size(features, largest)
