@@ -284,6 +284,9 @@ def test_every_arm_runs_measures_and_reads_the_test_set_only_where_asked(name):
     assert 0 <= record["final"]["validation_accuracy"] <= 1
     assert record["epochs"][0]["validation_loss"] != record["epochs"][1]["validation_loss"]
     assert "test_accuracy" not in record["final"]
+    short = run(made[name].but(lr_schedule="cosine", curve=False))
+    assert short["final"] == record["final"]
+    assert "validation_loss" not in short["epochs"][0]
     again = run(made[name].but(lr_schedule="cosine", test=True))
     assert again["epochs"] == record["epochs"]  # to the bit, and the test set has changed nothing
     assert {"test_accuracy", "test_loss", "test_calibration"} < set(again["final"])

@@ -9,10 +9,10 @@ import pandas as pd
 from decorlib.study.evidence.stats import Interval, Outcome, decide, paired, simultaneous
 from decorlib.study.evidence.verdicts import Verdict
 from decorlib.study.experiments.arms import by_seed
-from decorlib.study.questions.instead.peers import Peer, run
+from decorlib.study.questions.instead.peers import Peer
 from decorlib.study.questions.instead.plan import OURS, PEERS, WITHOUT
 from decorlib.study.questions.instead.tries import METRIC
-from decorlib.study.sweeps.runs import sweep
+from decorlib.study.questions.instead.tries import by_seed as runs_by_seed
 
 MEASURES = ("test_accuracy", "test_loss", "test_calibration")
 
@@ -23,7 +23,7 @@ def compare(chosen: Mapping[str, Peer], seeds: Iterable[int], desc: str = "") ->
     A run that diverged has the status "diverged" and no measurements.
     """
     pairs = [(name, spec.but(seed=seed, test=True)) for name, spec in chosen.items() for seed in seeds]
-    records = sweep([spec for _, spec in pairs], run, desc=desc)
+    records = runs_by_seed([spec for _, spec in pairs], desc)
     rows = [
         {"arm": name, "seed": spec.seed, "lr": spec.lr, "steps": spec.steps, "status": record["status"]}
         | {measure: record["final"].get(measure) for measure in MEASURES}

@@ -48,6 +48,7 @@ class Peer:
         damping: of FOOF, over the mean eigenvalue.
         batch_size, steps, seed: as everywhere; passes go on until so many steps are taken.
         points: measurements on the validation images, evenly over the run; the schedule moves at each.
+        curve: take them all; False: only the last.
     """
 
     data: str = "mnist"
@@ -68,6 +69,7 @@ class Peer:
     batch_size: int = 128
     steps: int = 100
     points: int = 4
+    curve: bool = True
     seed: int = 0
 
     def __post_init__(self):
@@ -185,7 +187,13 @@ def run(spec: Peer) -> dict:
     if spec.lr_schedule == "cosine":
         annealed = torch.optim.lr_scheduler.CosineAnnealingLR(weights, spec.points)
 
+    left = spec.points
+
     def evaluate(model: nn.Module) -> dict[str, float]:
+        nonlocal left
+        left -= 1
+        if left and not spec.curve:
+            return {}
         return {f"validation_{name}": value for name, value in measure(model, z, u).items()}
 
     history = train(

@@ -45,7 +45,23 @@ ARMS: dict[str, dict] = {
 }
 #: Seconds of a step over those of Adam's, about, on one thread: they set the lengths, so that equal commands give equal
 #: numbers on every machine. :func:`costs` measures how well they hold.
-STEP: dict[str, dict[str, float]] = {"mlp": {}, "convnet": {}, "transformer": {}}
+STEP: dict[str, dict[str, float]] = {
+    "mlp": {
+        **{"BatchNorm": 1.1, "IterNorm": 4.5, "network deconvolution": 5.5, "exact whitening": 1.8},
+        **{"Muon": 2.1, "SOAP": 14, "PSGD-Kron": 26, "FOOF": 7},
+        **{"R": 1.5, "R, auto rate": 1.6, "R, preserving": 1.5, "Muon with R": 2.7, "SOAP with R": 15},
+    },
+    "convnet": {
+        **{"BatchNorm": 1.4, "IterNorm": 3, "network deconvolution": 7.5, "exact whitening": 2.2},
+        **{"Muon": 1.6, "SOAP": 2.4, "PSGD-Kron": 5.5, "FOOF": 2.3},
+        **{"R": 1.8, "R, auto rate": 1.8, "R, preserving": 1.8, "Muon with R": 2.4, "SOAP with R": 3.2},
+    },
+    "transformer": {
+        **{"network deconvolution": 2.2, "exact whitening": 1.15},
+        **{"Muon": 1.3, "SOAP": 1.2, "PSGD-Kron": 2, "FOOF": 1.1},
+        **{"R": 1.1, "R, auto rate": 1.1, "R, preserving": 1.1, "Muon with R": 1.4, "SOAP with R": 1.3},
+    },
+}
 #: Where the rates of an optimizer lie, over Adam's.
 SCALE = {"adam": 1.0, "muon": 2.0, "soap": 1.0, "kron": 0.5, "foof": 10.0}
 

@@ -75,6 +75,13 @@ def choose(
     return chosen, table.fillna({"chosen": False, "edge": ""})
 
 
+def by_seed(specs: Sequence[Peer], desc: str) -> list[dict]:
+    """The records of runs, in their order; those of a seed run next to each other, since they read the same arrays."""
+    order = sorted(range(len(specs)), key=lambda i: specs[i].seed)
+    found = dict(zip(order, sweep([specs[i] for i in order], run, desc=desc), strict=True))
+    return [found[i] for i in range(len(specs))]
+
+
 def _combinations(grid: Mapping[str, Sequence[float]]) -> list[tuple[tuple[str, float], ...]]:
     return [tuple(zip(grid, values, strict=True)) for values in product(*grid.values())]
 
@@ -82,9 +89,9 @@ def _combinations(grid: Mapping[str, Sequence[float]]) -> list[tuple[tuple[str, 
 def _results(jobs, seeds: list[int], part: float, desc: str) -> dict[Any, list[dict]]:
     """One row for each try of each arm, all run in one sweep."""
     tries = [(name, spec.but(**dict(values)), values) for name, (spec, all_) in jobs.items() for values in all_]
-    # Shorter runs are measured at their end only: nothing looks at their curves.
-    specs = [_part_of(spec, part).but(seed=seed) for _, spec, _ in tries for seed in seeds]
-    records = iter(sweep(specs, run, desc=desc))
+    # Measured at their end only: nothing looks at the curves of tries.
+    specs = [_part_of(spec, part).but(seed=seed, curve=False) for _, spec, _ in tries for seed in seeds]
+    records = iter(by_seed(specs, desc))
     found: dict[Any, list[dict]] = {name: [] for name in jobs}
     for name, _, values in tries:
         these = [next(records) for _ in seeds]

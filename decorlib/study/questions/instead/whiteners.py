@@ -59,7 +59,8 @@ def coupled_root(S: Tensor, iterations: int) -> Tensor:
 class IterNorm(nn.Module):
     r"""Whitens the activations of a batch, in groups, in BatchNorm's place (Huang et al. 2019, arXiv 1904.03441).
 
-    .. math:: \hat x = \gamma\, S^{-1/2} (x - \mu) + \beta, \quad S = \langle (x - \mu)(x - \mu)^\top \rangle + \epsilon I
+    .. math:: \hat x = \gamma\, S^{-1/2} (x - \mu) + \beta,
+       \quad S = \langle (x - \mu)(x - \mu)^\top \rangle + \epsilon I
 
     In evaluation the running averages of the mean and of the whitening matrix are used.
 
