@@ -92,7 +92,7 @@ def difference_table(found: Mapping[str, Interval], margin: float) -> pd.DataFra
             "n": one.n,
             "outcome": decide(wide, better="higher", margin=margin),
         }
-    return pd.DataFrame(rows).T.rename_axis("minus")
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("minus")
 
 
 def added(wide: pd.DataFrame) -> dict[str, Interval]:
@@ -173,8 +173,8 @@ def together(effects: Mapping[str, Interval]) -> dict[str, Interval]:
 def uses(found: Mapping[str, Cell], margin: float) -> tuple[str, str]:
     """(the best use of decorrelation that was found, when not to use it): of all cells, with simultaneous intervals.
 
-    The best use is the cell with the highest lower end, the worst the one with the lowest upper end; since they were
-    looked for among all cells, the intervals are those that hold for all together.
+    The best use is the cell with the highest lower end, the worst, of the others, the one with the lowest upper end;
+    since they were looked for among all cells, the intervals are those that hold for all together.
     """
     effects = together({name: cell.effect for name, cell in found.items() if cell.effect is not None})
     if not effects:
@@ -188,7 +188,7 @@ def uses(found: Mapping[str, Cell], margin: float) -> tuple[str, str]:
         )
 
     best = max(effects, key=lambda name: effects[name].low)
-    worst = min(effects, key=lambda name: effects[name].high)
+    worst = min((name for name in effects if name != best or len(effects) == 1), key=lambda name: effects[name].high)
     outcomes: dict[str, Outcome] = {n: decide(e, better="higher", margin=margin) for n, e in effects.items()}
     points = f"{100 * margin:g} points"
     meaning = {
