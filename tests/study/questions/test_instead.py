@@ -3,6 +3,7 @@
 import importlib.util
 import math
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,7 +14,7 @@ from decorlib import bp_parameters
 from decorlib.data import own
 from decorlib.data.inputs import loader
 from decorlib.study import paired
-from decorlib.study.questions.instead import comparison, plan, tries
+from decorlib.study.questions.instead import comparison, figures, plan, tries
 from decorlib.study.questions.instead.foof import FOOF, average, damped, direction
 from decorlib.study.questions.instead.networks import KINDS, NETWORKS, NORMALISATIONS, network
 from decorlib.study.questions.instead.optimizers import MuonAndAdam, hidden_matrices, missing, optimizer
@@ -475,3 +476,27 @@ def test_best_use_and_when_not_to_use_it_are_computed():
     assert "MLP: 'R' minus 'Muon', the best of its peers, -1.98" in worst
     assert "a loss of more than 0.2 points" in worst
     assert "elsewhere than there: MLP" in worst
+
+
+def test_curves_have_the_seconds_of_their_steps_and_figures_show_every_arm_and_cell(monkeypatch, tmp_path):
+    monkeypatch.setenv("DECORLIB_ENGINE", "serial")
+    monkeypatch.setenv("DECORLIB_CACHE", str(tmp_path))
+    made, _ = plan.arms(Peer(**SMALL), [plan.ADAM, "BatchNorm", "Muon", "R"])
+    grids = plan.rates(made, [1e-3], [1e-3], {"damping": [0.1], "shrinkage": [0.9]})
+    found = comparison.cells({"MLP": made}, {"MLP": grids}, [100], range(2), tries.choose)["MLP"]
+    assert found.ours == "R"
+    assert found.diverged == 0
+    cost = pd.DataFrame({"ms": [1.0, 2.0, 3.0, 4.0]}, index=list(made))
+    rows = comparison.curves(found.table, found.records, found.chosen, cost)
+    assert rows.loc[rows["arm"] == "R", "seconds"].tolist() == [0.008, 0.016] * 2
+    assert rows.loc[rows["arm"] == "R", "epoch"].tolist() == [2 / 6, 4 / 6] * 2
+    fig = figures.against(rows, "seconds", ["error", "validation_loss"], "a finding")
+    assert [ax.get_title() or ax.get_title(loc="left") for ax in fig.axes[:3]] == list(plan.GROUPS)
+    assert [t.get_text() for t in fig.axes[-1].get_legend().get_texts()] == [plan.ADAM, "R"]
+    others = comparison.differences(found.wide, "R", plan.PEERS)
+    assert set(others) == {plan.ADAM, "BatchNorm", "Muon"}
+    fig = figures.differences(found.wide, "R", list(others), 0.002, "a finding")
+    assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == [f"minus {name} (n = 2)" for name in others]
+    fig = figures.forest({"MLP: R minus Adam": others[plan.ADAM]}, 0.002, "a finding")
+    assert fig.axes[0].get_yticklabels()[0].get_text() == "MLP\nR minus Adam (n = 2)"
+    plt.close("all")
