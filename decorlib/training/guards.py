@@ -44,8 +44,9 @@ class NoOpWatch:
 
     def check(self, when: str) -> None:
         """Raise where no R moved although some should have, warn where one did not."""
-        rate = max((group["lr"] for group in self.owner.param_groups), default=0.0)
-        if self.allowed or not self.learning or not rate > 0:
+        rates = [group["lr"] for group in self.owner.param_groups]
+        rate = "auto" if "auto" in rates else max(rates, default=0.0)
+        if self.allowed or not self.learning or not (rate == "auto" or rate > 0):
             return
         still = sorted(n for n in self.learning if torch.equal(self.before[n], self.layers[n].weight))
         moved = len(self.learning) > len(still)
@@ -99,7 +100,7 @@ def check_ownership(model: nn.Module, optimizer, decor_optimizer) -> None:
     if missing:
         raise ValueError(f"no optimizer owns R of {missing}: build decor_optimizer over decor_parameters(model)")
     for group in decor_optimizer.param_groups:
-        if group["lr"] < 0:
+        if group["lr"] != "auto" and group["lr"] < 0:  # "auto" comes from the curvature, which is positive
             raise ValueError(f"the decorrelation rate is {group['lr']}; it must be at least 0")
 
 

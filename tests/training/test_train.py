@@ -125,6 +125,16 @@ def test_an_optimizer_of_R_of_ours_gives_the_same_to_the_bit():
         trained(model, optimizer=own, decor_optimizer=own)
 
 
+def test_a_rate_from_the_curvature_is_a_rate_and_a_still_R_under_it_is_noticed(monkeypatch):
+    model = network()
+    before = [p.clone() for p in decor_parameters(model)]
+    assert trained(model, optimizer=None, decor_optimizer=DecorSGD(model, lr="auto")).status == "finished"
+    assert all(not torch.equal(a, b) for a, b in zip(before, decor_parameters(model), strict=True))
+    monkeypatch.setattr(PreparedStep, "commit_in_place", lambda self, *_: self.layer.forget())
+    with pytest.raises(SilentNoOp, match="rate auto"):
+        trained(model, optimizer=None, decor_optimizer=DecorSGD(model, lr="auto"))
+
+
 @pytest.mark.parametrize("how", ["frozen", "learning"])
 @pytest.mark.parametrize("who", ["all", "rest", "DecorSGD"])
 def test_a_layer_that_is_not_to_learn_stands_still_and_needs_no_owner(how, who):

@@ -1,0 +1,206 @@
+"""From records to the answer: tables by seed, decorrelation minus each peer, and where it is of use and where not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import pandas as pd
+
+from decorlib.study.evidence.stats import Interval, Outcome, decide, paired, simultaneous
+from decorlib.study.evidence.verdicts import Verdict
+from decorlib.study.experiments.arms import by_seed
+from decorlib.study.questions.instead.peers import Peer
+from decorlib.study.questions.instead.plan import OURS, PEERS, WITHOUT
+from decorlib.study.questions.instead.tries import METRIC
+from decorlib.study.questions.instead.tries import by_seed as runs_by_seed
+
+MEASURES = ("test_accuracy", "test_loss", "test_calibration")
+
+
+def compare(chosen: Mapping[str, Peer], seeds: Iterable[int], desc: str = "") -> tuple[pd.DataFrame, list[dict]]:
+    """Run every arm with every seed; one row per run, and the records.
+
+    A run that diverged has the status "diverged" and no measurements.
+    """
+    pairs = [(name, spec.but(seed=seed, test=True)) for name, spec in chosen.items() for seed in seeds]
+    records = runs_by_seed([spec for _, spec in pairs], desc)
+    rows = [
+        {"arm": name, "seed": spec.seed, "lr": spec.lr, "steps": spec.steps, "status": record["status"]}
+        | {measure: record["final"].get(measure) for measure in MEASURES}
+        for (name, spec), record in zip(pairs, records, strict=True)
+    ]
+    table = pd.DataFrame(rows)
+    return table.assign(**{measure: pd.to_numeric(table[measure]) for measure in MEASURES}), records
+
+
+def curves(table: pd.DataFrame, records: Sequence[dict], made: Mapping[str, Peer], cost: pd.DataFrame) -> pd.DataFrame:
+    """One row per run and measurement on validation images; seconds are steps times those of one in ``cost``."""
+    rows = [
+        {"arm": arm, "seed": seed, "step": made[arm].steps * (i + 1) // made[arm].points, **row}
+        for arm, seed, record in zip(table["arm"], table["seed"], records, strict=True)
+        for i, row in enumerate(record["epochs"])
+    ]
+    found = pd.DataFrame(rows)
+    found["seconds"] = found["step"] * cost.loc[found["arm"], "ms"].to_numpy() / 1e3
+    found["error"] = 100 * (1 - found["validation_accuracy"])
+    return found
+
+
+def final_table(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per arm: its rate and steps, means over seeds, lowest and highest accuracy, how many diverged."""
+    groups = table.groupby("arm", sort=False)
+    found = groups[["lr", "steps"]].first()
+    found[["accuracy", "loss", "calibration error"]] = groups[list(MEASURES)].mean()
+    found["lowest"], found["highest"] = groups["test_accuracy"].min(), groups["test_accuracy"].max()
+    found["diverged"] = groups["status"].agg(lambda values: int((values == "diverged").sum()))
+    return found
+
+
+def picked(tries: pd.DataFrame, among: Sequence[str]) -> str:
+    """The arm, of those named, whose chosen try has the best validation accuracy; the test set has no say.
+
+    An arm whose chosen try diverged is not picked. Equal ones: the first named.
+    """
+    scores = tries[tries["chosen"] & tries["arm"].isin(among)].set_index("arm")[METRIC].astype(float).dropna()
+    if scores.empty:
+        raise ValueError(f"none of {', '.join(among)} has a chosen try that did not diverge")
+    order = [name for name in among if name in scores.index]
+    return max(order, key=lambda name: (scores[name], -order.index(name)))
+
+
+def differences(wide: pd.DataFrame, ours: str, others: Sequence[str]) -> dict[str, Interval]:
+    """Accuracy of one arm minus each other, paired by seed, the least flattering first.
+
+    Left out are arms that diverged in a seed, which :func:`final_table` counts.
+    """
+    whole = [name for name in others if name in wide and name != ours and wide[[ours, name]].notna().all(axis=None)]
+    found = {name: paired(wide[ours].tolist(), wide[name].tolist()) for name in whole}
+    return dict(sorted(found.items(), key=lambda item: item[1].estimate))
+
+
+def difference_table(found: Mapping[str, Interval], margin: float) -> pd.DataFrame:
+    """One row per peer in points, with simultaneous intervals over all rows and what they say by the margin."""
+    rows = {}
+    for name, one in found.items():
+        wide = simultaneous(one, len(found))
+        rows[name] = {
+            "points": 100 * one.estimate,
+            "low": 100 * one.low,
+            "high": 100 * one.high,
+            "low, all rows": 100 * wide.low,
+            "high, all rows": 100 * wide.high,
+            "n": one.n,
+            "outcome": decide(wide, better="higher", margin=margin),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("minus")
+
+
+def added(wide: pd.DataFrame) -> dict[str, Interval]:
+    """What R adds to the optimizer under it: each arm with R minus the same without, paired by seed."""
+    pairs = {name: other for name, other in WITHOUT.items() if {name, other} <= set(wide)}
+    whole = {name: other for name, other in pairs.items() if wide[[name, other]].notna().all(axis=None)}
+    return {f"{name} minus {other}": paired(wide[name].tolist(), wide[other].tolist()) for name, other in whole.items()}
+
+
+class Cell:
+    """One network, data set and schedule: arms with their rates, tries, runs; which two are compared, and the result.
+
+    Args:
+        name: in words, "MLP, mnist, annealed".
+        chosen: arm -> specification with its rates.
+        tries: of :func:`decorlib.study.questions.instead.tries.choose`.
+        table, records: of :func:`compare`.
+    """
+
+    def __init__(self, name: str, chosen: Mapping[str, Peer], tries: pd.DataFrame, table: pd.DataFrame, records: list):
+        self.name, self.chosen, self.tries, self.table, self.records = name, dict(chosen), tries, table, records
+        self.wide = by_seed(table, "test_accuracy")
+        self.ours = picked(tries, [arm for arm in OURS if arm in chosen])
+        self.peer = picked(tries, [arm for arm in PEERS if arm in chosen])
+
+    @property
+    def effect(self) -> Interval | None:
+        """Accuracy of the arm with R minus the peer, both picked on validation images; None where one diverged."""
+        return differences(self.wide, self.ours, [self.peer]).get(self.peer)
+
+    @property
+    def diverged(self) -> int:
+        """Compared runs that diverged."""
+        return int((self.table["status"] == "diverged").sum())
+
+
+def cells(
+    made: Mapping[str, Mapping[str, Peer]],
+    grids: Mapping[str, Mapping[str, Mapping]],
+    tuning_seeds: Iterable[int],
+    seeds: Iterable[int],
+    choose,
+) -> dict[str, Cell]:
+    """Tune and compare every cell; ``choose`` is that of :mod:`decorlib.study.questions.instead.tries`."""
+    found = {}
+    for name, own in made.items():
+        chosen, tries = choose(own, grids[name], tuning_seeds, desc=f"{name}: tries")
+        table, records = compare(chosen, seeds, desc=f"{name}: chosen rates")
+        found[name] = Cell(name, chosen, tries, table, records)
+    return found
+
+
+def verdict(cell: Cell, margin: float, scale: str, schedule: str) -> Verdict:
+    """The row of the answer table: the best of ours over the best peer, both picked on validation images."""
+    if cell.effect is None:
+        raise ValueError(f"{cell.name}: '{cell.ours}' or '{cell.peer}' diverged in a seed, so that nothing is paired")
+    return Verdict.from_interval(
+        cell.effect,
+        hypothesis=f"over what I would use instead, {schedule}",
+        claim=f"a decorrelated MLP ('{cell.ours}') ends more accurate than the best of its peers ('{cell.peer}')",
+        criterion=f"test accuracy higher by more than {margin}, paired by seed, 95% interval; refuted inside ±{margin}",
+        better="higher",
+        margin=margin,
+        unit="of test accuracy",
+        remedy=f"{cell.peer}" if cell.effect.estimate < 0 else "",
+        scale=scale,
+        schedule=schedule,
+        control=f"{cell.peer}, equal time",
+        tolerance=margin / 2,
+    )
+
+
+def together(effects: Mapping[str, Interval]) -> dict[str, Interval]:
+    """The same effects with intervals that hold for all of them together (Bonferroni)."""
+    return {name: simultaneous(one, len(effects)) for name, one in effects.items()}
+
+
+def uses(found: Mapping[str, Cell], margin: float) -> tuple[str, str]:
+    """(the best use of decorrelation that was found, when not to use it): of all cells, with simultaneous intervals.
+
+    The best use is the cell with the highest lower end, the worst, of the others, the one with the lowest upper end;
+    since they were looked for among all cells, the intervals are those that hold for all together.
+    """
+    effects = together({name: cell.effect for name, cell in found.items() if cell.effect is not None})
+    if not effects:
+        raise ValueError("no cell has a comparison without a diverged run")
+
+    def said(name: str) -> str:
+        one, cell = effects[name], found[name]
+        return (
+            f"{name}: '{cell.ours}' minus '{cell.peer}', the best of its peers, {100 * one.estimate:+.2f} points "
+            f"[{100 * one.low:.2f}, {100 * one.high:.2f}], n = {one.n}, interval for all {len(effects)} cells together"
+        )
+
+    best = max(effects, key=lambda name: effects[name].low)
+    worst = min((name for name in effects if name != best or len(effects) == 1), key=lambda name: effects[name].high)
+    outcomes: dict[str, Outcome] = {n: decide(e, better="higher", margin=margin) for n, e in effects.items()}
+    points = f"{100 * margin:g} points"
+    meaning = {
+        "supported": f"a gain of more than {points}",
+        "refuted": f"within {points} either way, so that the cheaper one is the better one",
+        "harmful": f"a loss of more than {points}",
+        "undecided": f"too few seeds to tell from {points}",
+    }
+    without = [name for name, outcome in outcomes.items() if outcome != "supported"]
+    where = "in any of the cells" if len(without) == len(effects) else "elsewhere than there: " + "; ".join(without)
+    shown = f"do not count on a gain of {points} {where}" if without else "every cell shows a gain"
+    return (
+        f"The best use found is {said(best)}: {meaning[outcomes[best]]}.",
+        f"Do not use it when your case is {said(worst)}: {meaning[outcomes[worst]]}; {shown}.",
+    )
