@@ -90,8 +90,12 @@ class OptimizerOfR(torch.optim.Optimizer):
             self._said_zero = True
             idle = [member.name for member, rate in zip(members, rates, strict=True) if rate == 0]
             warnings.warn(f"the rate of R is 0 (layers {idle}): no R of them moves", RuntimeWarning, stacklevel=4)
-        self.losses = learn(members, rates, bounds, self._take, skip_unreached=self.skip_unreached, look=self._look)
+        how = {"skip_unreached": self.skip_unreached, "look": self._look, "gradient": not self._takes_in_place()}
+        self.losses = learn(members, rates, bounds, self._take, **how)
         self._keep_nothing()
+
+    def _takes_in_place(self) -> bool:
+        return True
 
     def _take(self, steps: list) -> None:
         raise NotImplementedError
@@ -256,6 +260,9 @@ class DecorOptimizer(OptimizerOfR):
                 f"R of layers {lost} is another tensor than the one that {type(self.inner).__name__} was built over "
                 "(load_state_dict(assign=True), to_empty): build the optimizer of R anew, after loading"
             )
+
+    def _takes_in_place(self) -> bool:
+        return self.in_place
 
     def _take(self, steps: list) -> None:
         if self.in_place:

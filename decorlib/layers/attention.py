@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from decorlib.layers.decorrelation import Decorrelation
+from decorlib.layers.integrity import warn_of_old_R
 from decorlib.layers.linear import DecorLinear, fused_linear
 from decorlib.layers.options import AttentionInputs, ConvolutionOptions, Variance
 
@@ -192,6 +193,10 @@ class DecorMultiheadAttention(nn.MultiheadAttention):
             finally:
                 d.padding_mask = mask
         return means
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        warn_of_old_R(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _weights(self) -> list[Tensor]:
         if self._qkv_same_embed_dim:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from decorlib.layers import operations
 from decorlib.layers.centring import tracked_plainly
 from decorlib.layers.decorrelation import Decorrelation
+from decorlib.layers.integrity import warn_of_old_R
 from decorlib.layers.options import Bound, LinearOptions, Rate, Variance
 
 
@@ -44,6 +45,10 @@ class Decorrelated:
         super().reset_parameters()
         if hasattr(self, "decorrelation"):  # torch's constructor calls this before R exists
             self.decorrelation.reset_parameters()
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        warn_of_old_R(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class DecorLinear(Decorrelated, nn.Linear):

@@ -57,9 +57,9 @@ class PreparedStep:
                 self._toward_zero = lr.repeat_interleave(len(self._toward_zero) // len(lr)) * self._toward_zero
         elif max_step is not None:
             self._scale = (max_step / (lr * rule.sharpness(moments))).clamp(max=1)
-        if type(rule).step_ is Rule.step_:  # no way around the D x D direction, which may not exist
+        if gradient or type(rule).step_ is Rule.step_:  # no way around the D x D direction, which may not exist
             self._direction = rule.direction(moments, R, self._lr)
-        elif not gradient:  # else the direction will be asked for, and what a step solves first would be for nothing
+        else:  # what it solves is for the step alone, and a direction would solve it again
             self._step = rule.stepper(moments)
 
     @torch.no_grad()

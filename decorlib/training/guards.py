@@ -8,6 +8,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from decorlib.layers.checks import called
 from decorlib.layers.memory import NonFiniteInput
 from decorlib.layers.models import decor_modules
 from decorlib.layers.steps import Learner, frozen, learners
@@ -151,7 +152,8 @@ def cause_of(error: NonFiniteInput, model: nn.Module, epoch: int) -> str:
     if not bool(error.inputs.isfinite().all()):
         raise ValueError(f"batch {error.batch} of epoch {epoch} holds NaN or infinity: clean the data") from error
     where = next((name for name, layer in decor_modules(model) if layer is error.layer), "?")
-    return f"batch {error.batch}: layer '{where}': {error}"
+    what = str(error).removeprefix(called(error.layer))  # it may have its name already
+    return f"batch {error.batch}: layer '{where}': {what}"
 
 
 def diverged(history: History, epoch: int, cause: str) -> History:
