@@ -98,7 +98,10 @@ class OptimizerOfR(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Nothing to do after a ``step()`` of ours: it leaves no gradient. One that is there is dropped."""
-        super().zero_grad(set_to_none=True)
+        for group in self.param_groups:  # torch's own takes four times as long
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad = None
         self._keep_nothing()
 
     def _add_nothing(self) -> None:
