@@ -90,21 +90,25 @@ def decor_linear(
     input_gradient: bool = True,
     update_every: int = 1,
     fraction: float = 1.0,
+    seen: int | None = None,
 ) -> Flops:
     """A DecorLinear layer, in the form that it picks by shape: R and then W, or (W R) as one matrix.
 
-    For a convolution with R over patches, ``batch`` counts positions, ``inputs`` the features of a patch.
+    For a convolution with R over patches, ``batch`` counts positions, ``inputs`` the features of a patch, and ``seen``
+    those of them that are not zeros of padding at every position (:func:`decorlib.layers.patches.seen`). Default: all.
     """
     B, D, M, sampled = batch, inputs, outputs, max(1, round(fraction * batch))
+    K = D if seen is None else seen
 
     def step(due: bool) -> Flops:
         if B * (1 + input_gradient) > 2 * M + due * sampled:  # fused where that is cheaper, see DecorLinear
-            return Flops(forward=2 * M * D**2, backward=2 * M * D**2, statistics=2 * due * sampled * D**2)
-        return Flops(forward=2 * B * D**2, backward=2 * B * D**2 * input_gradient)
+            composed = Flops(forward=2 * M * D * K, backward=2 * M * D * K, statistics=2 * due * sampled * D**2)
+            return linear(B, K, M, input_gradient) + composed
+        apart = Flops(forward=2 * B * D * K, backward=2 * B * D * K * input_gradient)
+        return linear(B, D, M, input_gradient) + apart
 
     learns = learning(rule, sampled, D, update_every)
-    transform = mixed(step(True), step(False), 1 / update_every)
-    return linear(B, D, M, input_gradient) + transform + learns
+    return mixed(step(True), step(False), 1 / update_every) + learns
 
 
 def mixed(a: Flops, b: Flops, share: float) -> Flops:
