@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from decorlib.layers import preserve
 from decorlib.layers.groups import Layers, groups, groups_of, is_plain_sgd, learners_in, take_away_gradients
 from decorlib.layers.options import Bound, Rate
-from decorlib.layers.steps import Learner, as_gradients, check_rate, in_place, learn
+from decorlib.layers.pending import watched
+from decorlib.layers.steps import Learner, as_gradients, check_rate, counted, in_place, learn
 
 
 class OptimizerOfR(torch.optim.Optimizer):
@@ -27,11 +28,9 @@ class OptimizerOfR(torch.optim.Optimizer):
     ``losses`` has the decorrelation loss by layer name after each step, and ``learners`` the layers by group.
     """
 
-    # Asked for by torch.amp.GradScaler and by Lightning: R's gradient is not scaled by the scale of the loss, since it
-    # comes from none, so that there is nothing to divide; and an overflow of the weights' gradients is none of R's.
+    # Asked for by GradScaler and by Lightning: R's gradient comes from no loss, so that no scale of the loss is in it.
     _step_supports_amp_scaling = True
-    #: A mark to know it by: after a reload of the library its class is another one.
-    owns_R = True
+    owns_R = True  #: A mark to know it by: after a reload of the library its class is another one.
 
     in_place, preserve_function = True, False  # the latter of those that were pickled before there was such a choice
 
@@ -105,7 +104,7 @@ class OptimizerOfR(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Nothing to do after a ``step()`` of ours: it leaves no gradient. One that is there is dropped."""
-        super().zero_grad(set_to_none=True)
+        take_away_gradients(p for group in self.param_groups for p in group["params"])  # sooner than torch's own
         self._keep_nothing()
 
     def _add_nothing(self) -> None:
@@ -182,6 +181,16 @@ class DecorSGD(OptimizerOfR):
     ):
         super().__init__(model, {"lr": lr, "max_step": max_step}, skip_unreached, preserve_function)
         self._add_nothing()
+
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """See :meth:`OptimizerOfR.step`; between updates it only counts."""
+        quiet = closure is None and self._nothing.grad is not None and not watched(self)
+        if (losses := counted(self.param_groups, self.learners) if quiet else None) is None:
+            return self._watched(closure)
+        self.losses = losses
+
+    step.hooked = True  # what torch wraps around it for hooks and profilers takes longer than to count
+    _watched = torch.optim.Optimizer.profile_hook_step(OptimizerOfR.step)
 
 
 class DecorOptimizer(OptimizerOfR):

@@ -1,5 +1,6 @@
 """DecorSGD and DecorOptimizer: torch optimizers of R that leave nothing in ``.grad``, for all layers or for none."""
 
+import contextlib
 import copy
 import io
 import math
@@ -9,6 +10,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import decorlib
 from decorlib import (
@@ -296,6 +298,42 @@ def test_hooks_see_every_step_and_zero_grad_does_no_harm():
     loop(plain, lambda: decor_step(plain, 0.02))
     assert_same(model, plain)
     assert seen == ["before", ["0.decorrelation", "2.decorrelation"]] * 20
+
+
+@pytest.mark.parametrize("watcher", ["nobody", "a hook", "a hook of all", "a profiler", "a rate of 0"])
+def test_a_step_between_updates_counts_whoever_watches(watcher):
+    """With nobody there it takes a shorter way, which must leave the same behind."""
+    model, seen = network(update_every=3), []
+    optimizer = DecorSGD(model, lr=1e-2)
+    if watcher == "a hook":
+        optimizer.register_step_post_hook(lambda *_: seen.append(1))
+    every = register_optimizer_step_post_hook(lambda *_: seen.append(1))
+    if watcher != "a hook of all":
+        every.remove()
+    profiled = torch.profiler.profile() if watcher == "a profiler" else contextlib.nullcontext()
+    try:
+        with profiled:
+            for i, (x, _) in enumerate(batches(5)):
+                model(x)
+                before = matrices(model)
+                if watcher == "a rate of 0" and i == 1:
+                    optimizer.param_groups[0]["lr"] = 0.0
+                    with pytest.warns(RuntimeWarning, match="rate of R is 0"):
+                        optimizer.step()
+                    optimizer.param_groups[0]["lr"] = 1e-2
+                else:
+                    optimizer.step()
+                learns = i % 3 == 0
+                assert all((loss is not None) is learns for loss in optimizer.losses.values())
+                assert all(torch.equal(R, before[name]) is not learns for name, R in matrices(model).items())
+    finally:
+        every.remove()
+    assert set(optimizer.losses) == {"0.decorrelation", "2.decorrelation"}
+    assert all(int(layer.num_updates) == 5 for _, layer in decor_modules(model))
+    assert len(seen) == (5 if "hook" in watcher else 0)
+    if watcher == "a profiler":
+        names = {event.key: event.count for event in profiled.key_averages()}
+        assert names["Optimizer.step#DecorSGD.step"] == 5
 
 
 @pytest.mark.parametrize("make", [DecorSGD, lambda m, lr: DecorOptimizer(m, torch.optim.Adam, lr=lr)])

@@ -18,12 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from decorlib.layers import conv_part
 from decorlib.layers.centring import tracked
 from decorlib.layers.decorrelation import Decorrelation
 from decorlib.layers.layout import in_layout, layout_of, shaped_like
 from decorlib.layers.linear import Decorrelated, fused_linear
 from decorlib.layers.options import ConvolutionOptions, Padding, Size, Span, Variance
-from decorlib.layers.patches import at_positions, positions, unfolded
+from decorlib.layers.patches import CONVOLVE, at_positions, positions, unfolded
 
 
 class DecorConvolution(Decorrelated):
@@ -111,12 +112,15 @@ class DecorConvNd(DecorConvolution):
             out = self._on_channels(x)
         else:
             mean, size = self._mean_patch(x), self._out_size(x)
-            if self._fuses(x, size):
+            part, fuses = conv_part.seen_part(self, x), self._fuses(x, size)
+            if part is not None and fuses:
+                out = conv_part.fused_output(self, x, part, mean)
+            elif fuses:
                 if d.due:
-                    d.remember_samples(self._patches(x), mean)
+                    d.remember_samples(self.patches(x), mean)
                 out = self._conv_forward(x, *self.fused(mean))
             else:
-                y = self._patches_state(x, mean)
+                y = self._patches_state(x, mean) if part is None else conv_part.states(self, x, part, mean)
                 out = F.linear(y, self.weight.flatten(1), self.bias) if self.groups == 1 else self._by_group(y)
                 out = out.transpose(1, 2).unflatten(2, size)
                 out = in_layout(out, self._layout(x))
@@ -139,7 +143,7 @@ class DecorConvNd(DecorConvolution):
         constant = self._constant(mean)
         if math.prod(x.shape[2:]) > 1:  # in the layout of x, without a copy: in a third of the time
             R = d.weight.detach().to(x.dtype).reshape(self.in_channels, -1, *[1] * (x.dim() - 2))
-            y = _CONVOLVE[x.dim() - 2](x, R, groups=self.groups)
+            y = CONVOLVE[x.dim() - 2](x, R, groups=self.groups)
         else:
             y = d.product(x.movedim(1, -1)).movedim(-1, 1)
         # Convolutions go on in the layout of what they are given, on a CPU several times slower in one than the other.
@@ -148,7 +152,7 @@ class DecorConvNd(DecorConvolution):
             states = _pixels(y, chosen)
             d.remember_samples(_pixels(x, chosen), mean, states if constant is None else states + constant.detach())
         shifts = [] if constant is None else [(constant, self.weight.flatten(2).sum(2))]
-        return self._conv_forward(y, self.weight, self._shifted_bias(shifts))
+        return self._conv_forward(y, self.weight, self.shifted_bias(shifts))
 
     def _constant(self, mean: Tensor | None) -> Tensor | None:
         """b_R - R mean, (C_in), or None where there is neither."""
@@ -165,7 +169,7 @@ class DecorConvNd(DecorConvolution):
         weight = self.composed(d.weight.detach().to(self.weight.dtype), self.weight)
         shifts = [] if d.bias is None else [(d.bias, self._taps(self.weight))]
         shifts += [] if mean is None else [(-mean, self._taps(weight))]
-        return weight, self._shifted_bias(shifts)
+        return weight, self.shifted_bias(shifts)
 
     def composed(self, R: Tensor, weight: Tensor) -> Tensor:
         """W R for a weight and an R of the shapes of this layer's, both of one dtype."""
@@ -187,7 +191,7 @@ class DecorConvNd(DecorConvolution):
         around = self._reversed_padding_repeated_twice
         return F.pad(x, around, mode=_PAD[self.padding_mode]) if any(around) else x
 
-    def _shifted_bias(self, shifts: list[tuple[Tensor, Tensor]]) -> Tensor | None:
+    def shifted_bias(self, shifts: list[tuple[Tensor, Tensor]]) -> Tensor | None:
         """The plain bias and what constant inputs, (C_in ...), add to it through weights (M, C_in / groups ...)."""
         bias = self.bias
         for shift, taps in shifts:
@@ -244,7 +248,7 @@ class DecorConvNd(DecorConvolution):
         return out if self.bias is None else out + self.bias
 
     @torch.no_grad()
-    def _patches(self, x: Tensor) -> Tensor:
+    def patches(self, x: Tensor) -> Tensor:
         """The inputs (n, D) of the positions that the statistics use."""
         d = self.decorrelation
         padded = self._padded(x.detach())
@@ -291,7 +295,6 @@ def _pixels(x: Tensor, chosen: Tensor | None) -> Tensor:
     return x.flatten(2)[chosen // size, :, chosen % size]
 
 
-_CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _SIZES = {1: "L", 2: "H, W", 3: "D, H, W"}
 _PAD = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 

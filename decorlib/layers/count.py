@@ -18,7 +18,7 @@ class UpdateCount:
 
     def __init__(self):
         self._counter: Tensor | None = None
-        self._version, self._number = -1, 0
+        self._version, self._number, self._every = -1, 0, 1
         self.turn = True  # is_turn() when it was last asked, as a bool that torch.compile can guard on
 
     def of(self, counter: Tensor) -> int:
@@ -27,13 +27,15 @@ class UpdateCount:
             return 0
         if not self._knows(counter):
             self._number = int(counter)
-            self._counter, self._version = counter, -1 if counter.is_inference() else counter._version
+            counted = not counter.is_inference()
+            self._counter, self._version = (counter, counter._version) if counted else (None, -1)
         return self._number
 
     def is_turn(self, counter: Tensor, every: Whole) -> bool:
         """Whether the next update learns."""
-        if every != 1:
-            check_update_every(every)  # it may have been set since the layer was made
+        if every is not self._every and every != 1:  # it may have been set since the layer was made
+            check_update_every(every)
+            self._every = every
         self.turn = every == 1 or self.of(counter) % every == 0
         return self.turn
 
@@ -46,4 +48,4 @@ class UpdateCount:
         self.is_turn(counter, every)
 
     def _knows(self, counter: Tensor) -> bool:
-        return counter is self._counter and not counter.is_inference() and counter._version == self._version
+        return counter is self._counter and counter._version == self._version

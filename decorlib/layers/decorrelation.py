@@ -188,7 +188,7 @@ class Decorrelation(nn.Module):
         return self._count.turn if torch.compiler.is_compiling() else self._is_turn()
 
     def _is_turn(self) -> bool:
-        return self._count.is_turn(self.num_updates, self.update_every)
+        return self._count.is_turn(self._buffers["num_updates"], self.update_every)
 
     @property
     def padding_mask(self) -> Tensor | None:

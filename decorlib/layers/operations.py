@@ -6,6 +6,7 @@ over the batch is the bias's gradient anyway. For z = (P x) R' W' + b, with g th
 
 * R, then W:  dW = g' y,            db = sum g,  dx = (P g) W R     -- y is kept, x is not
 * V = W R:    dV = (P g)' x,        db = sum g,  dx = (P g) V       -- x - mean is never written
+              dW = dV R'
 
 The composed forms below say the same in torch's own operations. They are what everything else than plain eager
 training goes through: torch.compile, torch.func and forward-mode differentiation, autocast, tensors of other types,
@@ -65,30 +66,66 @@ def separate_linear(
     return _SeparateLinear.apply(x, R, decor_bias, weight, bias, mean)
 
 
+def composed_linear(x: Tensor, R: Tensor, weight: Tensor, bias: Tensor | None, mean: Tensor) -> Tensor:
+    """(x - mean) (weight R)' + bias, as :func:`centred_linear` of weight R; R gets no gradient."""
+    return _ComposedLinear.apply(x, R, weight, bias, mean)
+
+
 class _CentredLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, mean: Tensor) -> Tensor:
         ctx.save_for_backward(x if weight.requires_grad else None, weight)
-        if weight.shape[0] < weight.shape[1]:  # a product with the mean is less than a pass over x
-            shift = weight.mv(mean).neg_() if bias is None else torch.addmv(bias, weight, mean, alpha=-1)
-            return F.linear(x, weight, shift)
-        return F.linear(x - mean, weight, bias)
+        return _centred(x, weight, bias, mean)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
-        flat = grad.dim() == 2
-        g = grad if flat else grad.reshape(-1, weight.shape[0])
-        total = g.sum(0)
-        centred = g.sub(total, alpha=1 / g.shape[0])
-        grad_x = grad_weight = None
-        if needs_x:
-            grad_x = centred.mm(weight)
-            grad_x = grad_x if flat else grad_x.view(*grad.shape[:-1], weight.shape[1])
-        if needs_weight:
-            grad_weight = centred.t().mm(x if flat else x.reshape(-1, weight.shape[1]))
+        grad_x, grad_weight, total = _centred_gradients(grad, x, weight, needs_x, needs_weight)
         return grad_x, grad_weight, total if needs_bias else None, None
+
+
+class _ComposedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, R: Tensor, weight: Tensor, bias: Tensor | None, mean: Tensor) -> Tensor:
+        composed = weight.mm(R)
+        ctx.save_for_backward(x if weight.requires_grad else None, R, weight, composed)
+        return _centred(x, composed, bias, mean)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, R, weight, composed = ctx.saved_tensors
+        needs_x, _, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        if torch.is_grad_enabled():  # a second derivative has to find its way through it to the weight
+            composed = weight.mm(R)
+        grad_x, grad_weight, total = _centred_gradients(grad, x, composed, needs_x, needs_weight)
+        if grad_weight is not None:
+            grad_weight = grad_weight.mm(R.t())
+        return grad_x, None, grad_weight, total if needs_bias else None, None
+
+
+def _centred(x: Tensor, weight: Tensor, bias: Tensor | None, mean: Tensor) -> Tensor:
+    if weight.shape[0] < weight.shape[1]:  # a product with the mean is less than a pass over x
+        shift = weight.mv(mean).neg_() if bias is None else torch.addmv(bias, weight, mean, alpha=-1)
+        return F.linear(x, weight, shift)
+    return F.linear(x - mean, weight, bias)
+
+
+def _centred_gradients(
+    grad: Tensor, x: Tensor | None, weight: Tensor, needs_x: bool, needs_weight: bool
+) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    """Gradients of x and of the weight, and the sum over the batch, which is that of the bias."""
+    flat = grad.dim() == 2
+    g = grad if flat else grad.reshape(-1, weight.shape[0])
+    total = g.sum(0)
+    centred = g.sub(total, alpha=1 / g.shape[0])
+    grad_x = grad_weight = None
+    if needs_x:
+        grad_x = centred.mm(weight)
+        grad_x = grad_x if flat else grad_x.view(*grad.shape[:-1], weight.shape[1])
+    if needs_weight:
+        grad_weight = centred.t().mm(x if flat else x.reshape(-1, weight.shape[1]))
+    return grad_x, grad_weight, total
 
 
 class _SeparateLinear(torch.autograd.Function):

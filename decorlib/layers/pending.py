@@ -13,7 +13,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.optim.optimizer import (
+    _global_optimizer_post_hooks,
+    _global_optimizer_pre_hooks,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 WAY_OUT = (
     "Give R an optimizer of its own that leaves nothing in .grad: decorlib.DecorSGD(model, lr), or "
@@ -122,6 +127,18 @@ def _before_any_step(optimizer: torch.optim.Optimizer, args, kwargs) -> None:
 def _after_any_step(optimizer: torch.optim.Optimizer, args, kwargs) -> None:
     if _pending:
         _drop([_pending[id(p)] for group in optimizer.param_groups for p in group["params"] if id(p) in _pending])
+
+
+def watched(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether anybody waits for a step of one of ours: a gradient of decor_update, a hook, a profiler."""
+    hooks = len(_global_optimizer_pre_hooks) + len(_global_optimizer_post_hooks)
+    return bool(
+        _pending
+        or optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or hooks > len(_handles)
+        or torch.autograd._profiler_enabled()
+    )
 
 
 def _refuse_touched(pending: list[_Pending]) -> None:

@@ -173,20 +173,22 @@ def prepared(
 def waits(layer: nn.Module) -> bool:
     """Whether the next step is one between updates, with nothing to do or to refuse: :func:`wait` is all of it."""
     of = layer.__dict__  # not through nn.Module, which looks for attributes in four places
+    R, b = of["_parameters"].get("weight"), of["_parameters"].get("bias")
     return (
         of["learning"]
         and of["training"]
         and not of["frozen"]
         and not of["memory"].empty
         and not layer._is_turn()
-        and layer.weight.grad is None
-        and (layer.bias is None or layer.bias.grad is None)
+        and (R is None or R.grad is None)
+        and (b is None or b.grad is None)
     )
 
 
 def wait(layer: nn.Module) -> None:
     """Count a step that does not learn."""
-    layer._count.advance(layer.num_updates, layer.update_every)
+    of = layer.__dict__
+    of["_count"].advance(of["_buffers"]["num_updates"], of["update_every"])
 
 
 @torch.no_grad()

@@ -129,9 +129,7 @@ def learn(
         RuntimeError: no layer can learn, or one has no batch; the message names it.
     """
     losses: dict[str, Tensor | None] = {member.name: None for member in members}
-    if members and all(waits(member.layer) for member in members):  # between updates a step only counts
-        for member in members:
-            wait(member.layer)
+    if _all_wait(members):
         return losses
     reasons = [member.idle(skip_unreached) for member in members]
     active = [
@@ -157,6 +155,28 @@ def learn(
         if step.loss is not None:
             last_losses[member.layer] = step.loss
     return losses
+
+
+def _all_wait(members: Sequence[Learner]) -> bool:
+    """Whether this is a step between updates of all layers, which only counts: then it has done so."""
+    if not members or not all(waits(member.layer) for member in members):
+        return False
+    for member in members:
+        wait(member.layer)
+    return True
+
+
+def counted(groups: Sequence[dict], found: Sequence[Sequence[Learner]]) -> dict[str, Tensor | None] | None:
+    """The losses of a step that only counts (none), once it has; None, and nothing done, where it is another.
+
+    Args:
+        groups: of an optimizer of R, with rates that may be none.
+        found: the layers of each.
+    """
+    if not all(type(group["lr"]) is float and 0 < group["lr"] < math.inf for group in groups):
+        return None
+    members = [member for one in found for member in one]
+    return {member.name: None for member in members} if _all_wait(members) else None
 
 
 def measure(members: Sequence[Learner]) -> dict[str, Tensor | None]:

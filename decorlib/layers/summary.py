@@ -80,7 +80,8 @@ def summary(model: nn.Module, sample_input: Tensor | tuple | None = None, rows: 
     """What the decorrelation layers of a model hold, last reported, and cost in work.
 
     The cost is counted, not measured: products of matrices in a forward, a backward and a step of R, over those of the
-    plain layer (:mod:`decorlib.rules.work`). ``update_every`` and ``fraction`` are in it.
+    plain layer (:mod:`decorlib.rules.work`). ``update_every`` and ``fraction`` are in it; what a convolution saves
+    where its map is smaller than its kernel is not.
 
     Args:
         model: any model with decorrelation layers.

@@ -90,15 +90,27 @@ def decor_linear(
     input_gradient: bool = True,
     update_every: int = 1,
     fraction: float = 1.0,
+    seen: int | None = None,
 ) -> Flops:
     """A DecorLinear layer, in the form that it picks by shape: R and then W, or (W R) as one matrix.
 
-    For a convolution with R over patches, ``batch`` counts positions, ``inputs`` the features of a patch.
+    For a convolution with R over patches, ``batch`` counts positions, ``inputs`` the features of a patch, and ``seen``
+    those of them that are not zeros of padding at every position (:func:`decorlib.layers.patches.seen`). Default: all.
     """
-    sampled = max(1, round(fraction * batch))
-    due, idle = (transform(batch, inputs, outputs, rows, input_gradient) for rows in (sampled, 0))
+    sampled, K = max(1, round(fraction * batch)), inputs if seen is None else seen
+
+    def step(rows: int) -> Flops:
+        composed = is_composed(batch, outputs, rows, input_gradient)
+        plain = linear(batch, K if composed else inputs, outputs, input_gradient)
+        return plain + transform(batch, inputs, outputs, rows, input_gradient, composed, K)
+
     learns = learning(rule, sampled, inputs, update_every)
-    return linear(batch, inputs, outputs, input_gradient) + mixed(due, idle, 1 / update_every) + learns
+    return mixed(step(sampled), step(0), 1 / update_every) + learns
+
+
+def is_composed(batch: int, outputs: int, sampled: int, input_gradient: bool = True) -> bool:
+    """Whether a linear layer multiplies by (W R), which is where that is cheaper than R and then W; see DecorLinear."""
+    return batch * (1 + input_gradient) > 2 * outputs + sampled
 
 
 def transform(
@@ -108,16 +120,17 @@ def transform(
     sampled: int = 0,
     input_gradient: bool = True,
     composed: bool | None = None,
+    seen: int | None = None,
 ) -> Flops:
     """What R adds to the products of a linear layer in one step: R x for all rows, or (W R) composed.
 
     ``sampled`` rows have their states remembered, none in a step that does not learn; ``composed`` says whether it is
-    (W R), and None that it is where that is cheaper, see DecorLinear.
+    (W R), and None that it is where that is cheaper; ``seen`` is as in :func:`decor_linear`.
     """
-    B, D, M = batch, inputs, outputs
-    if composed or (composed is None and B * (1 + input_gradient) > 2 * M + sampled):
-        return Flops(forward=2 * M * D**2, backward=2 * M * D**2, statistics=2 * sampled * D**2)
-    return Flops(forward=2 * B * D**2, backward=2 * B * D**2 * input_gradient)
+    B, D, M, K = batch, inputs, outputs, inputs if seen is None else seen
+    if is_composed(B, M, sampled, input_gradient) if composed is None else composed:
+        return Flops(forward=2 * M * D * K, backward=2 * M * D * K, statistics=2 * sampled * D**2)
+    return Flops(forward=2 * B * D * K, backward=2 * B * D * K * input_gradient)
 
 
 def mixed(a: Flops, b: Flops, share: float) -> Flops:

@@ -32,15 +32,16 @@ def own_mean(x):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_both_operations_equal_the_composed_form_in_value_and_both_derivatives(shape, bias):
+def test_all_operations_equal_the_composed_form_in_value_and_both_derivatives(shape, bias):
     x, W, b, R, c = tensors(*shape, bias)
     inputs = [t for t in (x, W, b) if t is not None]
     weights = torch.randn(*x.shape[:-1], len(W)).double()
     composed = reference.centred_decor_linear(x, R, c, W, b)
     together = operations.centred_linear(x, W @ R, F.linear(c, W, b), own_mean(x))
     separate, y = operations.separate_linear(x, R, c, W, b, own_mean(x))
+    within = operations.composed_linear(x, R, W, F.linear(c, W, b), own_mean(x))
     expected = torch.autograd.grad((composed.sin() * weights).sum(), inputs)
-    for z in (together, separate):
+    for z in (together, separate, within):
         torch.testing.assert_close(z, composed)
         torch.testing.assert_close(torch.autograd.grad((z.sin() * weights).sum(), inputs), expected)
     states = (x - x.reshape(-1, x.shape[-1]).mean(0)) @ R.T + c
@@ -54,6 +55,7 @@ def test_gradients_and_their_gradients_are_those_of_finite_differences(shape, bi
     for operation in (
         lambda x, W, b: operations.centred_linear(x, W, b, own_mean(x)),
         lambda x, W, b: operations.separate_linear(x, R, c if bias else None, W, b, own_mean(x)),
+        lambda x, W, b: operations.composed_linear(x, R, W, b, own_mean(x)),
     ):
         assert torch.autograd.gradcheck(operation, (x, W, b))
         assert torch.autograd.gradgradcheck(operation, (x, W, b))
@@ -69,6 +71,8 @@ def test_only_the_gradients_that_are_needed_are_computed(needed):
     z, _ = operations.separate_linear(x, R, c, W, b, own_mean(x))
     torch.testing.assert_close(torch.autograd.grad(z.sin().sum(), one), expected)
     z = operations.centred_linear(x, W @ R, F.linear(c, W, b), own_mean(x))
+    torch.testing.assert_close(torch.autograd.grad(z.sin().sum(), one), expected)
+    z = operations.composed_linear(x, R, W, F.linear(c, W, b), own_mean(x))
     torch.testing.assert_close(torch.autograd.grad(z.sin().sum(), one), expected)
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from decorlib import DecorLinear, Decorrelation
+from decorlib import DecorConv2d, DecorLinear, Decorrelation
 from decorlib.layers.models import decor_parameters, decor_update
 from decorlib.rules.catalogue import make_rule
 from decorlib.study.experiments import flops, networks
@@ -91,3 +91,15 @@ def test_counted_layers_are_those_of_the_network(model):
         assert [C * kernel for _, _, C, kernel, _ in shapes] == [layer.weight[0].numel() for layer in built]
         has_R = [any(True for _ in decor_parameters(layer)) for layer in built]
         assert [networks.decorrelates(spec, depth) for depth in range(len(shapes))] == has_R
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("outputs", [2, 40])  # (W R) is the cheaper form, or R and then W
+def test_counts_of_a_convolution_on_a_map_smaller_than_its_kernel_are_those_of_the_code(size, outputs):
+    layer, rule = DecorConv2d(4, outputs, 3, padding=1, bias=False), make_rule("kappa")
+    layer.decorrelation.learning = False
+    x = torch.randn(8, 4, size, size, requires_grad=True)
+    seen = 4 * (1 if size == 1 else 9)
+    work = flops.decor_linear(rule, 8 * size**2, 36, outputs, update_every=10**9, seen=seen)  # it never learns
+    counts = counted(lambda: layer(x).sum().backward())
+    assert counts == pytest.approx(work.total, rel=1e-6)
