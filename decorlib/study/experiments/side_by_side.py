@@ -62,10 +62,9 @@ def kind(spec: Experiment) -> tuple | None:
 
     Alone: convolutions, which have groups of their own; pixels chosen by the data of each seed; an R with momentum or
     Adam; steps of R that the weights make up for; layer options other than :data:`SHARED_OPTIONS` (``fraction`` draws
-    from a generator for each run); rules
-    whose step is not linear in its rate, or that have a parameter per feature; a normalisation under Adam, which makes
-    whole steps of the rounding in the gradient of a bias that BatchNorm or demeaning cancels, so that no two orders of
-    sums agree.
+    from a generator for each run); rules whose step is not linear in its rate, or that have a parameter per feature; a
+    normalisation under Adam, which makes whole steps of the rounding in the gradient of a bias that BatchNorm or
+    demeaning cancels, so that no two orders of sums agree.
     """
     rule = None if spec.rule is None else make_rule(spec.rule, **dict(spec.rule_options))
     alone = (
