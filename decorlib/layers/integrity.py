@@ -190,7 +190,7 @@ def warn_of_old_R(holder: nn.Module, state_dict: dict, prefix: str) -> None:
 
     Before the ``state_dict`` of the layer that holds R is loaded: later R is shown no more than its own part of it.
     """
-    if not any(prefix + name in state_dict for name in holder._parameters):
+    if not any(prefix + name in state_dict for name in holder._parameters if "weight" in name):
         return
     for name, layer in holder.named_modules():
         R = layer._parameters.get("weight")

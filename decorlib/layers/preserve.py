@@ -4,8 +4,8 @@ A layer computes W (R (x - mu) + b_R) + b. Where R goes to R_new and b_R to c_ne
 
     W_new = W R R_new^-1        b_new = b + W b_R - W_new c_new
 
-for all layers that read this R. Source: the reparametrisation of Desjardins et al. (2015), "Natural neural networks",
-arXiv 1507.00210, section 3.2, and of PRONG there. Everything is computed before the first weight is written.
+for all layers that read this R, as PRONG does when it whitens anew (Desjardins et al. 2015, arXiv 1507.00210).
+Everything is computed before the first weight is written.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from warnings import warn
 
@@ -78,7 +78,7 @@ def kind(spec: Experiment) -> tuple | None:
         or ("center", "bias") in spec.layer_options
         or (rule is not None and (rule.needs_rate or isinstance(getattr(rule, "variance", None), Tensor)))
     )
-    return None if alone else tuple((f.name, getattr(spec, f.name)) for f in fields(spec) if f.name not in VARIED)
+    return None if alone else tuple((name, v) for name, v in runs.spec_dict(spec).items() if name not in VARIED)
 
 
 def sweep(specs: Sequence[Experiment], *, device: str | None = None, **options) -> list[dict]:

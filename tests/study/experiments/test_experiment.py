@@ -9,6 +9,7 @@ import torch
 from decorlib import Decorrelation
 from decorlib.study.experiments import experiment, measuring, networks
 from decorlib.study.experiments.experiment import Experiment
+from decorlib.study.sweeps import identity
 
 
 def test_runs_that_read_the_same_share_their_arrays():
@@ -205,3 +206,20 @@ def test_a_cosine_by_steps_is_the_formula_whatever_is_measured():
     assert seldom != experiment.run(spec.but(lr_schedule=None))["final"]["test_loss"]
     with pytest.raises(ValueError, match="decor_schedule is 'cosine_steps'"):
         Experiment(decor_schedule="cosine_steps")
+
+
+def test_steps_of_r_that_preserve_the_function_are_the_only_change_of_it():
+    """With weights that stand still, a network computes after training what it computed before."""
+    spec = Experiment(train_size=200, subset_seed=42, hidden=(8,), rule="kappa", lr=0.0, decor_lr=1e-3, epochs=1)
+    spec = spec.but(optimizer="sgd", scaling="standard", evaluate_every=1)
+    untrained = experiment.run(spec.but(decor_lr=0.0))
+    kept, plain = (experiment.run(spec.but(preserve_function=on)) for on in (True, False))
+    assert kept["final"]["test_loss"] == pytest.approx(untrained["final"]["test_loss"], rel=1e-5)
+    assert abs(plain["final"]["test_loss"] - untrained["final"]["test_loss"]) > 1e-3
+    assert abs(kept["final"]["correlation"] - untrained["final"]["correlation"]) > 0.01  # R has moved
+
+
+def test_an_experiment_without_it_is_the_question_that_it_was():
+    asked = identity.spec_dict(Experiment())
+    assert "preserve_function" not in asked
+    assert identity.spec_dict(Experiment(preserve_function=True)) == asked | {"preserve_function": True}
