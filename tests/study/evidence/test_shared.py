@@ -1,5 +1,6 @@
 """What other notebooks' records say about a row, and that no row keeps silent about it."""
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -63,3 +64,46 @@ def test_the_opening_tells_the_least_flattering_first(records, drawn):
     assert all(text.index(one.numbers) >= first for one in gains if one.numbers in text)
     assert {one.gain for one in gains if f"{one.gain}: " in text} == {one.gain for one in gains}
     assert answers.plain({}, ROOT / "nowhere") == ""
+
+
+def small_record(**row):
+    """A record with one comparison."""
+    record = Record("01", question="Does it help?")
+    told = {"cell": "1,000 digits", "estimate": 0.01, "low": 0.005, "high": 0.015, "n": 6, "p": 0.01} | row
+    record.table("at every scale", pd.DataFrame([told]).set_index("cell"), tolerance=0.001)
+    return record
+
+
+ENTRY = {"record": "01", "table": "at every scale", "row": "1,000 digits", "what": "a minus b", "margin": 0.002}
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    """A folder with a registry of one entry, and the record of a longer study where one is given."""
+
+    def make(longer=None):
+        (tmp_path / "docs").mkdir()
+        (tmp_path / shared.REGISTRY).write_text(yaml.safe_dump({"zero pixels": [ENTRY]}))
+        folder = tmp_path / EXTENDED / "records"
+        folder.mkdir(parents=True)
+        if longer is not None:
+            monkeypatch.setenv("DECORLIB_RESULTS", str(tmp_path / EXTENDED))
+            longer.write()
+        return tmp_path
+
+    return make
+
+
+@pytest.mark.parametrize(("estimate", "times"), [(0.01, 1), (0.012, 2)])
+def test_what_both_studies_found_alike_is_told_once(clone, estimate, times):
+    """The longer study runs the cells of the full one too; another finding of it is told beside it."""
+    found = shared.read({"01": small_record()}, clone(small_record(estimate=estimate)))
+    assert len(found) == times
+    assert [one.longer for one in found] == [False, True][:times]
+
+
+def test_a_comparison_whose_runs_diverged_has_no_numbers(clone):
+    assert shared.find(small_record(), ENTRY) is not None
+    lost = small_record(estimate=float("nan"), low=float("nan"), high=float("nan"), n=0)
+    assert shared.find(lost, ENTRY) is None
+    assert shared.read({"01": lost}, clone()) == []
