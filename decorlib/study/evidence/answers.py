@@ -154,8 +154,9 @@ def plain(records: dict[str, Record], root: Path = ROOT, escaped: Callable[[str]
     margins = " or ".join(f"{100 * margin:g}" for margin in sorted({one.margin for one in found.values()}))
     head = "**Does decorrelation help?** Test accuracy of a network with a learned R, minus that of a network without, "
     head += "both tuned, as many seconds each; least flattering first, of two studies the less favourable. It is "
-    tail = f" Intervals are 95%, each by itself; {margins} points (MLP, ConvNet) are what counts."
-    return head + ", and it is ".join(groups) + "." + escaped(seconds(records)) + tail
+    tail = f"Intervals are 95%, each by itself; {margins} points (MLP, ConvNet) are what counts."
+    told = [head + ", and it is ".join(groups) + ".", escaped(seconds(records)), tail]
+    return " ".join(part for part in told if part)
 
 
 def seconds(records: dict[str, Record]) -> str:
@@ -170,7 +171,7 @@ def seconds(records: dict[str, Record]) -> str:
         return ""
     other = frame[others].idxmin()
     return (
-        f" To the best accuracy of plain backpropagation (background at -2), {other} needs {frame[other]:.2f} of its "
+        f"To the best accuracy of plain backpropagation (background at -2), {other} needs {frame[other]:.2f} of its "
         f"seconds, R in the deeper layers {frame[ours]:.2f}."
     )
 

@@ -39,11 +39,12 @@ def test_every_entry_of_the_registry_is_found_in_some_record(records):
     """An arm or a row that was renamed would silently stop contradicting."""
     registry = yaml.safe_load((ROOT / shared.REGISTRY).read_text(encoding="utf-8"))
     longer = {path.stem: Record.load(path) for path in (ROOT / EXTENDED / "records").glob("[0-9][0-9].json")}
+    elsewhere = {path.stem: Record.load(path) for path in (ROOT / shared.ELSEWHERE).glob("*/[0-9][0-9].json")}
     hypotheses = {answer.verdict.hypothesis for _, answer in answers.answered(records)}
     assert set(registry) <= hypotheses
     for entries in registry.values():
         for entry in entries:
-            among = [source[entry["record"]] for source in (records, longer) if entry["record"] in source]
+            among = [source[entry["record"]] for source in (records, longer, elsewhere) if entry["record"] in source]
             assert any(shared.find(record, entry) for record in among), entry
 
 
@@ -64,6 +65,15 @@ def test_the_opening_tells_the_least_flattering_first(records, drawn):
     assert all(text.index(one.numbers) >= first for one in gains if one.numbers in text)
     assert {one.gain for one in gains if f"{one.gain}: " in text} == {one.gain for one in gains}
     assert answers.plain({}, ROOT / "nowhere") == ""
+
+
+def test_what_hangs_on_the_processor_is_told_for_each(records, drawn):
+    """The cost of a step: refuted on one, supported on another; neither stands alone."""
+    (other,) = [one for one in drawn if one.hypothesis == "cost of a step"]
+    mine = records["08"].made_by["machine"]["cpu"]
+    theirs = Record.load(ROOT / shared.ELSEWHERE / "intel-xeon" / "08.json").made_by
+    assert theirs["machine"]["cpu"] != mine
+    assert other.where == f"on {theirs['machine']['cpu']} at commit {theirs['commit'][:7]}"
 
 
 def small_record(**row):
@@ -99,7 +109,7 @@ def test_what_both_studies_found_alike_is_told_once(clone, estimate, times):
     """The longer study runs the cells of the full one too; another finding of it is told beside it."""
     found = shared.read({"01": small_record()}, clone(small_record(estimate=estimate)))
     assert len(found) == times
-    assert [one.longer for one in found] == [False, True][:times]
+    assert [bool(one.where) for one in found] == [False, True][:times]
 
 
 def test_a_comparison_whose_runs_diverged_has_no_numbers(clone):
