@@ -115,7 +115,7 @@ def summary(curves: pd.DataFrame, arms: Mapping[str, Experiment]) -> pd.DataFram
 
 
 def draw(curves: pd.DataFrame, arms: Mapping[str, Experiment], table: pd.DataFrame) -> tuple[Figure, str]:
-    """Accuracy and cosines of the hidden layers against epochs: a colour per rate, a line per spacing; changed: markers."""
+    """Accuracy and cosines of the hidden layers against epochs; colour: rate, line: spacing, marker: changed."""
     rates = [rate for rate in dict.fromkeys(spec.decor_lr for spec in arms.values()) if rate]
     every = list(dict.fromkeys(_every(spec) for spec in arms.values()))
     kinds = list(dict.fromkeys(_kind(spec) for spec in arms.values()))
