@@ -16,7 +16,6 @@ from decorlib.study.evidence.stats import Interval, Outcome, decide, paired
 from decorlib.study.evidence.verdicts import Verdict
 
 REGISTRY = Path("docs") / "shared.yaml"
-LONGER = "longer study"
 ELSEWHERE = Path("results") / "elsewhere"  # records of earlier commits on other processors, a folder each
 
 
@@ -81,7 +80,7 @@ def read(records: dict[str, Record], root: Path = ROOT) -> list[Shared]:
     """
     path = root / REGISTRY
     registry = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
-    studies = [("", records), (LONGER, _folder(root / EXTENDED / "records"))]
+    studies = [("", records), ("longer study", _folder(root / EXTENDED / "records"))]
     for folder in sorted((root / ELSEWHERE).glob("*")):
         studies += [(_processor(record), {number: record}) for number, record in _folder(folder).items()]
     found = []
@@ -93,7 +92,7 @@ def read(records: dict[str, Record], root: Path = ROOT) -> list[Shared]:
                     continue
                 interval = find(record, entry)
                 # The longer study runs what the full run has, too: told twice, it would look like two findings.
-                twice = where == LONGER and interval == find(records.get(entry["record"]), entry)
+                twice = where and interval == find(records.get(entry["record"]), entry)
                 if interval is not None and not twice:
                     about = (entry["what"], interval, entry["margin"], entry.get("unit", ""), _verdict(record, entry))
                     found.append(Shared(hypothesis, record.notebook, where, *about))

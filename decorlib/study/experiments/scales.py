@@ -11,13 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import matplotlib.pyplot as plt
 import pandas as pd
-from matplotlib.figure import Figure
 
-from decorlib.study.evidence.figures import paired_dots
-from decorlib.study.evidence.stats import Interval, decide, paired, seeds_to_decide, simultaneous
+from decorlib.study.evidence.stats import decide, paired, seeds_to_decide, simultaneous
 from decorlib.study.experiments import arms, moving
+from decorlib.study.experiments.cells import Found
 from decorlib.study.experiments.experiment import Experiment
 
 #: What the suspects of the 2024 notebook are asked of: its own network and inputs with its rule, and with kappa.
@@ -27,6 +25,8 @@ BASES = {
 }
 ARMS = (CONTROL, TREATED) = ("control", "treated")
 MEASURE = "test_accuracy"
+MARGIN = 0.002  # smallest difference in test accuracy that counts, in every row (docs/protocol.md)
+TUNING_SEEDS = (1000, 1001)
 
 Change = Mapping[str, object] | Callable[[Experiment], Experiment]
 
@@ -40,18 +40,20 @@ class Scale:
     seeds: int
 
     @classmethod
-    def listed(cls, digits: Sequence[int], epochs: Sequence[int], seeds: Sequence[int]) -> list[Scale]:
-        """One for each place of the three lists, as a notebook's parameters hold them.
+    def listed(cls, numbers: Sequence[int]) -> list[Scale]:
+        """Digits, epochs and seeds of each scale, one after the other, as a notebook's parameter holds them.
 
         Raises:
-            ValueError: lists of unequal length, or a number below its least (2 for seeds).
+            ValueError: not three for each, or a number below its least (2 for seeds).
         """
-        if not len(digits) == len(epochs) == len(seeds):
-            raise ValueError(f"digits = {digits}, epochs = {epochs}, seeds = {seeds}: one of each for every scale")
-        for name, values, least in (("digits", digits, 1), ("epochs", epochs, 1), ("seeds", seeds, 2)):
+        if len(numbers) % 3 or not numbers:
+            raise ValueError(f"{list(numbers)} must be digits, epochs and seeds of each scale, one after the other")
+        for name, values, least in zip(
+            ("digits", "epochs", "seeds"), (numbers[i::3] for i in range(3)), (1, 1, 2), strict=True
+        ):
             if low := [value for value in values if value < least]:
                 raise ValueError(f"{name} = {low[0]} must be at least {least}")
-        return [cls(*each) for each in zip(digits, epochs, seeds, strict=True)]
+        return [cls(*numbers[i : i + 3]) for i in range(0, len(numbers), 3)]
 
 
 @dataclass(frozen=True)
@@ -62,44 +64,21 @@ class Pair:
     treated: Mapping[str, Experiment]
 
 
-@dataclass(frozen=True)
-class Found:
-    """What came out.
-
-    Args:
-        table: one row per cell, with the cell's name as the index; see :func:`compare`.
-        differences: by cell, treated minus control in each seed in which both finished.
-        tries: every try of the tuning, of the grids that chose.
-    """
-
-    table: pd.DataFrame
-    differences: dict[str, list[float]]
-    tries: pd.DataFrame
-
-    def interval(self, cell: str) -> Interval:
-        """Estimate and 95 % interval of one cell, by itself.
-
-        Raises:
-            ValueError: there is no such cell, or it has no interval since runs diverged.
-        """
-        if cell not in self.differences:
-            raise ValueError(f"no cell {cell!r}; there are {', '.join(map(repr, self.differences))}")
-        if len(self.differences[cell]) < 2:
-            raise ValueError(f"{cell}: {self.table.loc[cell, 'diverged']}, which leaves no interval; try smaller rates")
-        return paired(self.differences[cell], [0.0] * len(self.differences[cell]))
-
-    @property
-    def shown(self) -> pd.DataFrame:
-        """What a reader wants first, differences in points of test accuracy."""
-        points = self.table[["estimate", "low", "high", "low, all", "high, all"]].astype(float) * 100
-        beside = ["n", "diverged", "rates of control", "rates of treated", "edge", "outcome"]
-        several = ["treated"] if (self.table["treated"] != "").any() else []
-        return points.round(2).join(self.table[[*several, *beside]])
-
-
 def name(digits: int, label: str) -> str:
     """A cell's name, such as "10,000 digits, kappa"."""
     return f"{digits:,} digits, {label}"
+
+
+def grid(tries: int) -> dict[str, list[float]]:
+    """So many rates of the weights, and of R, around usual ones: the tries that every arm begins with are their pairs.
+
+    Args:
+        tries: 1, or 3 to have neighbours on both sides.
+    """
+    if tries not in (1, 3):
+        raise ValueError(f"tries = {tries} must be 1 or 3: a grid that can move has a middle")
+    around = {"lr": [1e-3, 2e-3, 4e-3], "decor_lr": [3e-5, 1e-4, 3e-4]}
+    return {field: values if tries == 3 else values[1:2] for field, values in around.items()}
 
 
 def by_rule(treated: Change | Mapping[str, Change], control: Change | None = None) -> dict[str, Pair]:
@@ -128,8 +107,8 @@ def compare(
     scales: Iterable[Scale],
     rates: Mapping[str, Sequence[float]],
     *,
-    tuning_seeds: Iterable[int],
-    margin: float,
+    tuning_seeds: Iterable[int] = TUNING_SEEDS,
+    margin: float = MARGIN,
     moves: int = 3,
     first_seed: int = 0,
     desc: str = "",
@@ -144,8 +123,8 @@ def compare(
         pairs: by label, such as the rule.
         scales: digits, epochs and seeds.
         rates: field -> values, evenly spaced on a log scale, for every arm.
-        tuning_seeds: of the tries; none of those of the comparison.
-        margin: smallest difference that counts.
+        tuning_seeds: of the tries; none of those of the comparison. Default: :data:`TUNING_SEEDS`.
+        margin: smallest difference that counts. Default: :data:`MARGIN`.
         moves: of a grid. Default: 3.
         first_seed: of the comparison. Default: 0.
         desc: text before the progress bar. Default: "".
@@ -198,32 +177,7 @@ def compare(
             ),
             "moves": ", ".join(str(moved[key]) for key in keys),
         }
-    return Found(pd.DataFrame(rows).T.rename_axis("cell").infer_objects(), differences, tries)
-
-
-def draw(found: Found, margin: float, what: str) -> tuple[Figure, str]:
-    """Every seed of every cell, in points of test accuracy, with the margin; and its alternative text.
-
-    Args:
-        found: of :func:`compare`.
-        margin: as there.
-        what: the difference in words, such as "demeaned minus not".
-    """
-    shown = {cell: [100 * d for d in values] for cell, values in found.differences.items() if values}
-    told = [f"{cell} {100 * row['estimate']:+.2f} ({row['outcome']})" for cell, row in found.table.iterrows()]
-    means = found.table["estimate"].astype(float)
-    title = (
-        f"{what[0].upper()}{what[1:]}: {100 * means.min():+.2f} to {100 * means.max():+.2f} points, by scale and rule"
-    )
-    fig, ax = plt.subplots(figsize=(7.5, 1.2 + 0.5 * len(shown)))
-    paired_dots(shown, ax=ax, xlabel="points of test accuracy")
-    for side in (-100 * margin, 100 * margin):
-        ax.axvline(side, color="0.6", ls=":")
-    fig.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
-    return (
-        fig,
-        f"Differences in test accuracy, {what}, a dot per seed: {'; '.join(told)}; margin {100 * margin:g} points.",
-    )
+    return Found(pd.DataFrame(rows).T.rename_axis("cell").infer_objects(), differences, tries, margin)
 
 
 # ---------------------------------------------------------------------------------------------------------- internals

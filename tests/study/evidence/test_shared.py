@@ -1,5 +1,6 @@
 """What other notebooks' records say about a row, and that no row keeps silent about it."""
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -65,3 +66,46 @@ def test_what_hangs_on_the_processor_is_told_for_each(records, drawn):
     theirs = Record.load(ROOT / shared.ELSEWHERE / "intel-xeon" / "08.json").made_by
     assert theirs["machine"]["cpu"] != mine
     assert other.where == f"on {theirs['machine']['cpu']} at commit {theirs['commit'][:7]}"
+
+
+def small_record(**row):
+    """A record with one comparison."""
+    record = Record("01", question="Does it help?")
+    told = {"cell": "1,000 digits", "estimate": 0.01, "low": 0.005, "high": 0.015, "n": 6, "p": 0.01} | row
+    record.table("at every scale", pd.DataFrame([told]).set_index("cell"), tolerance=0.001)
+    return record
+
+
+ENTRY = {"record": "01", "table": "at every scale", "row": "1,000 digits", "what": "a minus b", "margin": 0.002}
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    """A folder with a registry of one entry, and the record of a longer study where one is given."""
+
+    def make(longer=None):
+        (tmp_path / "docs").mkdir()
+        (tmp_path / shared.REGISTRY).write_text(yaml.safe_dump({"zero pixels": [ENTRY]}))
+        folder = tmp_path / EXTENDED / "records"
+        folder.mkdir(parents=True)
+        if longer is not None:
+            monkeypatch.setenv("DECORLIB_RESULTS", str(tmp_path / EXTENDED))
+            longer.write()
+        return tmp_path
+
+    return make
+
+
+@pytest.mark.parametrize(("estimate", "times"), [(0.01, 1), (0.012, 2)])
+def test_what_both_studies_found_alike_is_told_once(clone, estimate, times):
+    """The longer study runs the cells of the full one too; another finding of it is told beside it."""
+    found = shared.read({"01": small_record()}, clone(small_record(estimate=estimate)))
+    assert len(found) == times
+    assert [bool(one.where) for one in found] == [False, True][:times]
+
+
+def test_a_comparison_whose_runs_diverged_has_no_numbers(clone):
+    assert shared.find(small_record(), ENTRY) is not None
+    lost = small_record(estimate=float("nan"), low=float("nan"), high=float("nan"), n=0)
+    assert shared.find(lost, ENTRY) is None
+    assert shared.read({"01": lost}, clone()) == []

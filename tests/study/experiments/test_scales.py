@@ -5,15 +5,18 @@ import math
 import pandas as pd
 import pytest
 
+from decorlib.study.evidence.agreement import CHOSEN
 from decorlib.study.evidence.figures import use_style
+from decorlib.study.evidence.records import Record
 from decorlib.study.evidence.stats import paired, simultaneous
+from decorlib.study.evidence.verdicts import Verdict
 from decorlib.study.experiments import arms, moving, scales
 from decorlib.study.experiments.experiment import Experiment
 from decorlib.study.experiments.scales import BASES, Pair, Scale
 
 RATES = {"lr": [1e-3, 2e-3, 4e-3], "decor_lr": [1e-5, 1e-4, 1e-3]}
 BEST = {"lr": 2e-3, "decor_lr": 1e-4}  # of every arm that does not say otherwise
-GAIN = {1000: 0.0, 10_000: 0.01}  # of the treated arm, by digits
+GAIN = {1000: 0.0, 10_000: 0.01, 60_000: 0.02}  # of the treated arm, by digits
 
 
 def wobble(seed: int) -> float:
@@ -177,12 +180,52 @@ class TestCompare:
         assert not asked
 
 
-def test_lists_of_parameters_become_scales():
-    assert Scale.listed([1000, 10_000], [10, 2], [8, 6]) == [Scale(1000, 10, 8), Scale(10_000, 2, 6)]
-    with pytest.raises(ValueError, match="one of each for every scale"):
-        Scale.listed([1000], [10, 2], [8, 6])
+def test_a_list_of_parameters_becomes_scales():
+    assert Scale.listed([1000, 10, 8, 10_000, 2, 6]) == [Scale(1000, 10, 8), Scale(10_000, 2, 6)]
+    for wrong in ([1000, 10], []):
+        with pytest.raises(ValueError, match="digits, epochs and seeds of each scale"):
+            Scale.listed(wrong)
     with pytest.raises(ValueError, match="seeds = 1 must be at least 2"):
-        Scale.listed([1000], [10], [1])
+        Scale.listed([1000, 10, 1])
+
+
+def test_grids_are_evenly_spaced_and_share_their_middle():
+    one, three = scales.grid(1), scales.grid(3)
+    for field, values in three.items():
+        assert one[field] == values[1:2]
+        assert values[1] / values[0] == pytest.approx(values[2] / values[1], rel=0.12)
+    with pytest.raises(ValueError, match="tries = 2 must be 1 or 3"):
+        scales.grid(2)
+
+
+def test_the_row_of_the_answer_table_is_the_largest_scale_with_the_first_pair(fake):
+    fake()
+    both = found()
+    assert both.primary == "10,000 digits, 2024 rule"
+    assert both.about == {
+        "scale": "10,000 digits, 784-100-10, 2 epochs",
+        "schedule": "constant",
+        "better": "higher",
+        "margin": 0.002,
+        "unit": "test accuracy",
+    }
+    verdict = Verdict.from_interval(
+        both.interval(both.primary), hypothesis="h", claim="it helps", criterion=both.decides, **both.about
+    )
+    assert verdict.outcome == "supported"
+    assert found(scale=((60_000, 1, 3),)).about["scale"] == "60,000 digits, 784-100-10, 1 epoch"
+
+
+def test_the_table_is_kept_in_a_record_and_compared(fake):
+    """An estimate that moves by half the margin is another result, a tenth of it is not."""
+    fake()
+    both = found()
+    record = Record("01", question="Does it help?")
+    record.table("at every scale", both.table, **both.agrees)
+    agrees = record.tables["at every scale"]["agrees"]
+    assert agrees["estimate"] == {"within": 0.0005}
+    assert agrees["n to decide"] is None
+    assert agrees["n"] == CHOSEN
 
 
 def test_pairs_by_rule_take_changes_and_functions():
@@ -197,7 +240,7 @@ def test_the_figure_shows_every_seed(fake):
     fake()
     use_style()
     both = found()
-    fig, alt = scales.draw(both, 0.002, "dropped minus not")
+    fig, alt = both.draw("dropped minus not")
     ax = fig.axes[0]
     dots = [len(line.get_xdata()) for line in ax.lines if line.get_marker() == "o"]
     assert dots == [4, 4, 5, 5]

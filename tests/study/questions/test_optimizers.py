@@ -151,6 +151,13 @@ class TestWhileLearning:
         same = {spec.but(decor_lr=0.0, layer_options=start.layer_options) for spec in arms.values()}
         assert same == {start.but(decor_lr=0.0)}
 
+    def test_arms_may_be_changed_and_then_stand_beside_those_that_are_not(self):
+        start = while_learning.base(500, 1)
+        bounded = {"": {}, ", bounded": {"max_step": 0.5}}
+        arms = while_learning.arms(start, [1e-2], [1], changes=bounded)
+        assert list(arms) == [while_learning.REST, "rate 0.01, every 1", "rate 0.01, every 1, bounded"]
+        assert arms["rate 0.01, every 1, bounded"] == arms["rate 0.01, every 1"].but(max_step=0.5)
+
     def test_cosines_are_those_of_what_the_weights_read(self):
         """Written out: the outputs of R of the deeper layers, the inputs of the first."""
         spec = while_learning.base(200, 1, 1e-3)

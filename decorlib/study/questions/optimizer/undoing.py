@@ -9,6 +9,7 @@ import pandas as pd
 
 from decorlib.study.evidence.stats import decide, interval
 
+FACTOR = 2  # by which the loss must end above its lowest to count as undone (docs/protocol.md)
 EVERY_RATE = "at the rate where it is least"
 
 

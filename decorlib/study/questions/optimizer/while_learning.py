@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import product
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from decorlib import metrics
 from decorlib.layers import DecorLinear
-from decorlib.study.evidence.figures import LINES, PALETTE
+from decorlib.study.evidence.figures import LINES, MARKERS, PALETTE
 from decorlib.study.evidence.stats import paired
 from decorlib.study.experiments import experiment
 from decorlib.study.experiments.experiment import Experiment
@@ -25,10 +26,13 @@ from decorlib.study.sweeps.runs import sweep
 
 REST = "R at rest"
 LAYERS = ("inputs", "hidden 1", "hidden 2")  # what the three layers with weights read
+RATES = (1e-3, 1e-2)  # of R: accuracy was highest at the first, the cosine lowest at the second
+EVERY = (1, 5, 25)  # steps between updates of R
+CHANGES: dict[str, dict] = {"": {}}  # what else an arm with R may do, by the end of its name
 MEASURED = 2000  # images whose features are compared
 
 
-def base(digits: int, epochs: int, lr: float) -> Experiment:
+def base(digits: int, epochs: int, lr: float = 1e-3) -> Experiment:
     """784-256-256-10 on demeaned digits, kappa in the deeper layers; twice an epoch measured on validation images."""
     return Experiment(
         train_size=digits,
@@ -47,13 +51,17 @@ def base(digits: int, epochs: int, lr: float) -> Experiment:
     )
 
 
-def arms(start: Experiment, rates: Iterable[float], every: Sequence[int]) -> dict[str, Experiment]:
-    """R at rest, and every rate of R with every number of steps between its updates."""
+def arms(
+    start: Experiment,
+    rates: Sequence[float] = RATES,
+    every: Sequence[int] = EVERY,
+    changes: Mapping[str, dict] = CHANGES,
+) -> dict[str, Experiment]:
+    """R at rest; and every rate of R with every number of steps between its updates, each as it is and changed."""
     found = {REST: start.but(decor_lr=0.0)}
-    for rate in rates:
-        for n in every:
-            seldom = (*start.layer_options, ("update_every", n))
-            found[f"rate {rate:g}, every {n}"] = start.but(decor_lr=rate, layer_options=seldom)
+    for (ending, change), rate, n in product(changes.items(), rates, every):
+        seldom = (*start.layer_options, ("update_every", n))
+        found[f"rate {rate:g}, every {n}{ending}"] = start.but(decor_lr=rate, layer_options=seldom, **change)
     return found
 
 
@@ -107,9 +115,10 @@ def summary(curves: pd.DataFrame, arms: Mapping[str, Experiment]) -> pd.DataFram
 
 
 def draw(curves: pd.DataFrame, arms: Mapping[str, Experiment], table: pd.DataFrame) -> tuple[Figure, str]:
-    """Accuracy and the cosines of the hidden layers against epochs: a colour per rate, a line per update_every."""
+    """Accuracy and cosines of the hidden layers against epochs; colour: rate, line: spacing, marker: changed."""
     rates = [rate for rate in dict.fromkeys(spec.decor_lr for spec in arms.values()) if rate]
     every = list(dict.fromkeys(_every(spec) for spec in arms.values()))
+    kinds = list(dict.fromkeys(_kind(spec) for spec in arms.values()))
     panels = {"test_accuracy": "accuracy on validation images"}
     panels |= {f"cosine/{layer}": f"RMS cosine, {layer}" for layer in LAYERS[1:]}
     fig, axes = plt.subplots(1, len(panels), figsize=(11, 4.2))
@@ -119,8 +128,8 @@ def draw(curves: pd.DataFrame, arms: Mapping[str, Experiment], table: pd.DataFra
             style, runs = {"color": colour, "ls": LINES[every.index(_every(spec))]}, curves[curves["arm"] == name]
             for _, run in runs.groupby("seed"):
                 ax.plot(run["epoch"], run[column], lw=0.7, alpha=0.4, **style)
-            middle = runs.groupby("epoch")[column].median()
-            ax.plot(middle.index, middle, lw=2, label=name, **style)
+            middle, style["marker"] = runs.groupby("epoch")[column].median(), ("", *MARKERS)[kinds.index(_kind(spec))]
+            ax.plot(middle.index, middle, lw=2, ms=5, label=name, **style)
         ax.set(xlabel="epoch", ylabel=label)
     least, best = table["cosine, hidden 2"].idxmin(), table["accuracy"].idxmax()
     title = f"Most accurate: {best}; most decorrelated: {least}"
@@ -136,3 +145,8 @@ def draw(curves: pd.DataFrame, arms: Mapping[str, Experiment], table: pd.DataFra
 
 def _every(spec: Experiment) -> int:
     return dict(spec.layer_options).get("update_every", 1)
+
+
+def _kind(spec: Experiment) -> Experiment:
+    """What arms have in common that differ in R's rate and spacing only."""
+    return spec.but(decor_lr=0.0, layer_options=())
