@@ -1,5 +1,6 @@
 """Notebook 10: every peer's update beside its published equation, and the machinery that compares them."""
 
+import importlib.metadata
 import importlib.util
 import math
 
@@ -27,6 +28,7 @@ from decorlib.study.questions.instead.whiteners import (
     coupled_root,
     iterative_root,
 )
+from decorlib.study.sweeps import identity
 
 SMALL = {"train_size": 300, "validation": 200, "steps": 4, "points": 2, "batch_size": 50}
 
@@ -301,6 +303,16 @@ def test_validation_images_are_not_trained_on_and_the_mean_is_the_training_image
     assert not any(tuple(row.tolist()) in rows for row in z)
     with pytest.raises(ValueError, match="validation is 60000; allowed: 1 to 59999"):
         arrays(Peer(validation=60_000))
+
+
+def test_a_stored_run_is_named_by_the_versions_of_the_packages_that_step_it(monkeypatch):
+    def versions():
+        return identity.environment(run, Peer)["data"]["decorlib.study.questions.instead.optimizers"]
+
+    assert versions() == {name: importlib.metadata.version(name) for name in ("pytorch_optimizer", "opt_einsum")}
+    assert set(identity.environment(run, Peer)["data"]) >= {"decorlib.data.datasets"}
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.9")
+    assert versions() == {"pytorch_optimizer": "9.9", "opt_einsum": "9.9"}
 
 
 def test_a_run_that_diverges_is_recorded_as_such():

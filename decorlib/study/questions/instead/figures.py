@@ -62,7 +62,7 @@ def differences(wide: pd.DataFrame, ours: str, others: Sequence[str], margin: fl
     found = {f"minus {name}": 100 * (wide[ours] - wide[name]).to_numpy() for name in others}
     fig, ax = plt.subplots(figsize=(7.0, 1.4 + 0.42 * len(found)))
     ax.axvspan(-100 * margin, 100 * margin, color="0.9", zorder=0)
-    paired_dots(found, ax=ax, xlabel="points of test accuracy; right: better than the peer")
+    paired_dots(found, ax=ax, xlabel="points; right: better than the peer")
     _points(ax)
     _over_all(fig, title)
     return fig
@@ -81,7 +81,7 @@ def forest(effects: Mapping[str, Interval], margin: float, title: str) -> Figure
     )
     ax.set_ylim(len(effects) - 0.5, -0.5)
     ax.grid(axis="y", visible=False)
-    ax.set(xlabel="points of test accuracy; right: better with R")
+    ax.set(xlabel="points; right: better with R")
     _points(ax)
     _over_all(fig, title)
     return fig
@@ -90,6 +90,8 @@ def forest(effects: Mapping[str, Interval], margin: float, title: str) -> Figure
 def _points(ax: Axes) -> None:
     """Even up to a point either way, logarithmic beyond, so that tenths and tens of points can both be read."""
     ax.set_xscale("symlog", linthresh=1, linscale=1)
+    ax.margins(x=0.08)
+    ax.autoscale(axis="x")
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 

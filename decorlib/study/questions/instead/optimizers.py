@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,6 +17,18 @@ from decorlib.study.questions.instead.foof import FOOF
 OPTIMIZERS = ("adam", "muon", "soap", "kron", "foof")
 #: Packages that an optimizer needs.
 NEEDS = {"soap": ("pytorch_optimizer",), "kron": ("pytorch_optimizer", "opt_einsum")}
+
+
+def version(name: str) -> str:
+    """Of an installed package; "" where it is not there."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+#: What a run depends on besides code and torch; a stored run is named by it, too.
+DEPENDS_ON = {name: partial(version, name) for name in ("pytorch_optimizer", "opt_einsum")}
 
 
 class MuonAndAdam(torch.optim.Optimizer):
