@@ -30,11 +30,14 @@ def generator(seed=1):
 
 
 def problem(arm="R", batch=6, features=7, seed=0):
-    """A small network in float64 whose R are no longer the identity, inputs and targets."""
+    """A small network in float64 whose R and BatchNorm are no longer the identity, inputs and targets."""
     torch.manual_seed(seed)
     network = networks.build(Experiment(hidden=WIDTHS, seed=seed, **ARMS[arm]), features).double()
     for _, layer in decor_modules(network):
         layer.weight.data += 0.3 * torch.randn(layer.weight.shape, dtype=torch.float64)
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm1d):
+            layer.weight.data += 0.3 * torch.randn(layer.weight.shape, dtype=torch.float64)
     return network, torch.randn(batch, features, dtype=torch.float64), torch.randint(10, (batch,))
 
 
