@@ -131,14 +131,15 @@ def failed_run(records: dict[str, Record]) -> str:
 
 
 def plain(records: dict[str, Record], root: Path = ROOT, escaped: Callable[[str], str] = str) -> str:
-    """Does it help, over what, when not? One paragraph, the least favourable comparison first; empty without records.
+    """Does it help, over what, when not? The least favourable comparison first; then advice; empty without records.
 
     Args:
         records: by notebook.
         root: the clone.
         escaped: text of records made safe for the page that it is for. Default: as it is
     """
-    return opening.paragraph(records, root, escaped)
+    parts = (opening.paragraph(records, root, escaped), opening.advice(records, escaped))
+    return "\n\n".join(part for part in parts if part)
 
 
 def in_readme(records: dict[str, Record], text: str, notebooks: Path = ROOT / "notebooks") -> str:

@@ -17,6 +17,7 @@ from decorlib.study.evidence.stats import Interval
 NOTEBOOK = "07"
 ORDER = ("harmful", "refuted", "undecided", "supported")  # in which outcomes are told
 WORDS = {"refuted": "no different by as much as counts", "supported": "better", "harmful": "worse"}
+ADVICE = ("10", "11")  # what one would use instead; where it pays
 TOLD = "98.0%"  # of the levels, the one that the paragraph tells, of an MLP on MNIST
 
 
@@ -61,6 +62,15 @@ def paragraph(records: dict[str, Record], root: Path = ROOT, escaped: Callable[[
         "and budget (equal seconds or equal epochs). Intervals are 95%, simultaneous over all rows of a study; "
         f"{100 * margin:g} points of test accuracy are what counts."
     )
+
+
+def advice(records: dict[str, Record], escaped: Callable[[str], str] = str) -> str:
+    """Should a reader use it? What notebooks 10 and 11 found, when not to use it first; empty without their records."""
+    told = [(number, records[number].came_out) for number in ADVICE if number in records and records[number].came_out]
+    if not told:
+        return ""
+    lines = [f"{escaped(worse)} {escaped(better)} (notebook {number})" for number, (worse, better) in told]
+    return "**Should you use it?** " + " ".join(lines)
 
 
 def one(row: pd.Series) -> str:

@@ -86,3 +86,13 @@ def test_readme_opens_with_the_least_favourable_row_of_the_committed_records():
     worst = rows.loc[rows["estimate"].idxmin()]
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert text.index(opening.one(worst)) < text.index("The most favourable:")
+
+
+def test_advice_tells_when_not_to_use_it_first(nowhere):
+    """After the paragraph, from the sentences of notebooks 10 and 11; without them nothing."""
+    instead = Record("10", question="What would you use instead?", parameters={})
+    assert opening.advice({"10": instead}) == ""
+    instead.sentences("Do not use it when Muon is at hand.", "Use it under Adam.")
+    text = answers.plain({"07": record(), "10": instead}, nowhere)
+    assert text.endswith("**Should you use it?** Do not use it when Muon is at hand. Use it under Adam. (notebook 10)")
+    assert text.startswith("**Does decorrelation help?**")
