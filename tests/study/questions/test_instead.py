@@ -380,6 +380,8 @@ def test_every_arm_gets_as_many_tries_and_the_best_of_full_length_is_chosen(monk
     counts = table[table["moved"] == 0].groupby(["arm", "part"]).size().unstack()
     assert counts.loc["a"].tolist() == counts.loc["b"].tolist() == [9, 3, 1]
     assert table["chosen"].sum() == 2
+    alone = {"a": {"lr": [1e-3]}, "b": {"lr": [1e-3], "decor_lr": [1]}}
+    assert tries.choose(made, alone, [100])[1]["part"].tolist() == [1, 1]  # one try has nothing to be halved for
     with pytest.raises(ValueError, match="unequal numbers of tries"):
         tries.choose(made, grids | {"a": {"lr": [1e-3]}}, [100])
     with pytest.raises(ValueError, match="parts that rise to 1"):
