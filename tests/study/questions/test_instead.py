@@ -19,7 +19,7 @@ from decorlib.study.questions.instead import comparison, figures, plan, tries
 from decorlib.study.questions.instead.foof import FOOF, average, damped, direction
 from decorlib.study.questions.instead.networks import KINDS, NETWORKS, NORMALISATIONS, network
 from decorlib.study.questions.instead.optimizers import MuonAndAdam, hidden_matrices, missing, optimizer
-from decorlib.study.questions.instead.peers import Batches, Peer, arrays, calibration_error, run
+from decorlib.study.questions.instead.peers import Batches, Peer, arrays, calibration_error, owners, run
 from decorlib.study.questions.instead.whiteners import (
     DeconvolvedConv2d,
     DeconvolvedLinear,
@@ -433,6 +433,29 @@ def test_memory_counts_every_tensor_once():
     found = plan.costs({n: made[n] for n in (plan.ADAM, "R")}, batches=2, repeats=1)
     assert found.loc[plan.ADAM, "of Adam"] == 1
     assert (found["ms"] > 0).all()
+
+
+def test_as_many_steps_are_timed_as_asked_also_where_images_are_fewer(monkeypatch):
+    seen, real = [], plan.F.cross_entropy
+    monkeypatch.setattr(plan.F, "cross_entropy", lambda y, t: seen.append(len(t)) or real(y, t))
+    call = plan.some_steps(Peer(**SMALL), batches=8)  # there are 6 in a pass
+    call()
+    call()
+    assert seen == [50] * 16
+
+
+def test_updates_that_preserve_the_function_leave_the_outputs_as_they_were():
+    made, _ = plan.arms(Peer(**SMALL, update_every=1), ["R", "R, preserving"])
+    apart = {}
+    for name, spec in made.items():
+        (x, t), *_ = arrays(spec)
+        model = network(spec)
+        _, R = owners(spec, model)
+        nn.functional.cross_entropy(model.train()(x[:50]), t[:50]).backward()
+        before = model(x[:50]).detach()
+        R.step()
+        apart[name] = float((model(x[:50]).detach() - before).abs().max())
+    assert apart["R, preserving"] < 1e-5 < apart["R"] / 10
 
 
 # ---------------------------------------------------------------------------------------------------------- comparison
