@@ -280,3 +280,30 @@ def convolved_patches(x, R, b_R, mean, W, b, stride, dilation, groups, span):
         rows.append(torch.cat(parts, 1))
     out = torch.stack(rows, 2).unflatten(2, count)
     return out if b is None else out + b.reshape(-1, *[1] * len(count))
+
+
+# --------------------------------------------------------------------------- a step of R that keeps the function
+
+
+def weight_that_keeps_the_function(W, R, new, kind):
+    """The weight that with ``new`` computes what W computes with R: block by block, tap by tap, with the inverse.
+
+    R, new: (groups, d, d). kind: ``"linear"`` (M, D); ``"patch"`` and ``"channel"`` (M, C / groups, *taps), whose rows
+    are divided among the groups; ``"transposed"`` (C, M / groups, *taps), whose rows are what R multiplies.
+    """
+    groups, d = R.shape[:2]
+    made = W.clone()
+    for g in range(groups):
+        M = R[g] @ torch.linalg.inv(new[g])
+        if kind == "linear":
+            made[:, g * d : (g + 1) * d] = W[:, g * d : (g + 1) * d] @ M
+            continue
+        rows = slice(g * len(W) // groups, (g + 1) * len(W) // groups)
+        mine = W[rows]
+        if kind == "patch":
+            made[rows] = (mine.flatten(1) @ M).reshape(mine.shape)
+            continue
+        for tap in itertools.product(*(range(k) for k in W.shape[2:])):
+            at = (slice(None), slice(None), *tap)
+            made[rows][at] = M.T @ mine[at] if kind == "transposed" else mine[at] @ M
+    return made

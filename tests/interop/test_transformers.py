@@ -11,7 +11,7 @@ from beside import assert_agrees, assert_plain, draw, needs, output, scale, thre
 
 transformers = needs("transformers")
 
-from decorlib import conversion_report, decor_modules, decorrelate, fuse  # noqa: E402
+from decorlib import DecorSGD, conversion_report, decor_modules, decorrelate, fuse  # noqa: E402
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40}
 DECODER = {**SMALL, "num_key_value_heads": 2, "vocab_size": 50, "max_position_embeddings": 32}
@@ -218,6 +218,21 @@ def test_a_conv1d_is_a_linear_layer_with_a_transposed_weight(center):
         results.append([out, x.grad, weight, layer.bias.grad, loss, layer.decorrelation.weight, plain])
     for other in results[1:]:
         torch.testing.assert_close(results[0], other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("decor_bias", [False, True])
+def test_a_step_of_r_that_the_weights_of_gpt2_make_up_for_keeps_its_outputs(decor_bias):
+    torch.manual_seed(0)
+    model = decorrelate(gpt2().double(), decor_bias=decor_bias, **({"exclude": "lm_head"} if decor_bias else {}))
+    sample, differences = {"input_ids": TOKENS, "labels": TOKENS}, []
+    for preserved in (True, False):
+        optimizer = DecorSGD(model, 1e-2, preserve_function=preserved)
+        for _ in range(2):
+            model.train()(**sample)
+            before = output(model, sample)
+            optimizer.step()
+            differences.append(float(scale(output(model, sample) - before)))
+    assert max(differences[:2]) < 1e-10 < 1e-6 < min(differences[2:])
 
 
 CONV1D = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache, partial
 
 import numpy as np
@@ -54,6 +54,7 @@ class Experiment:
             (zero from a quarter of the epochs on).
         decor_lr, decor_optimizer, decor_schedule: the same for R.
         max_step: bound on rate times curvature of R's steps, or None.
+        preserve_function: after each step of R the weights take up what R has changed, W <- W R_old R_new^-1.
         batch_size, epochs, seed: as everywhere.
         evaluate_every: epochs between evaluations; 1/n: n times an epoch, each a row of its own; 0: only at the end.
         measures: ``"all"``, or only the ``"task"``: accuracy and loss, nothing about correlations.
@@ -88,6 +89,7 @@ class Experiment:
     seed: int = 0
     evaluate_every: int | float = 0
     measures: str = "all"
+    preserve_function: bool = field(default=False, metadata={"if_set": True})
 
     def __post_init__(self):
         allowed = {
@@ -215,6 +217,7 @@ def run(spec: Experiment) -> dict:
         scheduler=schedule(optimizer, spec.lr_schedule, spec),
         decor_scheduler=schedule(decor, spec.decor_schedule, spec),
         max_step=spec.max_step,
+        preserve_function=spec.preserve_function,
         allow_no_op=spec.decor_lr == 0,
     )
     return record(history, spec)

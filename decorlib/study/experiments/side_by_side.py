@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from warnings import warn
 
@@ -61,22 +61,23 @@ def kind(spec: Experiment) -> tuple | None:
     """What experiments must have in common to run side by side; None for one that has to run alone.
 
     Alone: convolutions, which have groups of their own; pixels chosen by the data of each seed; an R with momentum or
-    Adam; layer options other than :data:`SHARED_OPTIONS` (``fraction`` draws from a generator for each run); rules
-    whose step is not linear in its rate, or that have a parameter per feature; a normalisation under Adam, which makes
-    whole steps of the rounding in the gradient of a bias that BatchNorm or demeaning cancels, so that no two orders of
-    sums agree.
+    Adam; steps of R that the weights make up for; layer options other than :data:`SHARED_OPTIONS` (``fraction`` draws
+    from a generator for each run); rules whose step is not linear in its rate, or that have a parameter per feature; a
+    normalisation under Adam, which makes whole steps of the rounding in the gradient of a bias that BatchNorm or
+    demeaning cancels, so that no two orders of sums agree.
     """
     rule = None if spec.rule is None else make_rule(spec.rule, **dict(spec.rule_options))
     alone = (
         spec.model == "convnet"
         or spec.pixels != "all"
         or spec.decor_optimizer != "sgd"
+        or spec.preserve_function
         or (spec.normalisation is not None and spec.optimizer == "adam")
         or not {name for name, _ in spec.layer_options} <= set(SHARED_OPTIONS)
         or ("center", "bias") in spec.layer_options
         or (rule is not None and (rule.needs_rate or isinstance(getattr(rule, "variance", None), Tensor)))
     )
-    return None if alone else tuple((f.name, getattr(spec, f.name)) for f in fields(spec) if f.name not in VARIED)
+    return None if alone else tuple((name, v) for name, v in runs.spec_dict(spec).items() if name not in VARIED)
 
 
 def sweep(specs: Sequence[Experiment], *, device: str | None = None, **options) -> list[dict]:

@@ -8,6 +8,7 @@ import torch
 from decorlib import Decorrelation
 from decorlib.study.experiments import experiment, networks
 from decorlib.study.experiments.experiment import Experiment
+from decorlib.study.sweeps import identity
 
 
 def test_runs_that_read_the_same_share_their_arrays():
@@ -132,3 +133,20 @@ def test_demean_is_the_centring_of_a_layer_whose_r_stands_still():
     ]
     a, b = (experiment.run(spec)["final"] for spec in runs)
     assert a["test_loss"] == pytest.approx(b["test_loss"], rel=1e-5)
+
+
+def test_steps_of_r_that_preserve_the_function_are_the_only_change_of_it():
+    """With weights that stand still, a network computes after training what it computed before."""
+    spec = Experiment(train_size=200, subset_seed=42, hidden=(8,), rule="kappa", lr=0.0, decor_lr=1e-3, epochs=1)
+    spec = spec.but(optimizer="sgd", scaling="standard", evaluate_every=1)
+    untrained = experiment.run(spec.but(decor_lr=0.0))
+    kept, plain = (experiment.run(spec.but(preserve_function=on)) for on in (True, False))
+    assert kept["final"]["test_loss"] == pytest.approx(untrained["final"]["test_loss"], rel=1e-5)
+    assert abs(plain["final"]["test_loss"] - untrained["final"]["test_loss"]) > 1e-3
+    assert abs(kept["final"]["correlation"] - untrained["final"]["correlation"]) > 0.01  # R has moved
+
+
+def test_an_experiment_without_it_is_the_question_that_it_was():
+    asked = identity.spec_dict(Experiment())
+    assert "preserve_function" not in asked
+    assert identity.spec_dict(Experiment(preserve_function=True)) == asked | {"preserve_function": True}

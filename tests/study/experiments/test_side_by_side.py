@@ -88,6 +88,7 @@ def test_an_R_that_rounding_holds_still_is_the_error_of_a_separate_run():
         {"model": "convnet"},
         {"pixels": "alive"},
         {"decor_optimizer": "adam"},
+        {"preserve_function": True},
         {"layer_options": (("fraction", 0.5),)},
         {"normalisation": "batch"},
         {"rule": "adaptive_gain", "rule_options": ()},
