@@ -19,7 +19,7 @@ from decorlib.study.questions.instead import comparison, figures, plan, tries
 from decorlib.study.questions.instead.foof import FOOF, average, damped, direction
 from decorlib.study.questions.instead.networks import KINDS, NETWORKS, NORMALISATIONS, network
 from decorlib.study.questions.instead.optimizers import MuonAndAdam, hidden_matrices, missing, optimizer
-from decorlib.study.questions.instead.peers import Batches, Peer, arrays, calibration_error, run
+from decorlib.study.questions.instead.peers import Batches, Peer, arrays, calibration_error, owners, run
 from decorlib.study.questions.instead.whiteners import (
     DeconvolvedConv2d,
     DeconvolvedLinear,
@@ -380,6 +380,8 @@ def test_every_arm_gets_as_many_tries_and_the_best_of_full_length_is_chosen(monk
     counts = table[table["moved"] == 0].groupby(["arm", "part"]).size().unstack()
     assert counts.loc["a"].tolist() == counts.loc["b"].tolist() == [9, 3, 1]
     assert table["chosen"].sum() == 2
+    alone = {"a": {"lr": [1e-3]}, "b": {"lr": [1e-3], "decor_lr": [1]}}
+    assert tries.choose(made, alone, [100])[1]["part"].tolist() == [1, 1]  # one try has nothing to be halved for
     with pytest.raises(ValueError, match="unequal numbers of tries"):
         tries.choose(made, grids | {"a": {"lr": [1e-3]}}, [100])
     with pytest.raises(ValueError, match="parts that rise to 1"):
@@ -431,6 +433,29 @@ def test_memory_counts_every_tensor_once():
     found = plan.costs({n: made[n] for n in (plan.ADAM, "R")}, batches=2, repeats=1)
     assert found.loc[plan.ADAM, "of Adam"] == 1
     assert (found["ms"] > 0).all()
+
+
+def test_as_many_steps_are_timed_as_asked_also_where_images_are_fewer(monkeypatch):
+    seen, real = [], plan.F.cross_entropy
+    monkeypatch.setattr(plan.F, "cross_entropy", lambda y, t: seen.append(len(t)) or real(y, t))
+    call = plan.some_steps(Peer(**SMALL), batches=8)  # there are 6 in a pass
+    call()
+    call()
+    assert seen == [50] * 16
+
+
+def test_updates_that_preserve_the_function_leave_the_outputs_as_they_were():
+    made, _ = plan.arms(Peer(**SMALL, update_every=1), ["R", "R, preserving"])
+    apart = {}
+    for name, spec in made.items():
+        (x, t), *_ = arrays(spec)
+        model = network(spec)
+        _, R = owners(spec, model)
+        before = model.train()(x[:50])
+        nn.functional.cross_entropy(before, t[:50]).backward()
+        R.step()
+        apart[name] = float((model(x[:50]) - before).detach().abs().max())
+    assert apart["R, preserving"] < 1e-5 < apart["R"] / 10
 
 
 # ---------------------------------------------------------------------------------------------------------- comparison

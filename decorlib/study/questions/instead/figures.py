@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -96,5 +97,6 @@ def _points(ax: Axes) -> None:
 
 
 def _over_all(fig: Figure, title: str) -> None:
-    """A title from the left end of the figure: its axes begin far from there."""
+    """A title from the left end of the figure, since its axes begin far from there; in lines that fit."""
+    title = textwrap.fill(title, round(10.5 * fig.get_figwidth()))
     fig.suptitle(title, x=0.01, ha="left", fontsize="medium", fontweight="bold")

@@ -124,7 +124,7 @@ def _arrays(data: str, content: str, train_size: int, validation: int, seed: int
 class Batches:
     """So many batches at each iteration, going on where the one before has ended, pass after pass."""
 
-    def __init__(self, loader: Iterable, counts: list[int]):
+    def __init__(self, loader: Iterable, counts: Iterable[int]):
         self.loader, self.counts, self.batches = loader, iter(counts), iter(())
 
     def __iter__(self) -> Iterator:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import repeat
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +15,7 @@ from decorlib.data.datasets import DataUnavailable
 from decorlib.study.experiments import timing
 from decorlib.study.questions.instead.networks import NORMALISATIONS, network
 from decorlib.study.questions.instead.optimizers import missing
-from decorlib.study.questions.instead.peers import SETS, Peer, arrays, owners
+from decorlib.study.questions.instead.peers import SETS, Batches, Peer, arrays, owners
 from decorlib.training.train import train
 
 ADAM = "Adam"
@@ -40,6 +41,7 @@ ARMS: dict[str, dict] = {
     "FOOF": {"optimizer": "foof"},
     "R": {"layers": "R"},
     "R, auto rate": {"layers": "R", "decor_lr": "auto"},
+    "R, preserving": {"layers": "R", "preserve": True},
     "Muon with R": {"layers": "R", "optimizer": "muon"},
     "SOAP with R": {"layers": "R", "optimizer": "soap"},
 }
@@ -156,14 +158,15 @@ def words(data: str) -> str:
 
 
 def some_steps(spec: Peer, batches: int) -> Callable[[], object]:
-    """So many training steps of a run; each call goes on."""
+    """So many training steps of a run, pass after pass where the images are fewer; each call goes on."""
     (x, t), *_ = arrays(spec)
     x, t = x[: batches * spec.batch_size], t[: batches * spec.batch_size]
     model = network(spec, int(t.max()) + 1)
     loader = inputs.loader(x, t, spec.batch_size, generator=torch.Generator().manual_seed(spec.seed))
     weights, R = owners(spec, model)
     options = {"optimizer": weights, "decor_optimizer": R, "allow_no_op": True}
-    return lambda: train(model, F.cross_entropy, loader, epochs=1, **options)
+    steps = Batches(loader, repeat(batches))
+    return lambda: train(model, F.cross_entropy, steps, epochs=1, **options)
 
 
 def megabytes(spec: Peer) -> float:

@@ -51,6 +51,8 @@ def choose(
         raise ValueError(f"arms get unequal numbers of tries, {counts}: give each as many, or it is not a fair choice")
     if not seeds or list(rounds) != sorted(set(rounds)) or rounds[-1] != 1:
         raise ValueError(f"seeds = {seeds}, rounds = {list(rounds)}: give a seed, and parts that rise to 1")
+    if max(counts.values()) == 1:
+        rounds = rounds[-1:]  # nothing to choose from
     alive = {name: _combinations(grids[name]) for name in made}
     rows: dict[Any, list[dict]] = {name: [] for name in made}
     for part in rounds:
