@@ -28,7 +28,8 @@ REST = "R at rest"
 LAYERS = ("inputs", "hidden 1", "hidden 2")  # what the three layers with weights read
 RATES = (1e-3, 1e-2)  # of R: accuracy was highest at the first, the cosine lowest at the second
 EVERY = (1, 5, 25)  # steps between updates of R
-CHANGES: dict[str, dict] = {"": {}}  # what else an arm with R may do, by the end of its name
+#: What else an arm with R may do, by the end of its name.
+CHANGES: dict[str, dict] = {"": {}, ", function preserved": {"preserve_function": True}}
 MEASURED = 2000  # images whose features are compared
 
 
