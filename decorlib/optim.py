@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from decorlib.layers.groups import Layers, groups, groups_of, learners_in
+from decorlib.layers import preserve
+from decorlib.layers.groups import Layers, groups, groups_of, is_plain_sgd, learners_in, take_away_gradients
 from decorlib.layers.options import Bound, Rate
 from decorlib.layers.steps import Learner, as_gradients, check_rate, in_place, learn
 
@@ -32,7 +33,10 @@ class OptimizerOfR(torch.optim.Optimizer):
     #: A mark to know it by: after a reload of the library its class is another one.
     owns_R = True
 
-    def __init__(self, model: Layers, defaults: dict[str, Any], skip_unreached: bool):
+    in_place, preserve_function = True, False  # the latter of those that were pickled before there was such a choice
+
+    def __init__(self, model: Layers, defaults: dict[str, Any], skip_unreached: bool, preserve_function: bool):
+        self.preserve_function, self._readers = preserve_function, preserve.Readers()
         self.losses: dict[str, Tensor | None] = {}
         self.learners: list[list[Learner]] = []
         self.skip_unreached, self._look, self._said_zero = skip_unreached, True, False
@@ -42,7 +46,9 @@ class OptimizerOfR(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add layers with a rate of their own: ``{"params": layers, "lr": ...}``, layers as in the constructor."""
         group = {**self.defaults, **param_group}
-        found = learners_in(group["params"])
+        given = group["params"] if isinstance(group["params"], nn.Module | tuple) else list(group["params"])
+        found = learners_in(given)
+        self._readers.add(given)
         check_rate(group["lr"], found, allow_zero=True)
         group["params"] = [
             (f"{learner.name}.{kind}".lstrip("."), parameter)
@@ -90,11 +96,12 @@ class OptimizerOfR(torch.optim.Optimizer):
             self._said_zero = True
             idle = [member.name for member, rate in zip(members, rates, strict=True) if rate == 0]
             warnings.warn(f"the rate of R is 0 (layers {idle}): no R of them moves", RuntimeWarning, stacklevel=4)
-        self.losses = learn(members, rates, bounds, self._take, skip_unreached=self.skip_unreached, look=self._look)
+        how = {"skip_unreached": self.skip_unreached, "look": self._look, "gradient": not self.in_place}
+        self.losses = learn(members, rates, bounds, self._take, **how)
         self._keep_nothing()
 
     def _take(self, steps: list) -> None:
-        raise NotImplementedError
+        preserve.take_in_place(self._readers, steps) if self.preserve_function else in_place(steps)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Nothing to do after a ``step()`` of ours: it leaves no gradient. One that is there is dropped."""
@@ -118,7 +125,7 @@ class OptimizerOfR(torch.optim.Optimizer):
             nothing.grad = torch.zeros_like(nothing)
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("learners", "skip_unreached", "_look", "_said_zero", "_nothing")
+        kept = ("learners", "skip_unreached", "preserve_function", "_readers", "_look", "_said_zero", "_nothing")
         return {**super().__getstate__(), "losses": {}, **{name: getattr(self, name) for name in kept}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -146,6 +153,8 @@ class DecorSGD(OptimizerOfR):
         max_step: bound on rate times curvature; see :meth:`decorlib.Decorrelation.update`. Default: no bound.
         skip_unreached: skip layers that have seen no batch since their last step (experts without tokens) instead of
             raising. Default: False.
+        preserve_function: have the weights make up for the step, W <- W R_old R_new^-1, so that the network computes
+            what it did; see :mod:`decorlib.layers.preserve`. Default: False.
 
     Raises:
         ValueError: a rate that is negative or not finite; no decorrelation layer.
@@ -163,13 +172,16 @@ class DecorSGD(OptimizerOfR):
     """
 
     def __init__(
-        self, model: Layers, lr: Rate, max_step: Bound = None, *, skip_unreached: bool = False
-    ):  # ε in the papers
-        super().__init__(model, {"lr": lr, "max_step": max_step}, skip_unreached)
+        self,
+        model: Layers,
+        lr: Rate,  # ε in the papers
+        max_step: Bound = None,
+        *,
+        skip_unreached: bool = False,
+        preserve_function: bool = False,
+    ):
+        super().__init__(model, {"lr": lr, "max_step": max_step}, skip_unreached, preserve_function)
         self._add_nothing()
-
-    def _take(self, steps: list) -> None:
-        in_place(steps)
 
 
 class DecorOptimizer(OptimizerOfR):
@@ -184,7 +196,7 @@ class DecorOptimizer(OptimizerOfR):
             model, whose groups and state then are these.
         lr: rate of R; belongs to a class. Default: that of the optimizer.
         max_step: see :class:`DecorSGD`. Default: no bound.
-        skip_unreached: see :class:`DecorSGD`. Default: False.
+        skip_unreached, preserve_function: see :class:`DecorSGD`. Default: False.
         in_place: take the steps without a gradient in between; only where the optimizer takes plain gradient steps and
             no hook waits for them. Default: False.
         **options: what else the class takes: ``betas``, ``momentum``, ...
@@ -205,6 +217,7 @@ class DecorOptimizer(OptimizerOfR):
         max_step: Bound = None,
         *,
         skip_unreached: bool = False,
+        preserve_function: bool = False,
         in_place: bool = False,
         **options,
     ):
@@ -215,13 +228,15 @@ class DecorOptimizer(OptimizerOfR):
                 raise ValueError(
                     f"lr={lr} and {options} belong to a class; {type(optimizer).__name__} is built already"
                 )
-            super().__init__(groups_of(optimizer, model), {"lr": None, "max_step": max_step}, skip_unreached)
+            defaults = {"lr": None, "max_step": max_step}
+            super().__init__(groups_of(optimizer, model), defaults, skip_unreached, preserve_function)
+            self._readers.add(model)
             for mine, theirs in zip(self.param_groups, optimizer.param_groups, strict=True):
                 theirs.setdefault("max_step", mine["max_step"])
             self.inner = optimizer
         else:
             rate = inspect.signature(optimizer).parameters["lr"].default if lr is None else lr
-            super().__init__(model, {"lr": rate, "max_step": max_step}, skip_unreached)
+            super().__init__(model, {"lr": rate, "max_step": max_step}, skip_unreached, preserve_function)
             self.inner = optimizer(self.param_groups, lr=rate, **options)
             self.inner.defaults["max_step"] = max_step
         self._share()
@@ -259,26 +274,29 @@ class DecorOptimizer(OptimizerOfR):
 
     def _take(self, steps: list) -> None:
         if self.in_place:
-            in_place(steps)
+            super()._take(steps)
             if not self._told:
                 self.inner.step()  # there is no gradient: this only tells schedules that steps are taken
                 self._told = True
             return
         parameters = [p for found in self.learners for learner in found for p in learner.parameters]
         try:
-            as_gradients(steps)
-            self.without_gradient = [
-                learner.name
-                for found in self.learners
-                for learner in found
-                if learner.layer.weight.grad is None
-                and any(s.layer is learner.layer and s.loss is not None for s in steps)
-            ]
-            if self._nothing is not None:
-                self._nothing.grad = None
-            self.inner.step()
+            if self.preserve_function:
+                with preserve.around_optimizer(self._readers, steps, self.inner):
+                    self._step_inner(steps)
+            else:
+                as_gradients(steps)
+                self._step_inner(steps)
         finally:
             take_away_gradients(parameters)
+
+    def _step_inner(self, steps: list) -> None:
+        learned = {id(step.layer) for step in steps if step.loss is not None}
+        members = [learner for found in self.learners for learner in found if id(learner.layer) in learned]
+        self.without_gradient = [learner.name for learner in members if learner.layer.weight.grad is None]
+        if self._nothing is not None:
+            self._nothing.grad = None
+        self.inner.step()
 
     def _share(self) -> None:
         self.param_groups, self.state, self.defaults = self.inner.param_groups, self.inner.state, self.inner.defaults
@@ -291,19 +309,3 @@ class DecorOptimizer(OptimizerOfR):
         super().__setstate__(state)
         if self.inner is not None and "inner" not in state:  # what load_state_dict puts in their place
             self.inner.__setstate__({"state": self.state, "param_groups": self.param_groups})
-
-
-def take_away_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """What walks ``parameters()`` is to find none of them."""
-    for parameter in parameters:
-        parameter.grad = None
-
-
-def is_plain_sgd(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether all that its step does is p <- p - lr * gradient, and nobody waits for it."""
-    extras = ("momentum", "dampening", "weight_decay", "nesterov", "maximize")
-    return (
-        type(optimizer) is torch.optim.SGD
-        and not any(group[name] for group in optimizer.param_groups for name in extras)
-        and not (optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)  # they want every step
-    )

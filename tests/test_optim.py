@@ -16,12 +16,14 @@ from decorlib import (
     DecorOptimizer,
     Decorrelation,
     DecorSGD,
+    ExactWhitening,
     KappaRule,
     SilentNoOp,
     bp_parameters,
     decor_modules,
     decor_parameters,
     decor_step,
+    decor_update,
     decorrelate,
 )
 
@@ -37,7 +39,8 @@ def batches(count=20, size=16):
 
 def network(**options):
     torch.manual_seed(0)
-    return nn.Sequential(DecorLinear(D, 4, rule=HALF, **options), nn.ReLU(), DecorLinear(4, 1, rule=HALF, **options))
+    options = {"rule": HALF, **options}
+    return nn.Sequential(DecorLinear(D, 4, **options), nn.ReLU(), DecorLinear(4, 1, **options))
 
 
 def matrices(model):
@@ -630,3 +633,35 @@ def test_what_is_no_number_is_no_rate(bad):
     with pytest.raises(ValueError, match=r"lr is .*; it must be one number"):
         decor_step(model, bad)
     assert all(torch.equal(before[name], R) for name, R in matrices(model).items())
+
+
+@pytest.mark.parametrize("kind", ["zca", "pca", "cholesky"])
+@pytest.mark.parametrize("way", ["DecorSGD", "DecorOptimizer", "DecorOptimizer in place", "decor_update", "update"])
+def test_exact_whitening_is_solved_once_in_a_step(way, kind, monkeypatch):
+    model, solved = network(rule=ExactWhitening(kind=kind)), []
+    whitener = ExactWhitening._whitener
+    monkeypatch.setattr(ExactWhitening, "_whitener", lambda *a: solved.append(1) or whitener(*a))
+    step = {
+        "DecorSGD": DecorSGD(model, 0.5).step,
+        "DecorOptimizer": DecorOptimizer(model, torch.optim.Adam, lr=1e-3).step,
+        "DecorOptimizer in place": DecorOptimizer(model, torch.optim.SGD, lr=0.5, in_place=True).step,
+        "decor_update": lambda: decor_update(model, 0.5),
+        "update": lambda: [layer.update(0.5) for _, layer in decor_modules(model)],
+    }[way]
+    before = [R.clone() for R in decor_parameters(model)]
+    model(torch.randn(64, D))
+    step()
+    assert len(solved) == len(list(decor_modules(model))) == 2
+    if "update" not in way:
+        assert all(not torch.equal(a, b) for a, b in zip(before, decor_parameters(model), strict=True))
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.SGD])
+def test_a_direction_that_does_not_exist_names_the_layer_and_changes_nothing(optimizer):
+    model = network(rule=ExactWhitening(shrinkage=0.0))
+    before = copy.deepcopy(model.state_dict())
+    model(torch.ones(8, D))
+    with pytest.raises(ValueError, match=r"^layer '0\.decorrelation': .*singular"):
+        DecorOptimizer(model, optimizer, lr=0.1).step()
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    assert no_gradients(model)

@@ -37,6 +37,12 @@ DECORRELATED: dict[type[nn.Module], type[nn.Module]] = {
     **attention.ATTENTION,
 }
 PLAIN = {decorrelated: plain for plain, decorrelated in DECORRELATED.items()}
+# Transposed convolutions are converted for images alone.
+_INSTEAD = {
+    nn.ConvTranspose1d: ": of transposed convolutions ConvTranspose2d alone has one, which does the same with kernel "
+    "size (1, k) on sequences unsqueezed to images of height 1",
+    nn.ConvTranspose3d: ": of transposed convolutions ConvTranspose2d alone has one",
+}
 Pattern = str | type[nn.Module]
 # R that holds this many numbers (8 MB) and this many times those of the weights that it multiplies is worth a word.
 MANY, TIMES = 2_000_000, 4
@@ -140,7 +146,7 @@ def _why_not(module: nn.Module) -> str | None:
     if counterpart(kind) is None:
         base = next((plain for plain in DECORRELATED if isinstance(module, plain)), None)
         if base is None:
-            return f"{kind.__name__} has no decorrelated counterpart"
+            return f"{kind.__name__} has no decorrelated counterpart{_INSTEAD.get(kind, '')}"
         return f"{kind.__name__} is a subclass of {base.__name__}, whose forward may not be that of {base.__name__}"
     if (reason := computed(module) or forward_replaced(module)) is not None:
         return reason

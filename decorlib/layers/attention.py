@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from decorlib.layers.decorrelation import Decorrelation
-from decorlib.layers.linear import DecorLinear, fused_linear
+from decorlib.layers.integrity import warn_of_old_R
+from decorlib.layers.linear import DecorLinear, composed_linear, fused_linear
 from decorlib.layers.options import AttentionInputs, ConvolutionOptions, Variance
 
 #: For each setting of ``inputs``, whose R the queries, the keys and the values are multiplied by.
@@ -155,6 +156,14 @@ class DecorMultiheadAttention(nn.MultiheadAttention):
             return self.in_proj_weight.chunk(3)
         return self.q_proj_weight, self.k_proj_weight, self.v_proj_weight
 
+    def composed(self, R: Tensor, weight: Tensor) -> Tensor:
+        """W R for W of the queries, the keys or the values, and the R that it reads, both of one dtype."""
+        return composed_linear(weight, R)
+
+    def constant(self, c: Tensor, weight: Tensor) -> Tensor:
+        """What a constant input adds to the queries, the keys or the values."""
+        return weight @ c.to(weight.dtype)
+
     def fused_inputs(self, means: dict[str, Tensor | None]) -> tuple[list[Tensor], Tensor | None]:
         """W R of all three in one, or three where their inputs differ in size; and b + W (b_R - R mean)."""
         biases = [None] * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
@@ -192,6 +201,10 @@ class DecorMultiheadAttention(nn.MultiheadAttention):
             finally:
                 d.padding_mask = mask
         return means
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        warn_of_old_R(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _weights(self) -> list[Tensor]:
         if self._qkv_same_embed_dim:

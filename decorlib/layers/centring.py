@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from decorlib.layers import memory, operations
 from decorlib.layers.distributed import distributed, pooled_mean
-from decorlib.layers.recompute import recomputing
+from decorlib.layers.recompute import at_first, only_once, recomputing
 
 
 def check_count(center: str, count: int) -> None:
@@ -39,11 +39,22 @@ def follow(
             counts.
         num_batches_tracked: counter of batches, raised by 1. Default: none is kept.
     """
+    if torch.compiler.is_compiling():
+        return _follow_compiled(running_mean, batch_mean, momentum, num_batches_tracked)
     if num_batches_tracked is not None:
         num_batches_tracked.add_(1)
     # Nothing here needs a gradient; to say so (torch.no_grad) would cost more than to do it.
     weight = (1 / num_batches_tracked).to(running_mean) if momentum is None else momentum
     running_mean.lerp_(batch_mean.detach().to(running_mean), weight)
+
+
+def _follow_compiled(running_mean, batch_mean, momentum, num_batches_tracked) -> None:
+    """The same in code that does not know whether it is a forward or its recomputation, in which nothing moves."""
+    if num_batches_tracked is not None:
+        num_batches_tracked.copy_(at_first(num_batches_tracked + 1, num_batches_tracked))
+    weight = (1 / num_batches_tracked).to(running_mean) if momentum is None else momentum
+    moved = running_mean.lerp(batch_mean.detach().to(running_mean), weight)
+    running_mean.copy_(at_first(moved, running_mean))
 
 
 def tracked_plainly(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor | None:
@@ -92,7 +103,9 @@ def tracked(layer: nn.Module, mean_of, count: int) -> Tensor:
         follow(layer.running_mean, pooled, layer.momentum, layer.num_batches_tracked)
     if layer.center == "batch":
         return pooled
+    if torch.compiler.is_compiling():
+        return only_once(layer.running_mean)
     mean = layer.running_mean.clone()  # the buffer will have moved on by the time backward reads it
-    if not again and not torch.compiler.is_compiling():
+    if not again:
         layer._passes.add(batch_mean, mean)
     return mean

@@ -159,22 +159,27 @@ class DecorConvNd(DecorConvolution):
     def fused(self, mean: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of the plain convolution that does the same."""
         d = self.decorrelation
-        if self.span == "patch":
-            rows, group = self.weight.flatten(1), self.out_channels // self.groups
-            if self.groups == 1:
-                weight, bias = fused_linear(rows, self.bias, d, mean)
-                return shaped_like(self.weight, weight), bias
-            R = d.weight.detach().to(rows.dtype)
-            weight = torch.einsum("gmo,goi->gmi", rows.unflatten(0, (self.groups, group)), R).flatten(0, 1)
-            shifts = [] if d.bias is None else [(d.bias, rows)]
-            shifts += [] if mean is None else [(-mean, weight)]
-        else:
-            R = d.weight.detach().to(self.weight.dtype).reshape(self.groups, *d.weight.shape[-2:])
-            w = self.weight.unflatten(0, (self.groups, -1))
-            weight = torch.einsum("gmo...,goi->gmi...", w, R).flatten(0, 1).contiguous()
-            shifts = [] if d.bias is None else [(d.bias, self.weight.flatten(2).sum(2))]
-            shifts += [] if mean is None else [(-mean, weight.flatten(2).sum(2))]
-        return shaped_like(self.weight, weight), self._shifted_bias(shifts)
+        if self.span == "patch" and self.groups == 1:
+            weight, bias = fused_linear(self.weight.flatten(1), self.bias, d, mean)
+            return shaped_like(self.weight, weight), bias
+        weight = self.composed(d.weight.detach().to(self.weight.dtype), self.weight)
+        shifts = [] if d.bias is None else [(d.bias, self._taps(self.weight))]
+        shifts += [] if mean is None else [(-mean, self._taps(weight))]
+        return weight, self._shifted_bias(shifts)
+
+    def composed(self, R: Tensor, weight: Tensor) -> Tensor:
+        """W R for a weight and an R of the shapes of this layer's, both of one dtype."""
+        w = (weight.flatten(1) if self.span == "patch" else weight).unflatten(0, (self.groups, -1))
+        composed = torch.einsum("gmo...,goi->gmi...", w, R.reshape(self.groups, *R.shape[-2:])).flatten(0, 1)
+        return shaped_like(weight, composed if self.span == "patch" else composed.contiguous())
+
+    def constant(self, c: Tensor, weight: Tensor) -> Tensor:
+        """What constant patches (D), or constant channels (C_in), add to the outputs (M) of all positions."""
+        return self._by_constant(c, self._taps(weight))
+
+    def _taps(self, weight: Tensor) -> Tensor:
+        """(M, D / groups): what a constant is multiplied by."""
+        return weight.flatten(1) if self.span == "patch" else weight.flatten(2).sum(2)
 
     # --------------------------------------------------------------------------------------------------- internals
 
@@ -185,11 +190,14 @@ class DecorConvNd(DecorConvolution):
     def _shifted_bias(self, shifts: list[tuple[Tensor, Tensor]]) -> Tensor | None:
         """The plain bias and what constant inputs, (C_in ...), add to it through weights (M, C_in / groups ...)."""
         bias = self.bias
-        for shift, weight in shifts:
-            by_group = shift.to(weight).unflatten(0, (self.groups, -1))
-            extra = (weight * by_group.repeat_interleave(self.out_channels // self.groups, 0)).sum(1)
+        for shift, taps in shifts:
+            extra = self._by_constant(shift, taps)
             bias = extra if bias is None else bias + extra
         return bias
+
+    def _by_constant(self, c: Tensor, taps: Tensor) -> Tensor:
+        by_group = c.to(taps).unflatten(0, (self.groups, -1))
+        return (taps * by_group.repeat_interleave(self.out_channels // self.groups, 0)).sum(1)
 
     def _out_size(self, x: Tensor) -> tuple[int, ...]:
         around = self._reversed_padding_repeated_twice  # of the last dimension first

@@ -101,9 +101,13 @@ class DecorConvTranspose2d(DecorConvolution, nn.ConvTranspose2d):
                 "a transposed convolution with a mean or a decorrelation bias is not a plain one: the constant that it "
                 "adds differs between positions. Use center=None and decor_bias=False, or leave this layer unfused"
             )
-        R = d.weight.detach().to(self.weight.dtype).reshape(self.groups, *d.weight.shape[-2:])
-        w = self.weight.flatten(1).unflatten(0, (self.groups, -1))
-        return shaped_like(self.weight, torch.einsum("goi,gom->gim", R, w).flatten(0, 1)), self.bias
+        return self.composed(d.weight.detach().to(self.weight.dtype), self.weight), self.bias
+
+    def composed(self, R: Tensor, weight: Tensor) -> Tensor:
+        """R' W for a weight and an R of the shapes of this layer's, both of one dtype."""
+        w = weight.flatten(1).unflatten(0, (self.groups, -1))
+        R = R.reshape(self.groups, *R.shape[-2:])
+        return shaped_like(weight, torch.einsum("goi,gom->gim", R, w).flatten(0, 1))
 
     def _fuses(self, x: Tensor, mean: Tensor | None) -> bool:
         d, learning = self.decorrelation, torch.is_grad_enabled()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from decorlib.layers import centring, integrity, memory, operations
@@ -72,6 +71,7 @@ class Decorrelation(nn.Module):
     """
 
     holds_R, sharers = True, 1  # layers are found by this mark, after a reload of the library too; how many hold R
+    _R_is_known = False  # whether R was learned, loaded or set on purpose, see integrity
 
     def __init__(
         self,
@@ -130,6 +130,9 @@ class Decorrelation(nn.Module):
                 integrity.initialise(self, name)
         self.forget()
         self._count, self._trust = UpdateCount(), integrity.Trust(self.weight.is_meta)
+        self._R_is_known = False
+
+    set_weight = integrity.set_weight
 
     # ------------------------------------------------------------------------------------------------- transform
 
@@ -173,11 +176,7 @@ class Decorrelation(nn.Module):
 
     def product(self, x: Tensor, b: Tensor | None = None) -> Tensor:
         """R x + b for x (*, D), with a b that is given."""
-        R = self.weight.detach().to(x.dtype)
-        if self.groups == 1:
-            return F.linear(x, R, b)
-        y = torch.einsum("...gi,goi->...go", x.unflatten(-1, (self.groups, -1)), R).flatten(-2)
-        return y if b is None else y + b
+        return operations.product(x, self.weight.detach().to(x.dtype), self.groups, b)
 
     # -------------------------------------------------------------------------------------------------- remember
 

@@ -12,7 +12,7 @@ from typing import Unpack
 from torch import Tensor, addmm, nn
 
 from decorlib.layers.decorrelation import Decorrelation
-from decorlib.layers.linear import DecorLinear, Decorrelated, fused_linear
+from decorlib.layers.linear import DecorLinear, Decorrelated, composed_linear, fused_linear
 from decorlib.layers.options import LinearOptions
 
 
@@ -61,6 +61,14 @@ def _made(plain: type[nn.Module]) -> type[nn.Module]:
             """Weight (D, M) and bias (M) of the plain layer that does the same."""
             weight, bias = fused_linear(self.weight.t(), self.bias, self.decorrelation, mean)
             return weight.t().contiguous(), bias
+
+        def composed(self, R: Tensor, weight: Tensor) -> Tensor:
+            """R' W for a weight and an R of the shapes of this layer's, both of one dtype."""
+            return composed_linear(weight.t(), R).t()
+
+        def constant(self, c: Tensor, weight: Tensor) -> Tensor:
+            """What a constant input (D) adds to all outputs (M)."""
+            return c.to(weight.dtype) @ weight
 
         def __repr__(self) -> str:
             return f"DecorConv1D(nf={self.nf}, nx={self.nx}, decorrelation={self.decorrelation})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -53,3 +54,19 @@ def groups_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[dict[s
         found = tuple({id(owner[id(p)].layer): owner[id(p)] for p in group["params"]}.values())
         found_groups.append({"params": found, "lr": group["lr"]})
     return found_groups
+
+
+def take_away_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """What walks ``parameters()`` is to find none of them."""
+    for parameter in parameters:
+        parameter.grad = None
+
+
+def is_plain_sgd(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether all that its step does is p <- p - lr * gradient, and nobody waits for it."""
+    extras = ("momentum", "dampening", "weight_decay", "nesterov", "maximize")
+    return (
+        type(optimizer) is torch.optim.SGD
+        and not any(group[name] for group in optimizer.param_groups for name in extras)
+        and not (optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)  # they want every step
+    )

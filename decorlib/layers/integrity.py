@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+import warnings
 
 import torch
 from torch import Tensor, nn
 
 from decorlib.layers.checks import called
+from decorlib.layers.distributed import gathered
 
 
 class Trust:
@@ -17,12 +19,18 @@ class Trust:
         self.R: nn.Parameter | None = None
         self.unwritten = meta  # whether it began without numbers, and nothing that was noticed gave it any
         self.allocated: nn.Parameter | None = None  # R as it came out of the meta device: numbers that mean nothing
+        self.version: int | None = None  # of R when it was last asked whether an initialiser wrote it
+        self.in_shards = False  # whether R is a part of what fully_shard gathers for a forward
 
 
 def check(layer: nn.Module, input: Tensor | None = None) -> None:
     """Raise RuntimeError unless R is what this layer can use; costs a comparison where it was looked at before."""
     R, trust = layer._parameters.get("weight"), layer._trust
     if R is trust.R and R is not None and not R.requires_grad:
+        if not layer._R_is_known:
+            _refuse_noise(layer, R, input)
+        if trust.in_shards and input is None:
+            _refuse_shard(layer)
         return
     if R is None and layer.training and getattr(layer, "_is_replica", False):
         raise RuntimeError(
@@ -66,7 +74,73 @@ def check(layer: nn.Module, input: Tensor | None = None) -> None:
         )
     if R.requires_grad:  # a loader made a Parameter of its own
         R.requires_grad_(False)
-    trust.R, trust.unwritten = R, False
+    trust.R, trust.unwritten, trust.version, trust.in_shards = R, False, None, gathered(layer)
+    if not layer._R_is_known:
+        _refuse_noise(layer, R, input)
+    if trust.in_shards and input is None:
+        _refuse_shard(layer)
+
+
+def _refuse_noise(layer: nn.Module, R: nn.Parameter, input: Tensor | None) -> None:
+    """Raise RuntimeError where an initialiser has made noise of R, until R is known to be meant.
+
+    R is known to be meant when it has learned, was loaded, or was set by ``set_weight``. Until then it is looked at in
+    training forwards, as often as somebody has written to it, and at the first step, which also finds what was written
+    past the version counter (``p.data.normal_()``). Copies that are only evaluated (averages of weights, targets that
+    follow a network) take R from where it was learned, and their own count of updates may stand at 0.
+    """
+    version = None if R.is_inference() else R._version
+    if input is not None and (version == layer._trust.version or not (layer.training and torch.is_grad_enabled())):
+        return
+    layer._trust.version = version
+    if layer._count.of(layer.num_updates):
+        layer._R_is_known = True
+    elif looks_like_noise(R):
+        raise RuntimeError(
+            f"{called(layer)}R is not the identity that it started as, and looks like what an initialiser draws: a "
+            "loop over model.parameters() or model.modules() has written to it. Let the loop go over "
+            "decorlib.bp_parameters(model), which leaves R out, or use model.apply(fn), which does, too; "
+            "layer.reset_parameters() of the Decorrelation makes R the identity again. An R that you set on purpose is "
+            "taken from layer.set_weight(R)"
+        )
+
+
+@torch.no_grad()
+def set_weight(layer: nn.Module, R: Tensor) -> None:
+    """Set R to a matrix of yours. What was remembered is forgotten.
+
+    Written to ``weight`` itself, a matrix that looks like noise (a rotation, principal components) is taken for what an
+    initialiser left, and refused in training.
+
+    Args:
+        layer: whose R it is.
+        R: of the shape of ``weight``.
+
+    Raises:
+        ValueError: another shape; zero, NaN or infinity.
+    """
+    if R.shape != layer.weight.shape:
+        raise ValueError(f"{called(layer)}R has the shape {tuple(R.shape)}; it must have {tuple(layer.weight.shape)}")
+    if not bool(R.any() & R.isfinite().all()):
+        raise ValueError(
+            f"{called(layer)}R {'holds NaN or infinity' if bool(R.any()) else 'is zero'}: give another one"
+        )
+    layer.weight.copy_(R)
+    layer.forget()  # states of the R that was there before say nothing about this one
+    layer._R_is_known = True
+
+
+def looks_like_noise(R: Tensor) -> bool:
+    """Whether the trace of R (or the sum of those of its groups) is no larger than its Frobenius norm.
+
+    Of a positive definite matrix, as R = I and what whitens symmetrically, the trace is the larger one; of entries that
+    are drawn alike it is about 1 / sqrt(D) of the norm, as it is of a random rotation, and of a constant matrix it is
+    equal. A rotation that somebody computed cannot be told from a random one.
+    """
+    R = R.detach()
+    trace, norm = R.diagonal(dim1=-2, dim2=-1).sum(), R.norm(dim=(-2, -1)).sum()
+    one = R.shape[-1] == 1  # for which both are equal, but for the sign
+    return bool(trace < 0 if one else trace <= norm * (1 + 1e-5))
 
 
 def _refuse_shard(layer: nn.Module) -> None:
@@ -95,6 +169,7 @@ def loaded(layer: nn.Module, state_dict: dict, prefix: str, assigned: bool) -> N
         parameter.requires_grad_(False)
     if prefix + "weight" in state_dict:
         layer.forget()  # states of the R that was there before say nothing about this one
+        layer._R_is_known = True
     own = {**layer._parameters, **layer._buffers}
     missing = [name for name, t in own.items() if t is not None and prefix + name not in state_dict]
     parent = prefix.removesuffix("decorrelation.") if prefix.endswith("decorrelation.") else prefix
@@ -108,6 +183,33 @@ def loaded(layer: nn.Module, state_dict: dict, prefix: str, assigned: bool) -> N
             initialise(layer, name)
     if "weight" in own and own["weight"] is not None and not layer.weight.is_meta:
         trust.unwritten = False
+
+
+def warn_of_old_R(holder: nn.Module, state_dict: dict, prefix: str) -> None:
+    """Say that R stays what it was, where the weights that it was learned with give way to those of a plain model.
+
+    Before the ``state_dict`` of the layer that holds R is loaded: later R is shown no more than its own part of it.
+    """
+    if not any(prefix + name in state_dict for name in holder._parameters):
+        return
+    for name, layer in holder.named_modules():
+        R = layer._parameters.get("weight")
+        if name.count(".") > 1 or not hasattr(layer, "_trust") or R is None or R.is_meta or layer._trust.unwritten:
+            continue
+        if f"{prefix}{name}.weight" in state_dict or not name.startswith("decorrelation") or is_identity(R):
+            continue
+        warnings.warn(
+            f"layer '{prefix}{name}': the state_dict has the weights of the layer around it and no R, so that R stays "
+            "what it has learned with other weights, and the layer computes what neither model did. For what the plain "
+            "model computes call reset_parameters() of this Decorrelation; else load a state_dict with R",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def is_identity(R: Tensor) -> bool:
+    """Whether R is the identity to the bit."""
+    return torch.equal(R, torch.eye(R.shape[-1], dtype=R.dtype, device=R.device).expand_as(R))
 
 
 @torch.no_grad()
@@ -132,8 +234,7 @@ def protected(layer: nn.Module, fn) -> None:
     R, b = layer._parameters.get("weight"), layer._parameters.get("bias")
     if R is None or R.is_meta:
         return
-    identity = torch.equal(R, torch.eye(R.shape[-1], dtype=R.dtype, device=R.device).expand_as(R))
-    if identity and (b is None or not bool(b.any())):
+    if is_identity(R) and (b is None or not bool(b.any())):
         return
     for name, value in kept.items():
         parameter = layer._parameters.get(name)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from decorlib.layers import operations
 from decorlib.layers.centring import tracked_plainly
 from decorlib.layers.decorrelation import Decorrelation
+from decorlib.layers.integrity import warn_of_old_R
 from decorlib.layers.options import Bound, LinearOptions, Rate, Variance
 
 
@@ -44,6 +45,18 @@ class Decorrelated:
         super().reset_parameters()
         if hasattr(self, "decorrelation"):  # torch's constructor calls this before R exists
             self.decorrelation.reset_parameters()
+
+    def composed(self, R: Tensor, weight: Tensor) -> Tensor:
+        """W R for a weight of the shape of this layer's and an R of the shape of its R, both of one dtype."""
+        return composed_linear(weight, R)
+
+    def constant(self, c: Tensor, weight: Tensor) -> Tensor:
+        """What a constant input (D) adds to the outputs (M) of all positions."""
+        return weight @ c.to(weight.dtype)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        warn_of_old_R(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class DecorLinear(Decorrelated, nn.Linear):
@@ -140,11 +153,7 @@ def fused_linear(
     weight: Tensor, bias: Tensor | None, decorrelation: Decorrelation, mean: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """(W R, b + W (b_R - R mean)) for a weight of shape (M, D) and one R, or R per group of rows."""
-    R = decorrelation.weight.detach().to(weight.dtype)
-    if decorrelation.groups == 1:
-        composed = weight @ R
-    else:
-        composed = torch.einsum("mgo,goi->mgi", weight.unflatten(1, (decorrelation.groups, -1)), R).flatten(1)
+    composed = composed_linear(weight, decorrelation.weight.detach().to(weight.dtype))
     for shift, factor in ((decorrelation.bias, weight), (None if mean is None else -mean, composed)):
         if shift is not None:
             extra = (
@@ -152,3 +161,10 @@ def fused_linear(
             )
             bias = extra if bias is None else bias + extra
     return composed, bias
+
+
+def composed_linear(weight: Tensor, R: Tensor) -> Tensor:
+    """W R for a weight (M, D) and one R (D, D), or (groups, D / groups, D / groups)."""
+    if R.dim() == 2:
+        return weight @ R
+    return torch.einsum("mgo,goi->mgi", weight.unflatten(1, (len(R), -1)), R).flatten(1)

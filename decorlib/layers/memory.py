@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from decorlib.layers.checks import EMPTY, called, check_fraction
 from decorlib.layers.distributed import distributed
 from decorlib.layers.options import Mask
-from decorlib.layers.recompute import recomputing
+from decorlib.layers.recompute import only_once, recomputing
 
 #: Forwards that ``accumulate=True`` keeps; of more, the oldest are dropped, with one warning.
 ACCUMULATED = 64
@@ -77,7 +77,8 @@ class BatchMemory:
                 self.clear()
         if compiling:
             # Compiled backward writes over what it believes is needed no more, also where a batch is kept beyond it.
-            y, x, source = kept(y), None if x is None else kept(x), None
+            # Where batches are added up, one that is computed again would count twice.
+            y, x, source = (only_once if accumulate else kept)(y), None if x is None else kept(x), None
         versions = (None,) * 3 if compiling else (_version(y), _version(x), _version(source and source[0]))
         batch = Batch(y, x, learning, source, versions)
         if not accumulate:

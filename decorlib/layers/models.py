@@ -114,7 +114,9 @@ def decor_update(
     members = learners_of(model)
     count = len(members)
     rates = [None if lr is None else check_rate(lr, allow_zero=True)] * count
-    losses = learn(members, rates, [max_step] * count, as_gradients, skip_unreached=skip_unreached, look=False)
+    losses = learn(
+        members, rates, [max_step] * count, as_gradients, skip_unreached=skip_unreached, look=False, gradient=True
+    )
     expect_step(model, ((member.name, p) for member in members for p in member.parameters))
     return losses
 

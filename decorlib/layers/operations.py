@@ -39,6 +39,14 @@ def eager(x: Tensor, weight: Tensor) -> bool:
     )
 
 
+def product(x: Tensor, R: Tensor, groups: int, b: Tensor | None) -> Tensor:
+    """R x + b for x (*, D) and R (D, D), or (groups, D / groups, D / groups)."""
+    if groups == 1:
+        return F.linear(x, R, b)
+    y = torch.einsum("...gi,goi->...go", x.unflatten(-1, (groups, -1)), R).flatten(-2)
+    return y if b is None else y + b
+
+
 def centred_linear(x: Tensor, weight: Tensor, bias: Tensor | None, mean: Tensor) -> Tensor:
     """(x - mean) weight' + bias for x (*, D) whose own mean over all rows is ``mean``; gradients pass through it.
 

@@ -7,6 +7,7 @@ loss; and it has seen no new batch, so it moves no running mean and is not learn
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from dataclasses import dataclass
 
@@ -30,6 +31,71 @@ def recomputing() -> bool:
     """Whether this code runs inside a backward pass of the calling thread."""
     # torch.utils.checkpoint itself asks this; there is no public name for it.
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def _called_again() -> bool:
+    """Whether an operation of compiled code runs in a compiled forward that checkpointing calls a second time.
+
+    A checkpoint inside of what is compiled is a part of its backward, where torch.utils.checkpoint calls nothing.
+    """
+    if torch._C._current_graph_task_id() == -1:
+        return False
+    frame = sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__") != "torch.utils.checkpoint":
+        frame = frame.f_back
+    return frame is not None
+
+
+def compiled_around_checkpoint() -> bool:
+    """Whether this code, which torch.compile could not trace, runs in a checkpoint inside of what it compiles.
+
+    The parts that it could trace are then compiled at first and not when they are computed again, and
+    torch.utils.checkpoint takes what one pass saves for what the other one saved, by their order.
+    """
+    frame = sys._getframe() if "torch._dynamo" in sys.modules else None
+    while frame is not None and frame.f_globals.get("__name__") != "torch.utils.checkpoint":
+        if _runs_compiled(frame):
+            return False
+        frame = frame.f_back
+    while frame is not None and not _runs_compiled(frame):
+        frame = frame.f_back
+    return frame is not None
+
+
+compiled_around_checkpoint._torchdynamo_disable = True  # what torch.compiler.disable sets, without importing a compiler
+
+
+def _runs_compiled(frame) -> bool:
+    # Not of what torch.compiler.disable has wrapped.
+    return frame.f_globals.get("__name__") == "torch._dynamo.eval_frame" and frame.f_code.co_name == "compile_wrapper"
+
+
+@torch.library.custom_op("decorlib::at_first", mutates_args=(), schema="(Tensor then, Tensor again) -> Tensor")
+def at_first(then: Tensor, again: Tensor) -> Tensor:
+    """A copy of ``then``; of ``again`` in a compiled forward that is computed again, which tracing cannot tell."""
+    return (again if _called_again() else then).clone()
+
+
+@torch.library.custom_op("decorlib::only_once", mutates_args=(), schema="(Tensor x) -> Tensor")
+def only_once(x: Tensor) -> Tensor:
+    """A copy; an error in a compiled forward that is computed again and would not give what it gave before."""
+    if _called_again():
+        raise RuntimeError(
+            "a compiled forward of a decorrelation layer is computed again in backward (activation checkpointing), "
+            "where it would subtract another running mean, or count its batch twice (center='running', "
+            "accumulate=True): compile what calls checkpoint, and not what it is called with; or leave one of them out"
+        )
+    return x.clone()
+
+
+@at_first.register_fake
+def _shape_at_first(then: Tensor, again: Tensor) -> Tensor:
+    return torch.empty_like(then)
+
+
+@only_once.register_fake
+def _shape_once(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
 
 
 def _refuse_transforms() -> None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from decorlib.layers.checks import called
 from decorlib.layers.decorrelation import Decorrelation
-from decorlib.layers.recompute import recomputing
+from decorlib.layers.recompute import compiled_around_checkpoint, recomputing
 
 
 class SharedDecorrelation(Decorrelation):
@@ -38,8 +38,8 @@ class SharedDecorrelation(Decorrelation):
         """Note the forward of one of the layers on x."""
         self._rest[id(reader)] = not reader.weight.requires_grad
         self.frozen = len(self._rest) >= self.sharers and all(self._rest.values())
-        if torch.compiler.is_compiling() and self.training:
-            raise RuntimeError(
+        if self.training and (torch.compiler.is_compiling() or compiled_around_checkpoint()):
+            raise RuntimeError(  # while compiling, the layers then run as they are, but for fullgraph=True
                 f"{called(self)}layers that share an R cannot be compiled in training, since whether their inputs are "
                 "one tensor is not known then: compile the model without share=..., or without the layers"
             )

@@ -57,27 +57,48 @@ class PreparedStep:
                 self._toward_zero = lr.repeat_interleave(len(self._toward_zero) // len(lr)) * self._toward_zero
         elif max_step is not None:
             self._scale = (max_step / (lr * rule.sharpness(moments))).clamp(max=1)
-        if type(rule).step_ is Rule.step_:  # no way around the D x D direction, which may not exist
+        if gradient or type(rule).step_ is Rule.step_:  # no way around the D x D direction, which may not exist
             self._direction = rule.direction(moments, R, self._lr)
-        elif not gradient:  # else the direction will be asked for, and what a step solves first would be for nothing
+        else:  # what it solves is for the step alone, and a direction would solve it again
             self._step = rule.stepper(moments)
 
     @torch.no_grad()
     def commit_in_place(self) -> Tensor | None:
         """Take the step: R <- R - lr * direction, in place, without a gradient in between. Returns the loss."""
         self._once()
-        R, b, lr, scale = self.layer.weight, self.layer.bias, self._lr, self._scale
         if self.loss is not None:
             # Through the version counter, so that a backward() that still needs the old R is refused by torch.
-            with full_precision(R.device.type):
-                if self._direction is None:
-                    (self._step or self.layer.rule.stepper(self._moments))(R, lr, scale)
-                else:
-                    R.sub_(as_rows(scale, R) * lr * self._direction)
-                if b is not None:
-                    b.sub_(lr * self._toward_zero)
-        self._finish(None, None)
+            self._move(self.layer.weight, self.layer.bias)
+        self.finish()
         return self.loss
+
+    @torch.no_grad()
+    def target(self) -> tuple[Tensor, Tensor | None]:
+        """R and b as :meth:`commit_in_place` would leave them; nothing is changed."""
+        R, b = (None if t is None else t.detach().clone() for t in (self.layer.weight, self.layer.bias))
+        if self.loss is not None:
+            self._move(R, b)
+        return R, b
+
+    @torch.no_grad()
+    def commit_target(self, R: Tensor, b: Tensor | None) -> Tensor | None:
+        """Take the step to what :meth:`target` gave. Returns the loss."""
+        self._once()
+        self.layer.weight.copy_(R)
+        if b is not None:
+            self.layer.bias.copy_(b)
+        self.finish()
+        return self.loss
+
+    def _move(self, R: Tensor, b: Tensor | None) -> None:
+        lr, scale = self._lr, self._scale
+        with full_precision(R.device.type):
+            if self._direction is None:
+                (self._step or self.layer.rule.stepper(self._moments))(R, lr, scale)
+            else:
+                R.sub_(as_rows(scale, R) * lr * self._direction)
+            if b is not None:
+                b.sub_(lr * self._toward_zero)
 
     @torch.no_grad()
     def direct(self) -> None:
@@ -95,25 +116,31 @@ class PreparedStep:
         if not self._committed:
             self.direct()
         self._once()
-        grad, scale = self._direction, self._scale
-        if self.loss is not None:
-            with full_precision(self.layer.weight.device.type):
-                grad = as_rows(scale, grad) * grad if isinstance(scale, Tensor) else grad
-        self._finish(grad, self._toward_zero)
+        self.finish(*self.gradients())
         return self.loss
+
+    @torch.no_grad()
+    def gradients(self) -> tuple[Tensor | None, Tensor | None]:
+        """What :meth:`commit_gradient` would set; nothing is changed. After :meth:`direct`."""
+        grad, scale = self._direction, self._scale
+        if self.loss is not None and isinstance(scale, Tensor):
+            with full_precision(self.layer.weight.device.type):
+                grad = as_rows(scale, grad) * grad
+        return grad, self._toward_zero
 
     def _once(self) -> None:
         if self._committed:
             raise RuntimeError("this step was taken already: prepare() a new one from a new training forward")
         self._committed = True
 
-    def _finish(self, *grads: Tensor | None) -> None:
+    def finish(self, grad: Tensor | None = None, bias_grad: Tensor | None = None) -> None:
+        """The step was taken: what it learned from is forgotten, and it is counted."""
         layer = self.layer
         if self.loss is not None:
             layer.forget()
             if self._input_moment is not None:
                 layer.input_moment.copy_(self._input_moment)
-        set_gradients(layer, *grads)
+        set_gradients(layer, grad, bias_grad)
         layer._count.advance(layer.num_updates, layer.update_every)
         self._moments = self._direction = self._step = None
 

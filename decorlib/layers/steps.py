@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from decorlib.layers.checks import called
 from decorlib.layers.decorrelation import Decorrelation
 from decorlib.layers.pending import refuse_unstepped
-from decorlib.layers.step import wait, waits
+from decorlib.layers.step import prepared, wait, waits
 from decorlib.layers.unmoved import Look
 
 #: The loss of each layer's last step that learned, for :func:`decorlib.layers.summary`.
@@ -42,7 +43,8 @@ class Learner(NamedTuple):
             return call(*arguments)
         except (RuntimeError, ValueError) as error:
             kind = RuntimeError if isinstance(error, RuntimeError) else ValueError
-            raise kind(f"layer '{self.name}': {error}") from error
+            what = str(error).removeprefix(called(self.layer))  # it may have its name already
+            raise kind(f"layer '{self.name}': {what}") from error
 
 
 def is_decorrelation(module) -> bool:
@@ -108,6 +110,7 @@ def learn(
     *,
     skip_unreached: bool = False,
     look: bool = True,
+    gradient: bool = False,
 ) -> dict[str, Tensor | None]:
     """One step of all layers that can learn, or of none where one of them cannot; losses by layer name.
 
@@ -120,6 +123,7 @@ def learn(
         take: commits the list of prepared steps, e.g. :func:`in_place`; what it does cannot fail half-way.
         skip_unreached: also skip layers without a new batch, instead of raising.
         look: raise :class:`SilentNoOp` where no R moves.
+        gradient: ``take`` asks for the directions of the steps, so that nothing is solved for a step in place.
 
     Raises:
         RuntimeError: no layer can learn, or one has no batch; the message names it.
@@ -137,7 +141,10 @@ def learn(
     ]
     if not active:
         raise _nobody(members, reasons)
-    steps = [member.named(member.layer.prepare, lr, bound) for member, lr, bound in active]
+    steps = [
+        member.named(prepared, member.layer, lr, bound, member.layer._is_turn(), gradient)
+        for member, lr, bound in active
+    ]
     refuse_unstepped(p for member in members for p in member.parameters)
     watched = Look(
         [(m.name, m.layer, s.rate) for (m, _, _), s in zip(active, steps, strict=True) if s.loss is not None]

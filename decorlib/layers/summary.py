@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from decorlib.layers.attention import INPUTS, DecorProjection
 from decorlib.layers.steps import is_decorrelation, last_losses, learners_of
 from decorlib.rules import work
 
@@ -24,8 +25,8 @@ class LayerSummary:
         numbers: entries of R and b_R.
         rows: samples that the layer sees in a step: batch, tokens, positions of a convolution.
         loss: of the last step of an optimizer of R; None before the first.
-        cost: operations of a training step, as a multiple of the plain layer's; None where there is no plain layer, or
-            the work of the rule is not known.
+        cost: operations of a training step, as a multiple of the plain layer's (of all that read this R, where it is
+            shared); None where there is no plain layer, or the work of the rule is not known.
     """
 
     name: str
@@ -100,12 +101,11 @@ def summary(model: nn.Module, sample_input: Tensor | tuple | None = None, rows: 
         all                                624,656
     """
     counted = {} if sample_input is None else _rows(model, sample_input)
-    around = {id(m.decorrelation): m for m in model.modules() if is_decorrelation(getattr(m, "decorrelation", None))}
-    # Of an R that several layers share, and of those of an attention's inputs, the work is not counted.
+    around, attending = _readers(model)
     found = []
     for name, layer in learners_of(model):
-        reader = around.get(id(layer))
-        seen = counted.get(id(layer if reader is None else reader), (rows, rows))
+        readers = around.get(id(layer), [])
+        seen = counted.get(id(readers[0] if readers else layer), (rows, rows))
         loss = last_losses.get(layer)
         found.append(
             LayerSummary(
@@ -115,24 +115,59 @@ def summary(model: nn.Module, sample_input: Tensor | tuple | None = None, rows: 
                 sum(p.numel() for p in layer.parameters(recurse=False)),
                 seen[1],
                 None if loss is None else float(loss),
-                None if reader is None or layer.sharers > 1 else _cost(reader, layer, *seen),
+                _cost(readers, attending.get(id(layer), 0), layer, *seen),
             )
         )
     return Summary(tuple(found))
 
 
-def _cost(reader: nn.Module, layer: nn.Module, inputs: int, outputs: int) -> float | None:
-    """Work of a training step over that of the plain layer, for so many rows of the input and of the output."""
+def _readers(model: nn.Module) -> tuple[dict[int, list[nn.Module]], dict[int, int]]:
+    """By the id of an R: the layers that hold it, and how many outputs of an attention's projections read it."""
+    around: dict[int, list[nn.Module]] = {}
+    attending: dict[int, int] = {}
+    for module in model.modules():
+        if is_decorrelation(inner := getattr(module, "decorrelation", None)):
+            around.setdefault(id(inner), []).append(module)
+        if any(map(is_decorrelation, getattr(module, "decorrelations", {}).values())):
+            for name, W in zip(INPUTS[module.inputs], module.input_weights(), strict=True):
+                inner = module.decorrelations[name]
+                attending[id(inner)] = attending.get(id(inner), 0) + W.shape[0]
+    return around, attending
+
+
+def _cost(readers: list[nn.Module], attending: int, layer: nn.Module, inputs: int, outputs: int) -> float | None:
+    """Work of a training step over that of the plain layers, for so many rows of the input and of the output."""
+    try:
+        if attending:
+            return _cost_of_several(layer, inputs, [attending], composed=True)
+        if len(readers) > 1:  # they read one input, and see as many rows
+            return _cost_of_several(layer, inputs, [reader.weight.numel() // layer.in_features for reader in readers])
+        return _cost_of_one(readers[0], layer, inputs, outputs) if readers else None
+    except TypeError:  # a rule whose work is not known
+        return None
+
+
+def _cost_of_several(layer: nn.Module, rows: int, widths: list[int], composed: bool | None = None) -> float:
+    """Each multiplies by R, or composes W R; what R learns is paid once, and so are the states of the sample."""
+    D, every, sampled = layer.weight.shape[-1], layer.update_every, max(1, round(layer.fraction * rows))
+    plain = sum(work.linear(rows, D, M).total for M in widths)
+    more = work.learning(layer.rule, sampled, D, every).total
+    for i, M in enumerate(widths):
+        due, idle = (work.transform(rows, D, M, n * (i == 0), composed=composed) for n in (sampled, 0))
+        more += work.mixed(due, idle, 1 / every).total
+    return 1 + more / plain
+
+
+def _cost_of_one(reader: nn.Module, layer: nn.Module, inputs: int, outputs: int) -> float:
     W, transposed = reader.weight, getattr(reader, "transposed", False)
     plain = work.linear(inputs if transposed else outputs, W.numel(), 1).total
     over_patches = not transposed and layer.in_features == W[0].numel() * getattr(reader, "groups", 1)
     rows, D, width = outputs if over_patches else inputs, layer.weight.shape[-1], W.numel() // layer.in_features
-    try:
-        options = {"update_every": layer.update_every, "fraction": layer.fraction}
-        ours = work.decor_linear(layer.rule, rows, D, width, **options).total
-    except TypeError:  # a rule whose work is not known
-        return None
-    return 1 + layer.groups * (ours - work.linear(rows, D, width).total) / plain
+    ours = work.decor_linear(layer.rule, rows, D, width, update_every=layer.update_every, fraction=layer.fraction).total
+    more = layer.groups * (ours - work.linear(rows, D, width).total)
+    if isinstance(reader, DecorProjection):  # torch's attention multiplies by the identity in its place, see there
+        more += work.linear(rows, D, D, input_gradient=False).total
+    return 1 + more / plain
 
 
 @torch.no_grad()

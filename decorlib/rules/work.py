@@ -95,16 +95,29 @@ def decor_linear(
 
     For a convolution with R over patches, ``batch`` counts positions, ``inputs`` the features of a patch.
     """
-    B, D, M, sampled = batch, inputs, outputs, max(1, round(fraction * batch))
+    sampled = max(1, round(fraction * batch))
+    due, idle = (transform(batch, inputs, outputs, rows, input_gradient) for rows in (sampled, 0))
+    learns = learning(rule, sampled, inputs, update_every)
+    return linear(batch, inputs, outputs, input_gradient) + mixed(due, idle, 1 / update_every) + learns
 
-    def step(due: bool) -> Flops:
-        if B * (1 + input_gradient) > 2 * M + due * sampled:  # fused where that is cheaper, see DecorLinear
-            return Flops(forward=2 * M * D**2, backward=2 * M * D**2, statistics=2 * due * sampled * D**2)
-        return Flops(forward=2 * B * D**2, backward=2 * B * D**2 * input_gradient)
 
-    learns = learning(rule, sampled, D, update_every)
-    transform = mixed(step(True), step(False), 1 / update_every)
-    return linear(B, D, M, input_gradient) + transform + learns
+def transform(
+    batch: int,
+    inputs: int,
+    outputs: int,
+    sampled: int = 0,
+    input_gradient: bool = True,
+    composed: bool | None = None,
+) -> Flops:
+    """What R adds to the products of a linear layer in one step: R x for all rows, or (W R) composed.
+
+    ``sampled`` rows have their states remembered, none in a step that does not learn; ``composed`` says whether it is
+    (W R), and None that it is where that is cheaper, see DecorLinear.
+    """
+    B, D, M = batch, inputs, outputs
+    if composed or (composed is None and B * (1 + input_gradient) > 2 * M + sampled):
+        return Flops(forward=2 * M * D**2, backward=2 * M * D**2, statistics=2 * sampled * D**2)
+    return Flops(forward=2 * B * D**2, backward=2 * B * D**2 * input_gradient)
 
 
 def mixed(a: Flops, b: Flops, share: float) -> Flops:

@@ -8,6 +8,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from decorlib.layers.checks import called
 from decorlib.layers.memory import NonFiniteInput
 from decorlib.layers.models import decor_modules
 from decorlib.layers.steps import Learner, frozen, learners
@@ -104,16 +105,21 @@ def check_ownership(model: nn.Module, optimizer, decor_optimizer) -> None:
 
 
 def owner_of_R(
-    model: nn.Module, optimizer: torch.optim.Optimizer | None, max_step: float | None, in_place: bool | None
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    max_step: float | None,
+    in_place: bool | None,
+    preserve_function: bool = False,
 ) -> OptimizerOfR | None:
     """The optimizer of R that is given, or one around a torch optimizer over :func:`decor_parameters`."""
     if optimizer is None:
         return None
     if _is_ours(optimizer):
-        if max_step is not None or in_place is not None:
+        if max_step is not None or in_place is not None or preserve_function:
             raise ValueError(
-                f"max_step={max_step} and in_place={in_place} are for a torch optimizer over decor_parameters; give "
-                f"max_step to {type(optimizer).__name__} instead"
+                f"max_step={max_step}, in_place={in_place} and preserve_function={preserve_function} are for a torch "
+                f"optimizer over decor_parameters; give max_step and preserve_function to {type(optimizer).__name__} "
+                "instead"
             )
         return optimizer
     in_place = is_plain_sgd(optimizer) if in_place is None else in_place
@@ -122,7 +128,8 @@ def owner_of_R(
             "in_place=True takes plain SGD steps, and none that hooks wait for; decor_optimizer is "
             f"{optimizer}: use in_place=False"
         )
-    return DecorOptimizer(model, optimizer, max_step=max_step, in_place=in_place)
+    options = {"max_step": max_step, "preserve_function": preserve_function, "in_place": in_place}
+    return DecorOptimizer(model, optimizer, **options)
 
 
 def _owned(optimizer) -> list[nn.Parameter]:
@@ -151,7 +158,8 @@ def cause_of(error: NonFiniteInput, model: nn.Module, epoch: int) -> str:
     if not bool(error.inputs.isfinite().all()):
         raise ValueError(f"batch {error.batch} of epoch {epoch} holds NaN or infinity: clean the data") from error
     where = next((name for name, layer in decor_modules(model) if layer is error.layer), "?")
-    return f"batch {error.batch}: layer '{where}': {error}"
+    what = str(error).removeprefix(called(error.layer))  # it may have its name already
+    return f"batch {error.batch}: layer '{where}': {what}"
 
 
 def diverged(history: History, epoch: int, cause: str) -> History:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from decorlib.layers.memory import NonFiniteInput
 from decorlib.layers.models import decor_measure
+from decorlib.layers.preserve import LostFunction
 from decorlib.training.guards import NoOpWatch, cause_of, check_ownership, diverged, not_finite, owner_of_R
 from decorlib.training.history import Epoch, History, continued, summarise
 
@@ -72,6 +73,7 @@ def train(
     max_step: float | None = None,
     allow_no_op: bool = False,
     in_place: bool | None = None,
+    preserve_function: bool = False,
     history: History | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> History:
@@ -104,6 +106,8 @@ def train(
         allow_no_op: accept decorrelation steps that change nothing. Default: False, they raise.
         in_place: take the steps of a torch optimizer without a gradient in between (as :func:`decor_step`), the same
             but for rounding. Only plain SGD without hooks can. Default: None, where it can.
+        preserve_function: of a torch optimizer: after each step of R the weights take up what R has changed, see
+            :class:`decorlib.DecorSGD`. A run whose R becomes singular ends as one that diverged. Default: False.
         history: of the run that this one continues, whose model, optimizers and generators were restored: epochs are
             counted on from its last to ``epochs`` in all. It is not changed. Default: a new run.
         on_epoch: called with each finished epoch (printing, progress).
@@ -126,7 +130,7 @@ def train(
     if epochs < 0:
         raise ValueError(f"epochs is {epochs}; it must be at least 0")
     check_ownership(model, optimizer, decor_optimizer)
-    owner = owner_of_R(model, decor_optimizer, max_step, in_place)
+    owner = owner_of_R(model, decor_optimizer, max_step, in_place, preserve_function)
     watch = None if owner is None else NoOpWatch(owner, allow_no_op)
     device = device or next((p.device for p in model.parameters()), torch.device("cpu"))
     history = continued(history)
@@ -143,6 +147,8 @@ def train(
             found = one_pass(on(device, train_loader), loss_of, optimizer if stepping else None, learn)
         except NonFiniteInput as error:
             return diverged(history, epoch, cause_of(error, model, epoch))
+        except LostFunction as error:
+            return diverged(history, epoch, str(error))
         row = summarise(epoch, time.perf_counter() - start if stepping else 0.0, *found)
         if broken := not_finite(row):
             return diverged(history, epoch, f"{broken} not finite over epoch {epoch}")

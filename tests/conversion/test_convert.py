@@ -216,6 +216,9 @@ def odd_layers():
         "complex64": nn.Linear(3, 3, dtype=torch.complex64),
         "ConvTranspose3d has no": nn.ConvTranspose3d(3, 3, 3),
         "tied": tied,
+        "ConvTranspose1d has no decorrelated counterpart: of transposed convolutions ConvTranspose2d alone has one, "
+        "which does the same with kernel size (1, k)": nn.ConvTranspose1d(3, 3, 2),
+        "ConvTranspose3d has no decorrelated counterpart: of transposed convolutions": nn.ConvTranspose3d(3, 3, 2),
     }
 
 

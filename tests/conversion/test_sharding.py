@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from decorlib import KappaRule, bp_parameters, decor_modules, decor_step, decorrelate, fuse
+from decorlib import DecorSGD, KappaRule, bp_parameters, decor_modules, decor_step, decorrelate, fuse
 from decorlib.conversion import shard
 
 pytestmark = [
@@ -96,6 +96,23 @@ def worker(rank, folder):
     except RuntimeError as error:
         results["error"] = str(error)
 
+    # Without a backward the root keeps what it gathered: an R that looks whole, and is dropped with what it learned.
+    model = fully_shard(converted(plain()))
+    optimizers = {"decor_step": None, "DecorSGD": DecorSGD(model, 0.02)}
+    for way, optimizer in optimizers.items():
+        results[f"no backward, {way}"] = ""
+        model(data(0).chunk(2)[rank])
+        try:
+            decor_step(model, 0.02) if optimizer is None else optimizer.step()
+        except RuntimeError as error:
+            results[f"no backward, {way}"] = str(error)
+    model = shard(converted(plain()))
+    model(data(0).chunk(2)[rank])
+    decor_step(model, 0.02)
+    results["no backward, whole"] = model[2].decorrelation.weight.detach().clone()
+    model(data(0).chunk(2)[rank]).sum().backward()
+    results["no backward, then one"] = model[2].decorrelation.weight.detach().clone()
+
     model = nn.parallel.DistributedDataParallel(decorrelate(plain(), accumulate=True))
     batches = [data(i) for i in range(2 + rank)]  # one process has a batch more
     results["join"] = ""
@@ -141,6 +158,16 @@ def test_a_step_of_a_sharded_r_names_the_way_out(ranks):
     for results in ranks:
         assert "decorlib.conversion.shard" in results["error"]
         assert "0.0.decorrelation" in results["error"]
+
+
+@pytest.mark.parametrize("way", ["decor_step", "DecorSGD"])
+def test_a_step_without_a_backward_of_a_sharded_r_is_not_lost(way, ranks):
+    for results in ranks:
+        assert "R is sharded" in results[f"no backward, {way}"]
+        assert "decorlib.conversion.shard" in results[f"no backward, {way}"]
+        kept = results["no backward, whole"]
+        assert torch.equal(kept, results["no backward, then one"])
+        assert (kept - torch.eye(D, dtype=torch.float64)).abs().max() > 1e-4
 
 
 def test_fuse_refuses_what_is_wrapped_or_sharded(ranks):

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from decorlib import DecorSGD, KappaRule, calibrate, decor_modules, decorrelate, fuse
 from decorlib.layers.summary import summary
+from decorlib.rules import work
 
 SHARE = [("*query", "*key", "*value")]
 
@@ -202,6 +203,19 @@ def test_groups_that_cannot_share_are_named_and_nothing_is_changed(share, messag
 
 
 def test_the_summary_counts_it_once():
-    rows = list(summary(built(), draw(4, 8, 6)))
-    assert [(row.name, row.rows) for row in rows] == [("query.decorrelation", 32), ("out.decorrelation", 32)]
-    assert rows[0].cost is None
+    for options in ({}, {"update_every": 4}, {"fraction": 0.25}):
+        rows = list(summary(built(**options), draw(4, 8, 6)))
+        assert [(row.name, row.rows) for row in rows] == [("query.decorrelation", 32), ("out.decorrelation", 32)]
+        apart = {row.name: row.cost for row in summary(built((), **options), draw(4, 8, 6))}
+        rule, widths, sampled = (
+            KappaRule(kappa=0.3),
+            {"query": 6, "key": 4, "value": 5},
+            8 if "fraction" in options else 32,
+        )
+        plain = {name: work.linear(32, 6, M).total for name, M in widths.items()}
+        one = sum((apart[f"{name}.decorrelation"] - 1) * plain[name] for name in widths)
+        # Two of three no longer learn, nor compute the states of a sample: they compose (W R), the cheaper form here.
+        learning = work.learning(rule, sampled, 6, options.get("update_every", 1)).total
+        states = 2 * sampled * 6**2 / options.get("update_every", 1)
+        assert rows[0].cost == pytest.approx(1 + (one - 2 * learning - 2 * states) / sum(plain.values()))
+        assert 1 < rows[0].cost < max(apart.values())

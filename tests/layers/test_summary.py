@@ -4,7 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from decorlib import DecorLinear, Decorrelation, DecorSGD, KappaRule, Rule, decorrelate, summary
+from decorlib import (
+    DecorLinear,
+    DecorMultiheadAttention,
+    Decorrelation,
+    DecorSGD,
+    KappaRule,
+    Rule,
+    decorrelate,
+    summary,
+)
 from decorlib.rules import work
 
 
@@ -65,3 +74,28 @@ def test_what_has_no_plain_layer_or_a_rule_of_ones_own_has_no_cost():
     assert [row.cost for row in summary(nn.Sequential(Decorrelation(3), DecorLinear(3, 2, rule=Own())))] == [None, None]
     with pytest.raises(ValueError, match="no decorrelation layer"):
         summary(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("inputs", ["self", "memory", "separate"])
+def test_attention_has_the_cost_of_its_projections(inputs):
+    """Each W R is composed, at 2 M D^2 forward and again backward; what R learns is paid for each R."""
+    E, rows, rule = 8, 5 * 4, KappaRule()
+    x = torch.randn(5, 4, E)
+    layer = DecorMultiheadAttention(E, 2, inputs=inputs, rule=rule, batch_first=True)
+    found = {row.name: row for row in summary(layer, (x, x, x))}
+    readers = {
+        "self": {"input": 3},
+        "memory": {"query": 1, "memory": 2},
+        "separate": {"query": 1, "key": 1, "value": 1},
+    }
+    for name, count in readers[inputs].items():
+        M = count * E
+        plain = 3 * 2 * rows * M * E
+        ours = plain + 2 * (2 * M * E**2) + 2 * rows * E**2 + work.learning(rule, rows, E).total
+        row = found[f"decorrelations.{name}"]
+        assert row.rows == rows
+        assert row.cost == pytest.approx(ours / plain)
+    # torch's attention has the identity where its output projection was, forward and backward to its input.
+    plain = work.linear(rows, E, E).total
+    ours = work.decor_linear(rule, rows, E, E).total + 2 * 2 * rows * E**2
+    assert found["out_proj.decorrelation"].cost == pytest.approx(ours / plain)

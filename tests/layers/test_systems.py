@@ -106,3 +106,89 @@ def test_what_is_remembered_outlives_the_compiled_backward(tmp_path):
         [sys.executable, "-c", INDUCTOR], capture_output=True, text=True, timeout=600, env=environment
     )
     assert done.stdout.strip() == "kept", done.stderr[-3000:]
+
+
+CHECKPOINTED = """
+import warnings
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from decorlib import DecorLinear, decor_step, decorrelate
+
+torch.set_num_threads(1)
+x = torch.randn(8, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) + 3
+
+class Reading(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.query, self.key = (nn.Linear(6, size).double() for size in (6, 4))
+    def forward(self, x):
+        return torch.cat([self.query(x), self.key(x)], -1).tanh()
+
+def built(share, **options):
+    torch.manual_seed(0)
+    more = {} if options.get("center") is None else {"sample_input": x}
+    model = Reading() if share else nn.Sequential(nn.Linear(6, 6).double(), nn.Tanh())
+    return decorrelate(model, share=[("query", "key")] if share else (), **more, **options)
+
+def checked(f, reentrant):
+    return lambda x: checkpoint(f, x, use_reentrant=reentrant)
+
+def trained(way, backend, reentrant, share=False, **options):
+    torch._dynamo.reset()
+    model = built(share, **options)
+    run = {
+        "eager": lambda: model,
+        "checkpoint(compiled)": lambda: checked(torch.compile(model, backend=backend), reentrant),
+        "compiled(checkpoint)": lambda: torch.compile(checked(model, reentrant), backend=backend),
+    }[way]()
+    found = []
+    for _ in range(3):
+        z = x.clone().requires_grad_()
+        model.zero_grad()
+        run(z).square().sum().backward()
+        layer = next(m for m in model.modules() if isinstance(m, DecorLinear))
+        decor_step(model, 0.01)
+        found += [z.grad, layer.weight.grad.clone(), layer.decorrelation.weight.detach().clone()]
+    return [*found, *(b.clone() for b in model.buffers())]
+
+outcomes = {}
+for share in (False, True):
+    for options in ({}, {"accumulate": True}, {"center": "batch"}, {"center": "running"}, {"update_every": 2}):
+        expected = trained("eager", None, False, share, **options)
+        for backend in ("eager", "aot_eager"):
+            for reentrant in (False, True):
+                for way in ("checkpoint(compiled)", "compiled(checkpoint)"):
+                    if way == "compiled(checkpoint)" and reentrant:
+                        continue  # torch does not trace it
+                    try:
+                        with warnings.catch_warnings():
+                            warnings.simplefilter("error", RuntimeWarning)
+                            found = trained(way, backend, reentrant, share, **options)
+                    except RuntimeError as error:
+                        said = str(error)
+                        assert "compile what calls checkpoint" in said or "share an R cannot be compiled" in said, said
+                        outcomes[share, way, *options.values()] = "refused"
+                        continue
+                    torch.testing.assert_close(found, expected, msg=lambda m: f"{share, options, backend, way}: {m}")
+                    outcomes.setdefault((share, way, *options.values()), "right")
+for outcome in sorted((f"{key} {value}" for key, value in outcomes.items())):
+    print(outcome)
+"""
+
+
+@pytest.mark.slow
+def test_checkpoints_around_and_inside_of_compiled_layers_are_right_or_refused():
+    """Compiled code does not know whether it is a forward or its recomputation, and tracks no batch twice unnoticed."""
+    done = subprocess.run([sys.executable, "-c", CHECKPOINTED], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    outcomes = dict(line.rsplit(" ", 1) for line in done.stdout.splitlines())
+    assert len(outcomes) == 20
+    inside = [value for key, value in outcomes.items() if key.startswith("(False, 'compiled(checkpoint)'")]
+    assert inside == ["right"] * 5
+    around = {key: value for key, value in outcomes.items() if key.startswith("(False, 'checkpoint(compiled)'")}
+    assert sorted(around.values()) == ["refused", "refused", "right", "right", "right"]
+    assert around["(False, 'checkpoint(compiled)', 'batch')"] == "right"
+    assert around["(False, 'checkpoint(compiled)', 'running')"] == "refused"
+    shared = {value for key, value in outcomes.items() if key.startswith("(True, 'compiled(checkpoint)'")}
+    assert shared == {"refused"}

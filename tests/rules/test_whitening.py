@@ -352,7 +352,7 @@ def stepped(R, W, optimizer, lr):
     """Effective weight A = W R after one step of ``optimizer`` on W for squared error, and dL/dA before it."""
     x, goal = regression()
     layer = DecorLinear(D, 3, bias=False, dtype=torch.float64)
-    layer.decorrelation.weight.data.copy_(R)
+    layer.decorrelation.set_weight(R)
     layer.weight.data.copy_(W)
     loss = (layer(x) - goal).square().sum() / (2 * len(x))
     loss.backward()

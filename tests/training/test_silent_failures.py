@@ -200,6 +200,7 @@ def test_a_loss_that_is_nan_ends_the_run_in_its_first_epoch_with_the_layer_that_
     history = trained(network(), loss=lambda y, target: y.sum() * float("nan"))
     assert (history.status, history.diverged_at, len(history)) == ("diverged", 1, 0)
     assert "batch 1: layer '2.decorrelation': " in history.cause
+    assert history.cause.count("layer '") == 1
     assert "check the data and the rates" in history.cause
 
 

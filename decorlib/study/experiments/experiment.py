@@ -7,7 +7,7 @@ them: with the same seed they get the same digits, the same initial weights and 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from fractions import Fraction
 from functools import lru_cache, partial
 
@@ -57,6 +57,7 @@ class Experiment:
             same however short the run is and however seldom it is measured.
         decor_lr, decor_optimizer, decor_schedule: the same for R, but for ``"cosine_steps"``.
         max_step: bound on rate times curvature of R's steps, or None.
+        preserve_function: after each step of R the weights take up what R has changed, W <- W R_old R_new^-1.
         batch_size, seed: as everywhere.
         epochs: passes over the training images; may end within one, at a multiple of 1/64.
         evaluate_every: epochs between evaluations; 1/n: n times an epoch, each a row of its own; 0: only at the end.
@@ -92,6 +93,7 @@ class Experiment:
     seed: int = 0
     evaluate_every: int | float = 0
     measures: str = "all"
+    preserve_function: bool = field(default=False, metadata={"if_set": True})
 
     def __post_init__(self):
         allowed = {
@@ -230,6 +232,7 @@ def run(spec: Experiment) -> dict:
         scheduler=schedule(optimizer, spec.lr_schedule, spec, len(batches)),
         decor_scheduler=schedule(decor, spec.decor_schedule, spec),
         max_step=spec.max_step,
+        preserve_function=spec.preserve_function,
         allow_no_op=spec.decor_lr == 0,
     )
     return record(history, spec)

@@ -61,7 +61,8 @@ def kind(spec: Experiment) -> tuple | None:
     """What experiments must have in common to run side by side; None for one that has to run alone.
 
     Alone: convolutions, which have groups of their own; pixels chosen by the data of each seed; an R with momentum or
-    Adam; layer options other than :data:`SHARED_OPTIONS` (``fraction`` draws from a generator for each run); rules
+    Adam; steps of R that the weights make up for; layer options other than :data:`SHARED_OPTIONS` (``fraction`` draws
+    from a generator for each run); rules
     whose step is not linear in its rate, or that have a parameter per feature; a normalisation under Adam, which makes
     whole steps of the rounding in the gradient of a bias that BatchNorm or demeaning cancels, so that no two orders of
     sums agree.
@@ -71,6 +72,7 @@ def kind(spec: Experiment) -> tuple | None:
         spec.model == "convnet"
         or spec.pixels != "all"
         or spec.decor_optimizer != "sgd"
+        or spec.preserve_function
         or (spec.normalisation is not None and spec.optimizer == "adam")
         or not {name for name, _ in spec.layer_options} <= set(SHARED_OPTIONS)
         or ("center", "bias") in spec.layer_options

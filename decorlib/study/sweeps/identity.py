@@ -78,7 +78,9 @@ def spec_dict(spec: Any) -> dict:
     """The fields of a specification, after checking that they are plain values.
 
     Args:
-        spec: instance of a frozen dataclass with fields of int, float, str, bool, None, or tuples of these.
+        spec: instance of a frozen dataclass with fields of int, float, str, bool, None, or tuples of these. A field
+            with ``metadata={"if_set": True}`` is left out at its default: it came later, and runs that do without it
+            are the same questions as before.
 
     Raises:
         TypeError, ValueError: naming the field, what it holds, and what it may hold.
@@ -86,6 +88,9 @@ def spec_dict(spec: Any) -> dict:
     if not dataclasses.is_dataclass(spec) or isinstance(spec, type) or not spec.__dataclass_params__.frozen:
         raise TypeError(f"a specification must be an instance of a frozen dataclass, got {spec!r}")
     fields = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
+    for field in dataclasses.fields(spec):
+        if field.metadata.get("if_set") and fields[field.name] == field.default:
+            del fields[field.name]
     for name, value in fields.items():
         plain(value, f"{type(spec).__name__}.{name}", _refuse, containers=(tuple,))
     return fields
