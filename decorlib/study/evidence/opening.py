@@ -92,9 +92,10 @@ def seconds(records: dict[str, Record], root: Path = ROOT) -> str:
 
 def ratio(row: pd.Series) -> str:
     """A time over a control's, with its interval; runs that never got there are counted."""
-    never = f"never there: {row['arm never']} with R, {row['control never']} without, of {row['of']} each"
+    arm, control = row["of"] - row["arm never"], row["of"] - row["control never"]
+    there = f"of {row['of']} runs each {arm} get there with R, {control} with {row['control']}"
     if pd.isna(row["estimate"]):
-        return f"of {row['control']}'s {row['measure']} no part that is known ({never})"
+        return f"of {row['control']}'s {row['measure']} a part that is not known ({there})"
     numbers = f"{row['estimate']:.2f} [{row['low']:.2f}, {row['high']:.2f}] of {row['control']}'s {row['measure']}"
     missing = row["arm never"] or row["control never"]
-    return f"{numbers} (n = {row['n']}, {row['outcome']}{'; ' + never if missing else ''})"
+    return f"{numbers} (n = {row['n']}, {row['outcome']}{'; ' + there if missing else ''})"

@@ -72,9 +72,9 @@ def _panel(ax: Axes, curves: pd.DataFrame, x: str) -> None:
         whole = by_epoch[by_epoch["seed"] == part["seed"].nunique()]
         ax.plot(whole[x], whole["error"], lw=2, markersize=4, label=name, **style)
         middles.append(whole["error"])
-    # The first measurements of an arm that is slow to start would press all others together.
-    shown = pd.concat(middles)
-    ax.set_ylim(shown.min() / 1.15, max(shown.quantile(0.9), 1.5 * shown.min()) * 1.3)
+    # The first measurements of an arm that is slow to start would press all others together; its last are shown.
+    shown, last = pd.concat(middles), max((middle.iloc[-1] for middle in middles if len(middle)), default=100.0)
+    ax.set_ylim(shown.min() / 1.15, max(shown.quantile(0.9), last) * 1.3)
 
 
 def differences(rows: pd.DataFrame, margin: float, title: str) -> Figure:
