@@ -138,9 +138,9 @@ def test_a_data_set_that_is_not_there_is_left_out_aloud(monkeypatch, capsys):
             raise plan.DataUnavailable("no files")
 
     monkeypatch.setattr(plan, "arrays", missing)
-    found = plan.settings("MLP", ["mnist", "fashion_mnist"])
-    assert found == [Setting("MLP", "MNIST", "constant"), Setting("MLP", "MNIST", "cosine to zero")]
-    assert "MLP: Fashion-MNIST is left out: no files" in capsys.readouterr().out
+    found = plan.settings(["mnist", "fashion_mnist"])
+    assert found == [Setting(n, "MNIST", s) for n in ("MLP", "ConvNet") for s in ("constant", "cosine to zero")]
+    assert "Fashion-MNIST is left out: no files" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("model", ["mlp", "convnet"])

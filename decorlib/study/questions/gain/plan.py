@@ -29,6 +29,7 @@ OURS = ("kappa, deeper layers", "kappa, deeper layers, function kept", "kappa, e
 ARMS = (BASELINE, *CONTROLS, *OURS)
 KAPPA = (("kappa", 0.5),)
 CENTRED = (("center", "batch"),)
+NETWORKS = {"MLP": "mlp", "ConvNet": "convnet"}
 BUDGETS = ("equal seconds", "equal epochs")
 SCHEDULES = {"constant": None, "cosine to zero": "cosine_steps"}
 DATA = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
@@ -54,16 +55,16 @@ class Setting:
         return f"{self.network}, {self.data}, {self.schedule}"
 
 
-def settings(network: str, data: Iterable[str], schedules: Iterable[str] = tuple(SCHEDULES)) -> list[Setting]:
-    """A network on every data set with every schedule; a data set whose files are not there is left out aloud."""
+def settings(data: Iterable[str]) -> list[Setting]:
+    """Both networks on every data set with both schedules; a data set whose files are not there is left out aloud."""
     there = []
     for name in data:
         try:
             arrays(Experiment(data=name, train_size=1))
             there.append(DATA[name])
         except DataUnavailable as error:
-            print(f"{network}: {DATA[name]} is left out: {error}")
-    return [Setting(network, *these) for these in product(there, schedules)]
+            print(f"{DATA[name]} is left out: {error}")
+    return [Setting(*these) for these in product(NETWORKS, there, SCHEDULES)]
 
 
 def arms(base: Experiment, setting: Setting, update_every: int = 25, fraction: float = 0.1) -> dict[str, Experiment]:
@@ -78,7 +79,7 @@ def arms(base: Experiment, setting: Setting, update_every: int = 25, fraction: f
         update_every: steps between updates of R. Default: 25.
         fraction: of the positions, in the ConvNet. Default: 0.1.
     """
-    model = {"MLP": "mlp", "ConvNet": "convnet"}[setting.network]
+    model = NETWORKS[setting.network]
     data = next(name for name, words in DATA.items() if words == setting.data)
     plain = base.but(rule=None, model=model, data=data, lr_schedule=SCHEDULES[setting.schedule])
     demeaned = plain.but(demean_inputs=True)
