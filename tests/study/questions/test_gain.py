@@ -75,7 +75,8 @@ def compared(setting=MLP, left_out=(), seeds=4):
 def cost_of(found, seconds=2.0):
     """Seconds of an epoch: those of plain backpropagation times what counting says."""
     best = found.best["equal seconds"]
-    table = {n: {"seconds": seconds * plan.relative_time(s), "seconds before": 0.1} for n, s in best.items()}
+    of = {name: plan.relative_time(spec) for name, spec in best.items()}
+    table = {n: {"seconds": seconds * ratio, "of baseline": ratio, "seconds before": 0.1} for n, ratio in of.items()}
     return pd.DataFrame(table).T.rename_axis("arm")
 
 
