@@ -22,6 +22,8 @@ STAMP := $(subst $(empty) $(empty),\ ,$(FOLDER))/.decorlib-stamp
 INTEROP := $(subst $(empty) $(empty),\ ,$(FOLDER))/.decorlib-interop-stamp
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
+# After Ctrl-C the program has said what is kept; make ends by the same signal, and adds no line "Error 130".
+ENDED = { status=$$?; test $$status -ne 130 || { kill -INT $$PPID; exit 0; }; exit $$status; }
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup reproduce report lab refresh test test-shapes test-slow test-interop test-notebooks wheel soak lint imports format lock clean
@@ -59,7 +61,7 @@ $(STAMP): requirements.lock pyproject.toml
 
 reproduce: $(STAMP)  ## run what has changed, write results/, compare with the committed records
 	$(PY) -m decorlib.study.report.reproduce --profile $(PROFILE) $(if $(ONLY),--only $(ONLY)) $(if $(SEEDS),--seeds $(SEEDS)) \
-	  $(if $(DEVICE),--device $(DEVICE)) $(if $(JOBS),--jobs $(JOBS)) $(if $(ENGINE),--engine $(ENGINE))
+	  $(if $(DEVICE),--device $(DEVICE)) $(if $(JOBS),--jobs $(JOBS)) $(if $(ENGINE),--engine $(ENGINE)) || $(ENDED)
 
 report: $(STAMP)  ## rebuild results/report from the records, without training
 	$(PY) -m decorlib.study.report.build --profile $(PROFILE)

@@ -6,6 +6,7 @@ import sys
 import xml.etree.ElementTree as ET
 from importlib import import_module
 
+from docutils import nodes
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.util import logging
@@ -58,7 +59,6 @@ html_css_files = ["decorlib.css"]
 html_copy_source = False
 html_show_sphinx = False
 html_theme_options = {
-    "extra_footer": f"<p>{os.environ['DECORLIB_FOOT']}</p>",  # what made the records
     "navbar_persistent": [],  # the search field is in the side bar already
     "home_page_in_toc": True,
     "show_navbar_depth": 1,
@@ -160,13 +160,24 @@ def linkcode_resolve(domain, info):
     value = sys.modules.get(info["module"])  # of a public name: the module that it is written in
     for part in info["fullname"].split("."):
         value = getattr(value, part, None)
-    path = (getattr(value, "__module__", None) or info["module"]).replace(".", "/")
+    written = getattr(value, "__module__", None) or ""  # of a value such as a dictionary: where its type is written
+    path = (written if written.split(".")[0] == "decorlib" else info["module"]).replace(".", "/")
     name = f"{path}/__init__.py" if os.path.isdir(f"{_CLONE}/{path}") else f"{path}.py"
     return f"{_TO_CLONE}/{name}"
 
 
+def _source_links_of_top_pages(app, doctree):
+    """:func:`linkcode_resolve` is not told the page; its ways start one folder deep, and these pages are not there."""
+    if "/" in app.env.docname:
+        return
+    for node in doctree.findall(nodes.reference):
+        if node.get("refuri", "").startswith(f"{_TO_CLONE}/"):
+            node["refuri"] = node["refuri"].removeprefix("../")
+
+
 def setup(app):
-    """Register the renderer of formulas and the hook for docstrings."""
+    """Register the renderer of formulas, the hooks for docstrings and for links to source."""
+    app.connect("doctree-read", _source_links_of_top_pages, priority=900)
     app.connect("autodoc-process-docstring", _escape_stars)
     app.connect("autodoc-process-docstring", _public_roles)
     app.add_html_math_renderer("mathml", inline_renderers=(_inline, None), block_renderers=(_block, None))

@@ -292,7 +292,7 @@ def test_scale_leaves_its_input_alone():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"how": "zscore"}, "'zscore'.*seed, raw, unit, standard, feature, centred"),
+        ({"how": "zscore"}, "'zscore'.*notebook, raw, unit, standard, feature, centred"),
         ({"how": "feature"}, "pass reference="),
         ({"how": "feature", "reference": torch.zeros(0, 2, dtype=torch.uint8)}, "pass reference="),
         ({"how": "standard", "reference": torch.zeros(3, 2, dtype=torch.uint8)}, "not constant"),

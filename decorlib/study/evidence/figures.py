@@ -175,3 +175,36 @@ def paired_dots(differences, level: float = 0.95, ax=None, seed: int = 0, **labe
     ax.grid(axis="y", visible=False)
     ax.set(**{"xlabel": "difference", **labels})
     return ax
+
+
+def label_points(ax, points: dict[str, tuple[float, float]], size: float = 8.0) -> None:
+    """Write each point's name beside it: right, left, above or below, the first place that no other label or point has.
+
+    Args:
+        ax: axes whose limits and scales are set already.
+        points: name -> position in the data's units.
+        size: of the letters, in points. Default: 8.0
+    """
+    renderer = ax.figure.canvas.get_renderer()
+    ax.figure.draw_without_rendering()  # constrained layout moves the axes once more
+    places = [((7, 0), "left", "center"), ((-7, 0), "right", "center")]
+    places += [((0, 7), "center", "bottom"), ((0, -7), "center", "top")]
+    marks = [ax.transData.transform(position) for position in points.values()]
+    taken = [mpl.transforms.Bbox.from_extents(x - 6, y - 6, x + 6, y + 6) for x, y in marks]
+    for i, (name, position) in enumerate(points.items()):
+        others = [box for j, box in enumerate(taken) if j != i]
+        for offset, horizontal, vertical in places:
+            label = ax.annotate(
+                name, position, offset, textcoords="offset points", fontsize=size, ha=horizontal, va=vertical
+            )
+            box = label.get_window_extent(renderer)
+            inside = ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1 and ax.bbox.y0 <= box.y0 and box.y1 <= ax.bbox.y1
+            if inside and not any(box.overlaps(other) for other in others):
+                break
+            label.remove()
+        else:  # no place is free: to the right after all
+            offset, horizontal, vertical = places[0]
+            label = ax.annotate(
+                name, position, offset, textcoords="offset points", fontsize=size, ha=horizontal, va=vertical
+            )
+        taken.append(label.get_window_extent(renderer))

@@ -16,6 +16,7 @@ from decorlib.study.evidence.stats import Interval, Outcome, decide, paired
 from decorlib.study.evidence.verdicts import Verdict
 
 REGISTRY = Path("docs") / "shared.yaml"
+ELSEWHERE = Path("results") / "elsewhere"  # records of earlier commits on other processors, a folder each
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Shared:
     Args:
         hypothesis: the row that it bears on.
         notebook: whose record has it.
-        longer: it is of the longer study (``results/extended``).
+        where: "" for the full study, "longer study" (``results/extended``), or another processor and its commit.
         what: the comparison in words.
         interval: 95 %, of this comparison alone.
         margin: smallest effect that counts.
@@ -35,7 +36,7 @@ class Shared:
 
     hypothesis: str
     notebook: str
-    longer: bool
+    where: str
     what: str
     interval: Interval
     margin: float
@@ -60,8 +61,8 @@ class Shared:
         return points(found)
 
     def __str__(self) -> str:
-        longer = ", longer study" if self.longer else ""
-        return f"{self.what} ({self.notebook}{longer}): {self.numbers}, {self.outcome}"
+        where = f", {self.where}" if self.where else ""
+        return f"{self.what} ({self.notebook}{where}): {self.numbers}, {self.outcome}"
 
 
 def points(found: Interval) -> str:
@@ -79,19 +80,29 @@ def read(records: dict[str, Record], root: Path = ROOT) -> list[Shared]:
     """
     path = root / REGISTRY
     registry = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
-    longer = {p.stem: Record.load(p) for p in sorted((root / EXTENDED / "records").glob("[0-9][0-9].json"))}
+    studies = [("", records), ("longer study", _folder(root / EXTENDED / "records"))]
+    for folder in sorted((root / ELSEWHERE).glob("*")):
+        studies += [(_processor(record), {number: record}) for number, record in _folder(folder).items()]
     found = []
     for hypothesis, entries in registry.items():
         for entry in entries:
-            for among, extended in ((records, False), (longer, True)):
+            for where, among in studies:
                 record = among.get(entry["record"])
-                if record is None or ("verdict" in entry and not extended):
+                if record is None or ("verdict" in entry and not where):
                     continue
                 interval = find(record, entry)
                 if interval is not None:
                     about = (entry["what"], interval, entry["margin"], entry.get("unit", ""), _verdict(record, entry))
-                    found.append(Shared(hypothesis, record.notebook, extended, *about))
+                    found.append(Shared(hypothesis, record.notebook, where, *about))
     return found
+
+
+def _folder(folder: Path) -> dict[str, Record]:
+    return {path.stem: Record.load(path) for path in sorted(folder.glob("[0-9][0-9].json"))}
+
+
+def _processor(record: Record) -> str:
+    return f"on {record.made_by['machine']['cpu']} at commit {record.made_by['commit'][:7]}"
 
 
 def find(record: Record, entry: dict) -> Interval | None:

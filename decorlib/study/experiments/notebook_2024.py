@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from importlib import resources
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -111,6 +113,19 @@ def hot_reloaded() -> Iterator[None]:
         yield
     finally:
         PreparedStep.commit_gradient = commit
+
+
+def beside_printed(history: History, run: str) -> pd.DataFrame:
+    """One row per epoch of a run: both columns as printed and as ours, their relative difference; NaN: not printed."""
+    rows = []
+    for ours, theirs in zip(history.as_printed_in_2024(), printed(run), strict=False):
+        row = {"epoch": theirs["epoch"]}
+        for key, name in (("bp_loss", "task loss"), ("decorrelation_loss", "decorrelation loss")):
+            value = math.nan if theirs.get(key) is None else theirs[key]
+            difference = abs(ours[key] - value) / max(abs(value), 1e-6)
+            row |= {f"{name}, printed": value, f"{name}, ours": ours[key], f"{name}, difference": difference}
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def largest_difference(history: History, run: str, key: str) -> float:

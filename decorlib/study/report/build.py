@@ -19,7 +19,7 @@ from pathlib import Path
 
 from decorlib.study.evidence.provenance import ROOT
 from decorlib.study.evidence.records import EXTENDED, RecordDamaged, dumps, write_atomic
-from decorlib.study.report import api_pages, freshness, generated, pages, request
+from decorlib.study.report import api_pages, freshness, pages, request
 from decorlib.study.report.pages import ReportError
 from decorlib.study.report.publish import one_at_a_time
 
@@ -69,7 +69,6 @@ def build(root: Path, results: Path, build_folder: Path, force: bool = False) ->
         settings = {
             "DECORLIB_CLONE": str(root),
             "DECORLIB_TO_CLONE": pages.way(site / "api", root),
-            "DECORLIB_FOOT": generated.site_foot(pages.read_records(results)),
         }
         run_sphinx(sources, output, build_folder / "doctrees", settings)
         prune(output)

@@ -15,6 +15,7 @@ from decorlib.study.evidence.records import Record
 
 THUMBNAIL = 320  # pixels wide
 FOOT = "## Where this comes from"
+SETTING, SETTING_NAME = ("scale", "schedule", "control"), "scale; schedule; control"  # columns that become one
 
 
 def plain_markdown(text: str) -> str:
@@ -60,7 +61,10 @@ def provenance_lines(record: Record | None, path: Path, to_root: str, results: s
 
 
 def site_foot(records: dict[str, Record]) -> str:
-    """One line for the foot of every page: what made all the records together."""
+    """One line for the landing page: what made all the records together.
+
+    Not for every page: a new record would change them all.
+    """
     made = [record.made_by for record in records.values()]
     if not made:
         return ""
@@ -80,14 +84,15 @@ def site_foot(records: dict[str, Record]) -> str:
         machine,
         f"{minutes:.1f} min for {len(made)} notebook(s)",
     )
-    return " · ".join(parts)
+    return f'```{{raw}} html\n<p class="made-by">{" · ".join(parts)}</p>\n```\n'
 
 
 def answer_table(records: dict[str, Record], pages: dict[str, Path], results: str, root: Path) -> str:
     """The answer sheet, each row with its notebook's page and its record.
 
-    As HTML, because each cell carries the name of its column: on a phone a row becomes a card. The way to the evidence
-    comes second, not last as in the README: where the table is wider than the page its end must be scrolled to.
+    As HTML, because each cell carries the name of its column: on a phone a row becomes a card. Seven columns where the
+    README has ten, so that the whole table fits a window of 1280 pixels: the way to the evidence stands below the
+    hypothesis; scale, schedule and control are one.
     """
     rows = answers.rows(records, root)
     if not rows:
@@ -98,13 +103,14 @@ def answer_table(records: dict[str, Record], pages: dict[str, Path], results: st
         page = f'<a href="notebooks/{name}">{notebook}</a>' if name else notebook
         return f'{page}, <a href="{results}/records/{notebook}.json">record</a>'
 
-    first = ["hypothesis", "notebook"]
-    names = [*first, *(name for name in rows[0] if name not in first)]
+    names = [name for name in rows[0] if name not in (*SETTING, "notebook")]
+    names.insert(2, SETTING_NAME)
     head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in names)
     lines = ['<table class="answers table">', f"<thead><tr>{head}</tr></thead>", "<tbody>"]
     for row in rows:
+        row = {**row, SETTING_NAME: "; ".join(row[name] for name in SETTING if row[name] != "–")}
         cells = {name: html.escape(str(row[name])) for name in names}
-        cells["notebook"] = evidence(row["notebook"])
+        cells["hypothesis"] += f" <small>({evidence(row['notebook'])})</small>"
         label = "<td data-label="
         lines.append("<tr>" + "".join(f'{label}"{html.escape(k)}">{v}</td>' for k, v in cells.items()) + "</tr>")
     return "```{raw} html\n" + "\n".join([*lines, "</tbody></table>"]) + "\n```\n"

@@ -167,6 +167,7 @@ def write_sources(root: Path, results: Path, target: Path) -> int:
         + generated.below_answers(records, root),
         "gallery.md": generated.gallery(notebooks, executed, records, target),
         "headline.md": generated.headline(notebooks, target) + generated.plain_answer(records),
+        "foot.md": generated.site_foot(records),
         "contents.md": toctree([f"notebooks/{path.stem}" for path in executed.values()], "Notebooks"),
     }
     for name, text in texts.items():

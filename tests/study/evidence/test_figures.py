@@ -130,3 +130,20 @@ def test_paired_dots_refuse_nothing_and_odd_levels():
         figures.paired_dots({})
     with pytest.raises(ValueError, match=r"between 0 and 1, got 95\.0"):
         figures.paired_dots({"a": [1, 2]}, level=95.0)
+
+
+def test_labels_of_near_points_stand_apart():
+    """The second label would run over the third point, were it written to the right like the first."""
+    fig, ax = plt.subplots(figsize=(6, 3))
+    ax.set(xlim=(0, 10), ylim=(0, 10))
+    points = {"first of them": (1, 8), "a long label": (4, 5), "beside it": (5, 5), "right edge": (9.9, 2)}
+    figures.label_points(ax, points)
+    fig.draw_without_rendering()
+    boxes = {text.get_text(): text.get_window_extent() for text in ax.texts}
+    assert set(boxes) == set(points)
+    names = list(boxes)
+    assert not any(boxes[a].overlaps(boxes[b]) for a in names for b in names if a < b)
+    for name, box in boxes.items():
+        assert not any(box.contains(*ax.transData.transform(at)) for other, at in points.items() if other != name)
+    assert boxes["right edge"].x1 < ax.transData.transform((9.9, 2))[0], "it would leave the axes on the right"
+    plt.close(fig)

@@ -38,11 +38,12 @@ def test_every_entry_of_the_registry_is_found_in_some_record(records):
     """An arm or a row that was renamed would silently stop contradicting."""
     registry = yaml.safe_load((ROOT / shared.REGISTRY).read_text(encoding="utf-8"))
     longer = {path.stem: Record.load(path) for path in (ROOT / EXTENDED / "records").glob("[0-9][0-9].json")}
+    elsewhere = {path.stem: Record.load(path) for path in (ROOT / shared.ELSEWHERE).glob("*/[0-9][0-9].json")}
     hypotheses = {answer.verdict.hypothesis for _, answer in answers.answered(records)}
     assert set(registry) <= hypotheses
     for entries in registry.values():
         for entry in entries:
-            among = [source[entry["record"]] for source in (records, longer) if entry["record"] in source]
+            among = [source[entry["record"]] for source in (records, longer, elsewhere) if entry["record"] in source]
             assert any(shared.find(record, entry) for record in among), entry
 
 
@@ -55,3 +56,12 @@ def test_endings_are_those_of_the_rows_of_the_protocol(records):
         ended = shared.by_arm(records["07"], where)
         pairs = [p for p in zip(ended[row["arm"]], ended[row["control"]], strict=True) if None not in p]
         assert paired(*zip(*pairs, strict=True)).estimate == pytest.approx(row["estimate"]), row["comparison"]
+
+
+def test_what_hangs_on_the_processor_is_told_for_each(records, drawn):
+    """The cost of a step: refuted on one, supported on another; neither stands alone."""
+    (other,) = [one for one in drawn if one.hypothesis == "cost of a step"]
+    mine = records["08"].made_by["machine"]["cpu"]
+    theirs = Record.load(ROOT / shared.ELSEWHERE / "intel-xeon" / "08.json").made_by
+    assert theirs["machine"]["cpu"] != mine
+    assert other.where == f"on {theirs['machine']['cpu']} at commit {theirs['commit'][:7]}"

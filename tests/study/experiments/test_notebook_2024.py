@@ -17,7 +17,9 @@ import torch
 
 from decorlib.data.datasets import mnist_root
 from decorlib.layers.step import PreparedStep
+from decorlib.study.experiments import notebook_2024
 from decorlib.training import SilentNoOp, decor_train
+from decorlib.training.history import Epoch, History
 
 PRINTED = json.loads(files("decorlib").joinpath("data/notebook_2024_tables.json").read_text())["runs"]
 CHANGED = {  # everything that differs from the document
@@ -103,6 +105,20 @@ def test_run_3_is_refused_at_the_first_step(notebook, monkeypatch):
     with pytest.raises(SilentNoOp, match=r"the first step: .* update\(\) left no gradient"):
         execute(6, dict(notebook["namespace"]))
     assert len(taken) == 1
+
+
+def test_a_history_stands_beside_what_was_printed():
+    """A row per printed epoch; run 3's last decorrelation loss was cut off, so it has no difference."""
+    history = History([Epoch(e, 0.0, batches=15, loss=1.0, decor_losses={"": 2.0}) for e in range(21)])
+    table = notebook_2024.beside_printed(history, "run3_two_layer")
+    assert len(table) == len(PRINTED["run3_two_layer"]) == 14
+    first, last = PRINTED["run3_two_layer"][0], table.iloc[-1]
+    assert table.loc[0, "decorrelation loss, ours"] == 30.0  # 2024 sums over 15 batches
+    asked = abs(30.0 - first["decorrelation_loss"]) / first["decorrelation_loss"]
+    assert table.loc[0, "decorrelation loss, difference"] == pytest.approx(asked)
+    assert np.isnan(last["decorrelation loss, printed"])
+    assert np.isnan(last["decorrelation loss, difference"])
+    assert np.isfinite(last["task loss, difference"])
 
 
 @pytest.mark.slow

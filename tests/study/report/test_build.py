@@ -175,7 +175,7 @@ def test_blocks_of_the_page_for_users_run(capsys):
     assert "2 layers decorrelated" in capsys.readouterr().out
 
 
-def test_the_foot_of_every_page_says_what_made_the_records(tmp_path, monkeypatch, png):
+def test_the_landing_page_says_what_made_the_records(tmp_path, monkeypatch, png):
     results = put_results(tmp_path, monkeypatch, png)
     records = pages.read_records(results)
     assert generated.site_foot({}) == ""

@@ -75,10 +75,10 @@ def rate_maps(grids: Mapping[str, pd.DataFrame]) -> tuple[Figure, str]:
         grids: optimizer of R -> columns lr, decor_lr, test_accuracy (missing where the run diverged).
     """
     fig, axes = plt.subplots(1, len(grids), figsize=(9.5, 3.4), squeeze=False)
-    texts = []
+    texts, bar = [], {"label": "test accuracy", "extend": "both"}
     for ax, (kind, grid) in zip(axes[0], grids.items(), strict=True):
         view = grid.pivot(index="lr", columns="decor_lr", values="test_accuracy").sort_index(ascending=False)
-        sns.heatmap(view, annot=True, fmt=".2f", vmin=0.5, vmax=0.9, cmap="viridis", cbar=False, ax=ax)
+        sns.heatmap(view, annot=True, fmt=".2f", vmin=0.5, vmax=0.9, cmap="viridis", ax=ax, cbar_kws=bar)
         ax.grid(False)
         lost, best = int(grid["test_accuracy"].isna().sum()), grid.loc[grid["test_accuracy"].idxmax()]
         ax.set(xlabel="rate of R", ylabel="rate of the weights (Adam)")
