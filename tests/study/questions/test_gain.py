@@ -119,7 +119,7 @@ def test_every_arm_gets_as_many_tries_of_what_it_has(setting):
     assert grids["2024 rule, demeaned"]["decor_lr"] == pytest.approx([1e-5, 3e-5, 1e-4])
 
 
-def test_every_arm_gets_the_eighths_of_epochs_that_fit_into_the_time():
+def test_every_arm_gets_the_epochs_that_fit_into_the_baselines_time():
     base = BASE.but(hidden=(256, 256), batch_size=128)
     arms = plan.within_budget(plan.arms(base, MLP), 5)
     work = {name: plan.work_of_epoch(spec) / plan.work_of_epoch(arms[BASELINE]) for name, spec in arms.items()}
