@@ -24,13 +24,13 @@ LR, DECOR_LR = [5e-4, 1e-3, 2e-3], [1e-4, 3e-4, 1e-3]
 MARGIN, FACTOR = 0.002, 1.25
 
 #: Final accuracy of each arm in the fake runs, beside its seed's own; and epochs that it needs to come near it.
-ACCURACY = dict(zip(plan.ARMS, (0.95, 0.97, 0.975, 0.9845, 0.981, 0.983, 0.96), strict=True))
-PACE = dict(zip(plan.ARMS, (1.0, 0.8, 0.6, 0.4, 0.5, 0.45, 2.0), strict=True))
+ACCURACY = dict(zip(plan.ARMS, (0.95, 0.97, 0.975, 0.9845, 0.981, 0.9805, 0.983, 0.96), strict=True))
+PACE = dict(zip(plan.ARMS, (1.0, 0.8, 0.6, 0.4, 0.5, 0.5, 0.45, 2.0), strict=True))
 
 
 def name_of(spec):
     """The arm that a specification belongs to."""
-    asked = ("scaling", "normalisation", "rule", "decorrelated", "demean_inputs")
+    asked = ("scaling", "normalisation", "rule", "decorrelated", "demean_inputs", "preserve_function")
     known = plan.arms(BASE, MLP).items()
     return next(n for n, s in known if all(getattr(s, f) == getattr(spec, f) for f in asked))
 
@@ -75,7 +75,8 @@ def compared(setting=MLP, left_out=(), seeds=4):
 def cost_of(found, seconds=2.0):
     """Seconds of an epoch: those of plain backpropagation times what counting says."""
     best = found.best["equal seconds"]
-    table = {n: {"seconds": seconds * plan.relative_time(s), "seconds before": 0.1} for n, s in best.items()}
+    of = {name: plan.relative_time(spec) for name, spec in best.items()}
+    table = {n: {"seconds": seconds * ratio, "of baseline": ratio, "seconds before": 0.1} for n, ratio in of.items()}
     return pd.DataFrame(table).T.rename_axis("arm")
 
 
@@ -95,6 +96,7 @@ def test_arms_differ_from_their_control_in_what_their_name_says():
         assert changed("demeaned, every layer", BASELINE) == {"demean_inputs", "normalisation"}
         assert changed("BatchNorm", "demeaned, every layer") == {"normalisation"}
         assert changed("kappa, every layer", "kappa, deeper layers") == {"decorrelated"}
+        assert changed("kappa, deeper layers, function kept", "kappa, deeper layers") == {"preserve_function"}
         assert changed("kappa, every layer", "2024 rule, demeaned") == {"rule", "rule_options", "layer_options"}
         assert changed("kappa, deeper layers", "demeaned, every layer") == learning | {"normalisation", "decorrelated"}
         assert {s.lr_schedule for s in arms.values()} == {plan.SCHEDULES[setting.schedule]}
@@ -117,12 +119,12 @@ def test_every_arm_gets_as_many_tries_of_what_it_has(setting):
     assert grids["2024 rule, demeaned"]["decor_lr"] == pytest.approx([1e-5, 3e-5, 1e-4])
 
 
-def test_every_arm_gets_the_eighths_of_epochs_that_fit_into_the_time():
+def test_every_arm_gets_the_epochs_that_fit_into_the_baselines_time():
     base = BASE.but(hidden=(256, 256), batch_size=128)
     arms = plan.within_budget(plan.arms(base, MLP), 5)
     work = {name: plan.work_of_epoch(spec) / plan.work_of_epoch(arms[BASELINE]) for name, spec in arms.items()}
     passes = {"BatchNorm": 2, "demeaned, every layer": 2, "kappa, deeper layers": 4, "kappa, every layer": 6}
-    passes |= {"2024 rule, demeaned": 3}
+    passes |= {"2024 rule, demeaned": 3, "kappa, deeper layers, function kept": 4}
     for name, spec in arms.items():
         assert plan.relative_time(spec) == pytest.approx((1 + work[name]) / 2 + passes.get(name, 0) / 12)
         assert spec.epochs == round(8 * 5 / plan.relative_time(spec)) / 8
@@ -225,7 +227,7 @@ def test_both_budgets_have_every_control_and_the_named_arm(asked):
     assert (choices["tries"] >= 9 + 4 + 2 + 1).all()
     assert math.isnan(choices.loc["BatchNorm", "decor_lr"])
     endings = comparison.endings([found])
-    assert endings["where"].value_counts().to_dict() == {f"{MLP}, {BUDGETS[0]}": 7 * 4, f"{MLP}, {BUDGETS[1]}": 5 * 4}
+    assert endings["where"].value_counts().to_dict() == {f"{MLP}, {BUDGETS[0]}": 8 * 4, f"{MLP}, {BUDGETS[1]}": 5 * 4}
 
 
 def test_seeds_of_tries_are_refused_for_the_comparison(asked):

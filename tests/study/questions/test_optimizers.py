@@ -141,14 +141,16 @@ class TestWhileLearning:
     def test_arms_cover_rates_and_spacings_and_hold_everything_else(self):
         start = while_learning.base(500, 1, 1e-3)
         arms = while_learning.arms(start, [1e-3, 1e-2], [1, 5])
-        assert len(arms) == 5
-        assert len(set(arms.values())) == 5
+        assert len(arms) == 9
+        assert len(set(arms.values())) == 9
         assert arms[while_learning.REST].decor_lr == 0
         learning = [spec for name, spec in arms.items() if name != while_learning.REST]
         assert {(spec.decor_lr, dict(spec.layer_options).get("update_every")) for spec in learning} == {
             (rate, every) for rate in (1e-3, 1e-2) for every in (1, 5)
         }
-        same = {spec.but(decor_lr=0.0, layer_options=start.layer_options) for spec in arms.values()}
+        assert sum(spec.preserve_function for spec in learning) == 4
+        own = {"decor_lr": 0.0, "layer_options": start.layer_options, "preserve_function": False}
+        same = {spec.but(**own) for spec in arms.values()}
         assert same == {start.but(decor_lr=0.0)}
 
     def test_arms_may_be_changed_and_then_stand_beside_those_that_are_not(self):
@@ -177,7 +179,7 @@ class TestWhileLearning:
         start = while_learning.base(1280, 2, 1e-3)
         arms = while_learning.arms(start, [1e-2], [1])
         curves = while_learning.curves(arms, range(2), engine="serial", cache=tmp_path)
-        assert curves.groupby(["arm", "seed"]).size().tolist() == [4] * 4
+        assert curves.groupby(["arm", "seed"]).size().tolist() == [4] * 6
         table = while_learning.summary(curves, arms)
         assert table.loc["rate 0.01, every 1", "cosine, hidden 1"] < table.loc[while_learning.REST, "cosine, hidden 1"]
         last = curves[curves["epoch"] == 2].pivot(index="seed", columns="arm", values="test_accuracy")

@@ -25,7 +25,7 @@ from decorlib.training.train import train
 
 BASELINE = "backpropagation"  # on the 2024 notebook's inputs: shown, decides nothing
 CONTROLS = ("inputs in [0, 1]", "demeaned, every layer", "BatchNorm")  # all three, always
-OURS = ("kappa, deeper layers", "kappa, every layer", "2024 rule, demeaned")
+OURS = ("kappa, deeper layers", "kappa, deeper layers, function kept", "kappa, every layer", "2024 rule, demeaned")
 ARMS = (BASELINE, *CONTROLS, *OURS)
 KAPPA = (("kappa", 0.5),)
 CENTRED = (("center", "batch"),)
@@ -94,6 +94,7 @@ def arms(base: Experiment, setting: Setting, update_every: int = 25, fraction: f
         "demeaned, every layer": demeaned.but(normalisation="mean"),
         "BatchNorm": demeaned.but(normalisation="batch"),
         "kappa, deeper layers": deeper,
+        "kappa, deeper layers, function kept": deeper.but(preserve_function=True),
         "kappa, every layer": kappa,
         "2024 rule, demeaned": original,
     }
@@ -160,9 +161,8 @@ def some_steps(spec: Experiment, batches: int) -> Callable[[], object]:
         "optimizer": OPTIMIZERS[spec.optimizer](list(bp_parameters(model)), lr=spec.lr),
         "decor_optimizer": OPTIMIZERS[spec.decor_optimizer](R, lr=spec.decor_lr) if R else None,
     }
-    return lambda: train(
-        model, nn.functional.cross_entropy, loader, epochs=1, max_step=spec.max_step, allow_no_op=True, **owners
-    )
+    options = {"max_step": spec.max_step, "preserve_function": spec.preserve_function, "allow_no_op": True}
+    return lambda: train(model, nn.functional.cross_entropy, loader, epochs=1, **options, **owners)
 
 
 def steps_per_epoch(spec: Experiment, images: int = 60_000) -> int:
