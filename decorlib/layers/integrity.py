@@ -190,7 +190,8 @@ def warn_of_old_R(holder: nn.Module, state_dict: dict, prefix: str) -> None:
 
     Before the ``state_dict`` of the layer that holds R is loaded: later R is shown no more than its own part of it.
     """
-    if not any(prefix + name in state_dict for name in holder._parameters if "weight" in name):
+    matrices = [name for name, p in holder._parameters.items() if p is not None and p.dim() > 1]
+    if not any(prefix + name in state_dict for name in matrices):
         return
     for name, layer in holder.named_modules():
         R = layer._parameters.get("weight")

@@ -119,8 +119,8 @@ def owner_of_R(
         if max_step is not None or in_place is not None or preserve_function:
             raise ValueError(
                 f"max_step={max_step}, in_place={in_place} and preserve_function={preserve_function} are for a torch "
-                f"optimizer over decor_parameters; give max_step and preserve_function to {type(optimizer).__name__} "
-                "instead"
+                f"optimizer over decor_parameters; give max_step to {type(optimizer).__name__} instead, and "
+                "preserve_function"
             )
         return optimizer
     in_place = is_plain_sgd(optimizer) if in_place is None else in_place
