@@ -65,7 +65,7 @@ STEP: dict[str, dict[str, float]] = {
     },
 }
 #: Where the rates of an optimizer lie, over Adam's.
-SCALE = {"adam": 1.0, "muon": 2.0, "soap": 1.0, "kron": 0.5, "foof": 10.0}
+SCALE = {"adam": 1.0, "muon": 2.0, "soap": 4.0, "kron": 8.0, "foof": 10.0}
 
 
 def arms(base: Peer, names: Sequence[str] = ()) -> tuple[dict[str, Peer], dict[str, str]]:
