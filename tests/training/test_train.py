@@ -119,7 +119,7 @@ def test_an_optimizer_of_R_of_ours_gives_the_same_to_the_bit():
         assert_equal_models(plain, model)
         assert [row.decor_losses for row in history] == [row.decor_losses for row in found]
     own = DecorSGD(model, lr=0.02)
-    with pytest.raises(ValueError, match="give max_step and preserve_function to DecorSGD instead"):
+    with pytest.raises(ValueError, match="give max_step to DecorSGD instead"):
         trained(model, optimizer=None, decor_optimizer=own, max_step=0.5)
     with pytest.raises(ValueError, match=r"optimizer also owns R"):
         trained(model, optimizer=own, decor_optimizer=own)
