@@ -1,7 +1,7 @@
 # `make` alone lists what there is. Variables are given as `make reproduce ONLY=03 JOBS=2`, or in the environment.
 PYTHON ?= python3
 VENV ?= .venv
-# full writes results/; quick (minutes) writes build/quick; extended (an hour) writes results/extended
+# full writes results/; quick (minutes) writes build/quick; extended (hours) writes results/extended
 PROFILE ?= full
 ONLY ?=
 SEEDS ?=

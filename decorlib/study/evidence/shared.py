@@ -78,8 +78,7 @@ def read(records: dict[str, Record], root: Path = ROOT) -> list[Shared]:
         records: by notebook, loaded from a folder.
         root: the clone, for the registry and the longer studies.
     """
-    path = root / REGISTRY
-    registry = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    registry = _registry(root)
     studies = [("", records), ("longer study", _folder(root / EXTENDED / "records"))]
     for folder in sorted((root / ELSEWHERE).glob("*")):
         studies += [(_processor(record), {number: record}) for number, record in _folder(folder).items()]
@@ -97,6 +96,22 @@ def read(records: dict[str, Record], root: Path = ROOT) -> list[Shared]:
                     about = (entry["what"], interval, entry["margin"], entry.get("unit", ""), _verdict(record, entry))
                     found.append(Shared(hypothesis, record.notebook, where, *about))
     return found
+
+
+def waiting(root: Path = ROOT) -> list[str]:
+    """The comparisons of the registry that only the longer study makes, where it has no record: in words."""
+    longer = _folder(root / EXTENDED / "records")
+    return [
+        entry["what"]
+        for entries in _registry(root).values()
+        for entry in entries
+        if entry.get("study") == "longer" and entry["record"] not in longer
+    ]
+
+
+def _registry(root: Path) -> dict[str, list[dict]]:
+    path = root / REGISTRY
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def _folder(folder: Path) -> dict[str, Record]:
