@@ -104,7 +104,7 @@ def arms(batch: int = BATCH) -> dict[str, Callable[[], None]]:
 def missing() -> dict[str, str]:
     """Methods without a row, and why."""
     return {
-        name: f"not measured: {package} is no dependency of this project, and is not installed"
+        name: f"not measured: {package}, which the extra `study` installs, is not there"
         for name, package in MISSING.items()
         if importlib.util.find_spec(package) is None
     }
