@@ -189,5 +189,5 @@ class TestWhileLearning:
         use_style()
         fig, alt = while_learning.draw(curves, arms, table)
         assert len(fig.axes) == 3
-        assert all(len(ax.lines) == 6 for ax in fig.axes)  # two arms: two seeds and a median each
+        assert all(len(ax.lines) == 9 for ax in fig.axes)  # three arms: two seeds and a median each
         assert all(name in alt for name in arms)

@@ -119,7 +119,7 @@ def test_the_whole_report(tmp_path, monkeypatch, png, capsys):
         assert not re.findall(r":(?:class|func|meth|mod|attr|obj|math|exc|data):`", text), path.name
     assert (site / "searchindex.js").exists()
     size = sum(path.stat().st_size for path in site.rglob("*") if path.is_file())
-    assert size < build.SITE_LIMIT / 3
+    assert size < 0.4 * build.SITE_LIMIT  # most of it are the API's pages and the theme; a notebook adds 0.5 MB
 
     # nothing changed: nothing built; a formula that cannot be shown: the old report stays
     assert build.build(tmp_path, results, tmp_path / "build")

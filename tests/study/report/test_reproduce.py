@@ -330,8 +330,8 @@ def test_a_notebook_is_stale_when_what_it_imports_changes(tmp_path, monkeypatch)
     assert stale("study/questions/cost/workloads") == {"06", "08"}
     assert stale("study/questions/variance/figures") == {"03"}
     assert stale("study/report/reproduce", "study/questions/answers/spread") == set()
-    assert stale("rules/rules") == {f"{number:02}" for number in range(11)}
-    assert stale("study/sweeps/runs") == {"01", "02", "03", "04", "05", "06", "07", "08", "10"}
+    assert stale("rules/rules") == {f"{number:02}" for number in range(12)}
+    assert stale("study/sweeps/runs") == {"01", "02", "03", "04", "05", "06", "07", "08", "10", "11"}
 
 
 def test_a_module_beside_the_notebook_counts(tmp_path, capsys):
