@@ -30,7 +30,7 @@ def draws(spec) -> tuple[Tensor, ...]:
     .. math:: x = S^{1/2} z + \mathrm{noise} \cdot e, \quad t = \mathrm{argmax}\, T z
 
     with z and e standard normal. 64 features, 10 classes; T is always the same, its rows of length 1. Training,
-    validation and test draws are of different generators.
+    validation and test draws are of different generators, and of others than T and the axes of S.
 
     Args:
         spec: its ``train_size`` (0: 50,000), ``subset_seed`` or ``seed``, ``split``, ``condition`` of S, ``noise``,
@@ -45,7 +45,7 @@ def draws(spec) -> tuple[Tensor, ...]:
     whitening = torch.linalg.inv(_root(covariance(spec.condition, spec.noise))) if spec.whiten_inputs else None
     found: list[Tensor] = []
     for kind, count in sets:
-        generator = torch.Generator().manual_seed(3 * seed + kind)
+        generator = torch.Generator().manual_seed(3 * (seed + 1) + kind)  # 0 is the teacher's, and that of S's axes
         z, e = torch.randn(2, count, FEATURES, dtype=torch.float64, generator=generator)
         x = z @ root + spec.noise * e
         mean = x.mean(0) if kind == TRAIN else mean

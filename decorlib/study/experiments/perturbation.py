@@ -72,6 +72,20 @@ def weight_gradient(rise: Tensor, r: Tensor, s: Tensor, Z: Tensor, sigma: float)
     return (r * rise[:, None]).mT @ s * Z / (len(rise) * sigma)
 
 
+def passed(last: nn.Module, h: Tensor, d: Tensor) -> Tensor:
+    """The difference after a nonlinearity: of a leaky ReLU the slope times d, unless d crosses the kink.
+
+    Where it does, h is no larger than d, so that what is subtracted is as small as the difference.
+    """
+    if isinstance(last, nn.Identity):
+        return d
+    subtracted = last(h + d) - last(h)
+    if not isinstance(last, nn.LeakyReLU):
+        return subtracted
+    exact = torch.where(h > 0, d, last.negative_slope * d)
+    return torch.where((h > 0) == (h + d > 0), exact, subtracted)
+
+
 class Perturbed(nn.Module):
     """A network that learns by perturbation; in evaluation the network itself.
 
@@ -115,7 +129,7 @@ class Perturbed(nn.Module):
                     d = d + self.sigma * self.noise[-1]
                 self.changes.append(d)
                 x = last(h)
-                d = last(h + d) - x
+                d = passed(last, h, d)
         return h
 
     def loss(self, scores: Tensor, targets: Tensor) -> Tensor:

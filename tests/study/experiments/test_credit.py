@@ -12,7 +12,7 @@ from decorlib.layers import Decorrelation, bp_parameters, decor_modules
 from decorlib.study.experiments import credit, experiment, flops, networks, side_by_side
 from decorlib.study.experiments.experiment import Experiment
 from decorlib.study.experiments.feedback import DirectFeedback, FeedbackAlignment
-from decorlib.study.experiments.perturbation import Perturbed
+from decorlib.study.experiments.perturbation import Perturbed, passed
 
 OURS = {"rule": "kappa", "decorrelated": "deeper", "layer_options": (("center", "batch"),)}
 ARMS = {
@@ -308,3 +308,16 @@ def test_experiments_learn_by_every_credit_and_say_which():
 def test_a_credit_is_for_mlps():
     with pytest.raises(ValueError, match="credit is 'node perturbation'; allowed: backpropagation"):
         Experiment(model="convnet", credit="node perturbation")
+
+
+def test_a_small_difference_passes_a_leaky_relu_without_losing_digits():
+    """In float32 h + d - h of d = 1e-7 h has hardly a digit; where d crosses the kink the subtraction has them all."""
+    last = nn.LeakyReLU()
+    h = torch.randn(1000, generator=generator())
+    d = 1e-7 * h.roll(1)
+    exact = last(h.double() + d.double()) - last(h.double())
+    assert ((passed(last, h, d).double() - exact).abs() <= 1e-6 * exact.abs()).all()
+    assert ((last(h + d) - last(h)).double() - exact).abs().max() > 0.1 * exact.abs().max()
+    across = passed(last, torch.tensor([1e-4, -1e-4]), torch.tensor([-3e-4, 3e-4]))
+    torch.testing.assert_close(across, torch.tensor([-0.02e-4 - 1e-4, 2e-4 + 0.01e-4]))
+    assert passed(nn.Identity(), h, d) is d

@@ -45,6 +45,17 @@ def test_training_validation_and_test_are_different_draws_and_seeds_too():
     assert torch.equal(both[0], experiment.arrays(SPEC.but(subset_seed=3, seed=9))[0])
 
 
+def test_no_latent_is_a_row_of_the_teacher_or_an_axis_of_the_covariance():
+    """Drawn by one generator from one seed, the first latents would be the teacher's rows, which label them."""
+    T, axes = labelled._teacher(), torch.linalg.eigh(labelled.covariance(100.0, 0.0))[1].mT
+    for seed in (0, 1):
+        spec = SPEC.but(train_size=200, condition=1.0, noise=0.0, split="both", seed=seed, demean_inputs=False)
+        for latents in experiment.arrays(spec)[::2]:
+            z = latents[:200].double()
+            z = z / z.norm(dim=1, keepdim=True)
+            assert float((z @ torch.cat([T, axes]).mT).abs().max()) < 0.7  # of 64 features, by chance
+
+
 def test_whitening_is_by_the_known_covariance_and_demeaning_by_the_training_mean():
     whitened, plain = experiment.arrays(SPEC.but(whiten_inputs=True)), experiment.arrays(SPEC)
     W = torch.linalg.lstsq(plain[0].double(), whitened[0].double()).solution

@@ -225,6 +225,22 @@ def test_a_claim_is_the_sum_of_its_terms_by_seed():
     assert other.loc[0, "holds"] == "the other way round"
 
 
+def test_approaching_is_a_smaller_gap_and_not_a_lead():
+    """A gap of 0.3 points that was 10 has been approached; that it is not below zero refutes nothing."""
+    gap = lambda arm: ((1.0, plan.ANNEALED, "backpropagation", plan.NORMALISED), (-1.0, plan.ANNEALED, FA, arm))  # noqa: E731
+    closer = tuple((-f, *rest) for f, *rest in gap(plan.NORMALISED))
+    made = claims.Claim("a", "b", "c", "d", (*gap(plan.ALONE), *closer), "approaches")
+    further = claims.Claim("a", "b", "c", "d", tuple((-f, *rest) for f, *rest in made.terms), "approaches")
+    found = claims.rows(tables()[0], 0.002, [made, further])
+    assert found["holds"].tolist() == ["holds", "the other way round"]
+    assert found.loc[0, "gap without R"] == pytest.approx(0.95 - 0.80)
+    assert found.loc[0, "gap with R"] == pytest.approx(0.95 - 0.9025)  # still a gap, beyond the margin
+    assert found.loc[0, "estimate"] == pytest.approx(0.1025)
+    assert "; gap 15.00 without R, 4.75 with it" in claims.in_points(found)["ours, points"][0]
+    (only,) = [claim for claim in claims.CLAIMS if "approaches" in claim.claim]
+    assert only.kind == "approaches"
+
+
 def test_every_claim_has_a_source_and_asks_what_the_study_runs():
     assert len({(claim.source, claim.claim, claim.ours) for claim in claims.CLAIMS}) == len(claims.CLAIMS)
     for claim in claims.CLAIMS:

@@ -18,6 +18,7 @@ from decorlib.study.questions.where.plan import ALONE, ANNEALED, BATCH, DEPTH, E
 
 SMALLEST, LARGEST = "smallest", "largest"  # value of an axis
 Term = tuple[float, str, str, str]  # factor, axis, value, arm
+GAPS = ("gap without R", "gap with R")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Claim:
         theirs: their number, with its scale; "no number" where only words were read.
         ours: what is measured here, in words.
         terms: (factor, axis, value, arm): the accuracies that are added; the claim says that the sum is above 0.
+        kind: ``"differs"``: by more than the margin; ``"approaches"``: the terms are a gap minus another, in two halves,
+            and any narrowing counts (margin 0); both gaps are shown.
     """
 
     source: str
@@ -37,6 +40,7 @@ class Claim:
     theirs: str
     ours: str
     terms: tuple[Term, ...]
+    kind: str = "differs"
 
 
 def _gain(credit: str, control: str, arm: str = OURS) -> tuple[Term, Term]:
@@ -69,8 +73,12 @@ CLAIMS = (
         DALM,
         "with it, performance approaches backpropagation's",
         "no number read",
-        f"{ACTIVITY} with R minus backpropagation alone",
-        ((1.0, ANNEALED, ACTIVITY, OURS), (-1.0, ANNEALED, BP, ALONE)),
+        f"the gap of {ACTIVITY} to backpropagation alone: without R minus with it",
+        (
+            *((1.0, ANNEALED, BP, ALONE), (-1.0, ANNEALED, ACTIVITY, ALONE)),
+            *((-1.0, ANNEALED, BP, ALONE), (1.0, ANNEALED, ACTIVITY, OURS)),
+        ),
+        "approaches",
     ),
     Claim(
         "Ahmad 2024, stored output of the demo at b8277df",
@@ -121,18 +129,22 @@ def rows(tables: Sequence[pd.DataFrame], margin: float, claims: Sequence[Claim] 
         margin: smallest difference of test accuracy that counts.
         claims: which. Default: all. One whose cells were not run says so and has no number.
     """
-    sums = [_sum([accuracies(table) for table in tables], claim) for claim in claims]
+    wides = [accuracies(table) for table in tables]
+    sums = [_sum(wides, claim.terms) for claim in claims]
     count = sum(found is not None for found in sums)
     out = []
     for claim, found in zip(claims, sums, strict=True):
-        told = {name: value for name, value in asdict(claim).items() if name != "terms"}
+        told = {name: value for name, value in asdict(claim).items() if name not in ("terms", "kind")}
         if found is None:
-            out.append(told | {"estimate": None, "low": None, "high": None, "n": 0, "holds": "not run at this size"})
+            nothing = dict.fromkeys(("estimate", "low", "high", *GAPS))
+            out.append(told | nothing | {"n": 0, "holds": "not run at this size"})
             continue
         held = simultaneous(found, count)
-        decided = decide(held, better="higher", margin=margin)
+        decided = decide(held, better="higher", margin=0.0 if claim.kind == "approaches" else margin)
         words = {"supported": "holds", "refuted": "no difference", "harmful": "the other way round"}
-        numbers = {"estimate": held.estimate, "low": held.low, "high": held.high, "n": held.n}
+        if claim.kind == "approaches":  # there is no "no difference" where the margin is 0
+            words["refuted"] = "the other way round"
+        numbers = {"estimate": held.estimate, "low": held.low, "high": held.high} | _gaps(wides, claim) | {"n": held.n}
         out.append(told | numbers | {"holds": words.get(decided, decided)})
     return pd.DataFrame(out)
 
@@ -144,16 +156,28 @@ def in_points(table: pd.DataFrame) -> pd.DataFrame:
         if row["n"] == 0:
             return "–"
         estimate, low, high = (100 * row[name] for name in ("estimate", "low", "high"))
-        return f"{estimate:+.2f} [{low:.2f}, {high:.2f}], n = {row['n']}"
+        said = f"{estimate:+.2f} [{low:.2f}, {high:.2f}], n = {row['n']}"
+        if pd.isna(row[GAPS[0]]):
+            return said
+        return f"{said}; gap {100 * row[GAPS[0]]:.2f} without R, {100 * row[GAPS[1]]:.2f} with it"
 
     points = [told(row) for _, row in table.iterrows()]
-    return table.drop(columns=["estimate", "low", "high", "n"]).assign(**{"ours, points": points})
+    return table.drop(columns=["estimate", "low", "high", *GAPS, "n"]).assign(**{"ours, points": points})
 
 
-def _sum(wides: Sequence[pd.DataFrame], claim: Claim) -> Interval | None:
-    """The sum of a claim's terms by seed; None where a cell or an arm is not there."""
+def _gaps(wides: Sequence[pd.DataFrame], claim: Claim) -> dict[str, float | None]:
+    """The two gaps of a claim that something approaches; None each for any other claim."""
+    if claim.kind != "approaches":
+        return dict.fromkeys(GAPS)
+    half = len(claim.terms) // 2
+    halves = _sum(wides, claim.terms[:half]), _sum(wides, claim.terms[half:])
+    return {name: sign * found.estimate for name, sign, found in zip(GAPS, (1, -1), halves, strict=True) if found}
+
+
+def _sum(wides: Sequence[pd.DataFrame], terms: Sequence[Term]) -> Interval | None:
+    """The sum of terms by seed; None where a cell or an arm is not there."""
     total: pd.Series | float = 0.0
-    for factor, axis, value, arm in claim.terms:
+    for factor, axis, value, arm in terms:
         wide = next((w for w in wides if any(name.startswith(f"{axis} | ") for name in w)), None)
         if wide is None:
             return None

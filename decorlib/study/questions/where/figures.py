@@ -51,7 +51,9 @@ def by_credit(table: pd.DataFrame, title: str, axis: str = CREDIT) -> Figure:
 
 
 def gain_map(found: pd.DataFrame, tables: list[pd.DataFrame], margin: float, title: str, ours: str = OURS) -> Figure:
-    """Gain of R over both controls in every cell: a panel for each axis, intervals of the whole map, every seed a dot.
+    """Gain of R over both controls in every cell: a panel for each axis, every seed a dot.
+
+    Intervals hold together over all cells for one control, not for both: twice as many are drawn.
 
     Args:
         found: of :func:`decorlib.study.questions.where.gains.gains`. Where an interval goes beyond 100 points, which no
