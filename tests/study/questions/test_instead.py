@@ -19,7 +19,15 @@ from decorlib.study.questions.instead import comparison, figures, plan, tries
 from decorlib.study.questions.instead.foof import FOOF, average, damped, direction
 from decorlib.study.questions.instead.networks import KINDS, NETWORKS, NORMALISATIONS, network
 from decorlib.study.questions.instead.optimizers import MuonAndAdam, hidden_matrices, missing, optimizer
-from decorlib.study.questions.instead.peers import Batches, Peer, arrays, calibration_error, owners, run
+from decorlib.study.questions.instead.peers import (
+    Batches,
+    Peer,
+    arrays,
+    calibration_error,
+    owners,
+    relative_change,
+    run,
+)
 from decorlib.study.questions.instead.whiteners import (
     DeconvolvedConv2d,
     DeconvolvedLinear,
@@ -408,6 +416,7 @@ def test_arms_get_steps_by_their_cost_and_rates_by_their_optimizer():
     budget = plan.within_budget(made, 400)
     assert budget[plan.ADAM].steps == 400
     assert budget["SOAP"].steps < budget["BatchNorm"].steps < 400
+    assert {spec.update_every for spec in budget.values() if spec.layers not in plan.LEARNING} == {Peer().update_every}
     assert set(plan.STEP) == set(NETWORKS)
     assert all(set(own) | {plan.ADAM} >= set(plan.ARMS) - {"BatchNorm", "IterNorm"} for own in plan.STEP.values())
     found = plan.rates(made, [1e-3, 2e-3, 4e-3], [1e-4, 1e-3], {"damping": [0.1, 1.0], "shrinkage": [0.5, 0.9]})
@@ -421,6 +430,44 @@ def test_arms_get_steps_by_their_cost_and_rates_by_their_optimizer():
         plan.arms(Peer(), ["Lion"])
     assert set(plan.OURS) | set(plan.PEERS) >= set(plan.ARMS)
     assert set(plan.WITHOUT) == set(plan.OURS)
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("steps", [16, 40, 400, 1600])
+def test_an_R_learns_about_fifty_times_in_runs_of_every_length_and_is_paid_for(kind, steps):
+    made, _ = plan.arms(Peer(network=kind))
+    budget = plan.within_budget(made, steps)
+    learning = {name: spec for name, spec in budget.items() if spec.layers in plan.LEARNING}
+    assert set(learning) == {*plan.OURS, "exact whitening"}
+    for name, spec in learning.items():
+        updates = spec.steps // spec.update_every
+        assert updates == spec.steps if spec.update_every == 1 else 50 <= updates < 110, name
+        a_step = plan.relative_time(name, spec)
+        assert spec.steps == spec.points or spec.steps * a_step == pytest.approx(steps, abs=a_step), name
+        if steps == 1600:
+            assert updates >= 50
+            assert tries._part_of(spec, 1 / 8).steps // spec.update_every >= 6
+    at = {every: plan.relative_time("R", made["R"].but(update_every=every)) for every in (1, 5, 25)}
+    assert at[25] == plan.STEP[kind]["R"]  # where it was measured
+    assert at[1] - at[5] == pytest.approx(0.8 * plan.UPDATE[kind]["R"])
+    assert plan.of_length(learning["R"], 80).update_every == 1
+    assert plan.of_length(learning["R"], 200).update_every == 4
+
+
+def test_how_much_R_has_learned_is_recorded():
+    still, moved = (run(Peer(**SMALL, layers="R", update_every=1, decor_lr=rate))["final"] for rate in (1e-12, 1e-2))
+    assert still["decor_change"] < 1e-9 < 1e-3 < moved["decor_change"] < 1
+    assert "decor_change" not in run(Peer(**SMALL))["final"]
+    assert relative_change([torch.eye(4)] * 2, [torch.eye(4), 2 * torch.eye(4)]) == pytest.approx(0.5**0.5)
+
+
+def test_steps_are_timed_in_as_many_as_an_update_comes_around(monkeypatch):
+    counts = {}
+    real = plan.some_steps
+    monkeypatch.setattr(plan, "some_steps", lambda s, n: counts.update({s.layers: n}) or real(s, n))
+    made = {plan.ADAM: Peer(**SMALL), "R": Peer(**SMALL, layers="R", update_every=3)}
+    plan.costs(made, batches=4, repeats=1)
+    assert counts == {"plain": 4, "R": 6}
 
 
 def test_memory_counts_every_tensor_once():
@@ -445,7 +492,7 @@ def test_as_many_steps_are_timed_as_asked_also_where_images_are_fewer(monkeypatc
 
 
 def test_updates_that_preserve_the_function_leave_the_outputs_as_they_were():
-    made, _ = plan.arms(Peer(**SMALL, update_every=1), ["R", "R, preserving"])
+    made, _ = plan.arms(Peer(**SMALL, update_every=1), ["R", "R, function preserved"])
     apart = {}
     for name, spec in made.items():
         (x, t), *_ = arrays(spec)
@@ -455,7 +502,7 @@ def test_updates_that_preserve_the_function_leave_the_outputs_as_they_were():
         nn.functional.cross_entropy(before, t[:50]).backward()
         R.step()
         apart[name] = float((model(x[:50]) - before).detach().abs().max())
-    assert apart["R, preserving"] < 1e-5 < apart["R"] / 10
+    assert apart["R, function preserved"] < 1e-5 < apart["R"] / 10
 
 
 # ---------------------------------------------------------------------------------------------------------- comparison
@@ -467,12 +514,12 @@ def cell(ours, peer, name="MLP, mnist", other=None):
     table = pd.DataFrame(
         [
             {"arm": a, "seed": s, "lr": 1e-3, "steps": 5, "status": "diverged" if v is None else "finished"}
-            | dict.fromkeys(comparison.MEASURES, v)
+            | dict.fromkeys(comparison.COLUMNS, v)
             for a, values in accuracies.items()
             for s, v in enumerate(values)
         ]
     )
-    table[list(comparison.MEASURES)] = table[list(comparison.MEASURES)].astype(float)
+    table[list(comparison.COLUMNS)] = table[list(comparison.COLUMNS)].astype(float)
     scores = {"Adam": 0.5, "Muon": 0.7, "R": 0.6}
     chosen = pd.DataFrame([{"arm": a, tries.METRIC: v, "chosen": True} for a, v in scores.items()])
     return comparison.Cell(name, dict.fromkeys(accuracies, Peer()), chosen, table, [])
@@ -481,7 +528,7 @@ def cell(ours, peer, name="MLP, mnist", other=None):
 def test_the_compared_pair_is_picked_on_validation_images_and_the_least_flattering_peer_stands_first():
     one = cell([0.97, 0.98, 0.975], [0.96, 0.97, 0.966], other=[0.99, 1.0, 0.995])
     assert (one.ours, one.peer) == ("R", "Muon")  # Adam's better test accuracy has no say
-    assert one.effect == paired([0.97, 0.98, 0.975], [0.96, 0.97, 0.966])
+    assert one.effect.interval == paired([0.97, 0.98, 0.975], [0.96, 0.97, 0.966])
     found = comparison.differences(one.wide, "R", ["Muon", "Adam"])
     assert list(found) == ["Adam", "Muon"]
     table = comparison.difference_table(found, 0.002)
@@ -493,15 +540,37 @@ def test_the_compared_pair_is_picked_on_validation_images_and_the_least_flatteri
     assert verdict.hypothesis == "over what I would use instead, annealed"
 
 
-def test_a_diverged_run_is_counted_and_leaves_its_pair_without_a_comparison():
-    one = cell([0.97, None, 0.975], [0.96, 0.97, 0.966])
+def test_a_diverged_run_leaves_out_its_pair_and_decides_nothing():
+    """The others stand in every table, sentence and verdict, and say how many were left out."""
+    one = cell([0.97, None, 0.975], [0.96, 0.97, 0.965])
     assert one.diverged == 1
-    assert one.effect is None
+    assert one.effect.interval == paired([0.97, 0.975], [0.96, 0.965])
+    assert one.effect.interval.low > 0.002  # without what was left out it would be decided
     assert comparison.final_table(one.table).loc["R", "diverged"] == 1
-    with pytest.raises(ValueError, match="diverged in a seed"):
-        comparison.verdict(one, 0.002, "", "annealed")
-    with pytest.raises(ValueError, match="no cell has a comparison"):
-        comparison.uses({"only": one}, 0.002)
+    table = comparison.difference_table(comparison.differences(one.wide, "R", ["Muon", "Adam"]), 0.002)
+    assert table["left out"].to_dict() == {"Adam": 1, "Muon": 1}
+    assert set(table["outcome"]) == {"undecided"}
+    verdict = comparison.verdict(one, 0.002, "", "annealed")
+    assert (verdict.outcome, verdict.left_out, verdict.n) == ("undecided", 1, 2)
+    best, _ = comparison.uses({"only": one}, 0.002)
+    assert "n = 2, 1 left out since a run diverged" in best
+    assert "undecided" in best
+    assert set(comparison.added(one.wide)) == {"R minus Adam"}
+
+
+@pytest.mark.parametrize(("ours", "n", "estimate"), [([None, None, 0.975], 1, 0.01), ([None] * 3, 0, 0.0)])
+def test_where_no_two_pairs_are_whole_the_row_stays_and_says_nothing(ours, n, estimate):
+    one = cell(ours, [0.96, 0.97, 0.965])
+    assert (one.effect.n, one.effect.left_out) == (n, 3 - n)
+    assert (one.effect.low, one.effect.estimate, one.effect.high) == (-1, pytest.approx(estimate), 1)
+    other = cell([0.97, 0.98, 0.975], [0.96, 0.97, 0.966])
+    _, worst = comparison.uses({"broken": one, "whole": other}, 0.002)
+    assert "broken" in worst
+    assert comparison.difference_table({"Muon": one.effect}, 0.002).loc["Muon", "outcome"] == "undecided"
+    with plt.rc_context():
+        figures.differences(one.wide, "R", ["Muon"], 0.002, "a finding")
+        figures.forest({"broken": one.effect}, 0.002, "a finding").canvas.draw()
+    plt.close("all")
 
 
 def test_best_use_and_when_not_to_use_it_are_computed():

@@ -3,18 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 
 import pandas as pd
 
 from decorlib.study.evidence.stats import Interval, Outcome, decide, paired, simultaneous
 from decorlib.study.evidence.verdicts import Verdict
 from decorlib.study.experiments.arms import by_seed
-from decorlib.study.questions.instead.peers import Peer
+from decorlib.study.questions.instead.peers import LEARNED, Peer
 from decorlib.study.questions.instead.plan import OURS, PEERS, WITHOUT
 from decorlib.study.questions.instead.tries import METRIC
 from decorlib.study.questions.instead.tries import by_seed as runs_by_seed
 
 MEASURES = ("test_accuracy", "test_loss", "test_calibration")
+COLUMNS = (*MEASURES, LEARNED)
+
+
+@dataclass(frozen=True)
+class Pairs(Interval):
+    """A paired difference over the seeds in which neither run diverged, and how many pairs were left out.
+
+    What is left is a selection: with a pair left out nothing is decided. With fewer than two whole pairs there is no
+    interval, its ends are -1 and 1, which no accuracy leaves, and the estimate is that of the one pair, or 0.
+    """
+
+    left_out: int = 0
+
+    @property
+    def interval(self) -> Interval:
+        """The same without what was left out."""
+        return Interval(**{field.name: getattr(self, field.name) for field in fields(Interval)})
+
+    def outcome(self, margin: float) -> Outcome:
+        """What it says about a difference above the margin."""
+        return "undecided" if self.left_out or self.n < 2 else decide(self, better="higher", margin=margin)
+
+
+def pairs(a: pd.Series, b: pd.Series) -> Pairs:
+    """The accuracies a minus b by seed; a diverged run has none (NaN), and its pair is left out."""
+    whole = a.notna() & b.notna()
+    lost, n = int((~whole).sum()), int(whole.sum())
+    if n >= 2:
+        return Pairs(**asdict(paired(a[whole].tolist(), b[whole].tolist())), left_out=lost)
+    return Pairs(float((a - b)[whole].sum()), -1.0, 1.0, n, 1.0, lost)
+
+
+def widened(one: Pairs, count: int) -> Pairs:
+    """Its interval as it holds together with those of so many in all (Bonferroni)."""
+    return simultaneous(one, count) if one.n >= 2 else one
 
 
 def compare(chosen: Mapping[str, Peer], seeds: Iterable[int], desc: str = "") -> tuple[pd.DataFrame, list[dict]]:
@@ -26,11 +62,11 @@ def compare(chosen: Mapping[str, Peer], seeds: Iterable[int], desc: str = "") ->
     records = runs_by_seed([spec for _, spec in pairs], desc)
     rows = [
         {"arm": name, "seed": spec.seed, "lr": spec.lr, "steps": spec.steps, "status": record["status"]}
-        | {measure: record["final"].get(measure) for measure in MEASURES}
+        | {measure: record["final"].get(measure) for measure in COLUMNS}
         for (name, spec), record in zip(pairs, records, strict=True)
     ]
     table = pd.DataFrame(rows)
-    return table.assign(**{measure: pd.to_numeric(table[measure]) for measure in MEASURES}), records
+    return table.assign(**{measure: pd.to_numeric(table[measure]) for measure in COLUMNS}), records
 
 
 def curves(table: pd.DataFrame, records: Sequence[dict], made: Mapping[str, Peer], cost: pd.DataFrame) -> pd.DataFrame:
@@ -47,12 +83,16 @@ def curves(table: pd.DataFrame, records: Sequence[dict], made: Mapping[str, Peer
 
 
 def final_table(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per arm: its rate and steps, means over seeds, lowest and highest accuracy, how many diverged."""
+    """One row per arm: its rate and steps, means over seeds, lowest and highest accuracy, how many diverged.
+
+    The last column is how much its R has learned, of layers together, mean over seeds.
+    """
     groups = table.groupby("arm", sort=False)
     found = groups[["lr", "steps"]].first()
     found[["accuracy", "loss", "calibration error"]] = groups[list(MEASURES)].mean()
     found["lowest"], found["highest"] = groups["test_accuracy"].min(), groups["test_accuracy"].max()
     found["diverged"] = groups["status"].agg(lambda values: int((values == "diverged").sum()))
+    found["|R - I| / |I|"] = groups[LEARNED].mean()
     return found
 
 
@@ -68,21 +108,20 @@ def picked(tries: pd.DataFrame, among: Sequence[str]) -> str:
     return max(order, key=lambda name: (scores[name], -order.index(name)))
 
 
-def differences(wide: pd.DataFrame, ours: str, others: Sequence[str]) -> dict[str, Interval]:
-    """Accuracy of one arm minus each other, paired by seed, the least flattering first.
-
-    Left out are arms that diverged in a seed, which :func:`final_table` counts.
-    """
-    whole = [name for name in others if name in wide and name != ours and wide[[ours, name]].notna().all(axis=None)]
-    found = {name: paired(wide[ours].tolist(), wide[name].tolist()) for name in whole}
+def differences(wide: pd.DataFrame, ours: str, others: Sequence[str]) -> dict[str, Pairs]:
+    """Accuracy of one arm minus each other, paired by seed, the least flattering first."""
+    found = {name: pairs(wide[ours], wide[name]) for name in others if name in wide and name != ours}
     return dict(sorted(found.items(), key=lambda item: item[1].estimate))
 
 
-def difference_table(found: Mapping[str, Interval], margin: float) -> pd.DataFrame:
-    """One row per peer in points, with simultaneous intervals over all rows and what they say by the margin."""
+def difference_table(found: Mapping[str, Pairs], margin: float) -> pd.DataFrame:
+    """One row per peer in points, with simultaneous intervals over all rows and what they say by the margin.
+
+    *Left out* are pairs in which a run diverged; where there are any, the outcome is "undecided".
+    """
     rows = {}
     for name, one in found.items():
-        wide = simultaneous(one, len(found))
+        wide = widened(one, len(found))
         rows[name] = {
             "points": 100 * one.estimate,
             "low": 100 * one.low,
@@ -90,16 +129,16 @@ def difference_table(found: Mapping[str, Interval], margin: float) -> pd.DataFra
             "low, all rows": 100 * wide.low,
             "high, all rows": 100 * wide.high,
             "n": one.n,
-            "outcome": decide(wide, better="higher", margin=margin),
+            "left out": one.left_out,
+            "outcome": wide.outcome(margin),
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("minus")
 
 
-def added(wide: pd.DataFrame) -> dict[str, Interval]:
+def added(wide: pd.DataFrame) -> dict[str, Pairs]:
     """What R adds to the optimizer under it: each arm with R minus the same without, paired by seed."""
-    pairs = {name: other for name, other in WITHOUT.items() if {name, other} <= set(wide)}
-    whole = {name: other for name, other in pairs.items() if wide[[name, other]].notna().all(axis=None)}
-    return {f"{name} minus {other}": paired(wide[name].tolist(), wide[other].tolist()) for name, other in whole.items()}
+    there = {name: other for name, other in WITHOUT.items() if {name, other} <= set(wide)}
+    return {f"{name} minus {other}": pairs(wide[name], wide[other]) for name, other in there.items()}
 
 
 class Cell:
@@ -119,9 +158,9 @@ class Cell:
         self.peer = picked(tries, [arm for arm in PEERS if arm in chosen])
 
     @property
-    def effect(self) -> Interval | None:
-        """Accuracy of the arm with R minus the peer, both picked on validation images; None where one diverged."""
-        return differences(self.wide, self.ours, [self.peer]).get(self.peer)
+    def effect(self) -> Pairs:
+        """Accuracy of the arm with R minus the peer, both picked on validation images."""
+        return pairs(self.wide[self.ours], self.wide[self.peer])
 
     @property
     def diverged(self) -> int:
@@ -147,10 +186,9 @@ def cells(
 
 def verdict(cell: Cell, margin: float, scale: str, schedule: str) -> Verdict:
     """The row of the answer table: the best of ours over the best peer, both picked on validation images."""
-    if cell.effect is None:
-        raise ValueError(f"{cell.name}: '{cell.ours}' or '{cell.peer}' diverged in a seed, so that nothing is paired")
     return Verdict.from_interval(
-        cell.effect,
+        cell.effect.interval,
+        left_out=cell.effect.left_out,
         hypothesis=f"over what I would use instead, {schedule}",
         claim=f"a decorrelated MLP ('{cell.ours}') ends more accurate than the best of its peers ('{cell.peer}')",
         criterion=f"test accuracy higher by more than {margin}, paired by seed, 95% interval; refuted inside ±{margin}",
@@ -165,9 +203,9 @@ def verdict(cell: Cell, margin: float, scale: str, schedule: str) -> Verdict:
     )
 
 
-def together(effects: Mapping[str, Interval]) -> dict[str, Interval]:
+def together(effects: Mapping[str, Pairs]) -> dict[str, Pairs]:
     """The same effects with intervals that hold for all of them together (Bonferroni)."""
-    return {name: simultaneous(one, len(effects)) for name, one in effects.items()}
+    return {name: widened(one, len(effects)) for name, one in effects.items()}
 
 
 def uses(found: Mapping[str, Cell], margin: float) -> tuple[str, str]:
@@ -176,26 +214,26 @@ def uses(found: Mapping[str, Cell], margin: float) -> tuple[str, str]:
     The best use is the cell with the highest lower end, the worst, of the others, the one with the lowest upper end;
     since they were looked for among all cells, the intervals are those that hold for all together.
     """
-    effects = together({name: cell.effect for name, cell in found.items() if cell.effect is not None})
-    if not effects:
-        raise ValueError("no cell has a comparison without a diverged run")
+    effects = together({name: cell.effect for name, cell in found.items()})
 
     def said(name: str) -> str:
         one, cell = effects[name], found[name]
+        lost = f", {one.left_out} left out since a run diverged" if one.left_out else ""
         return (
             f"{name}: '{cell.ours}' minus '{cell.peer}', the best of its peers, {100 * one.estimate:+.2f} points "
-            f"[{100 * one.low:.2f}, {100 * one.high:.2f}], n = {one.n}, interval for all {len(effects)} cells together"
+            f"[{100 * one.low:.2f}, {100 * one.high:.2f}], n = {one.n}{lost}, "
+            f"interval for all {len(effects)} cells together"
         )
 
     best = max(effects, key=lambda name: effects[name].low)
     worst = min((name for name in effects if name != best or len(effects) == 1), key=lambda name: effects[name].high)
-    outcomes: dict[str, Outcome] = {n: decide(e, better="higher", margin=margin) for n, e in effects.items()}
+    outcomes: dict[str, Outcome] = {n: e.outcome(margin) for n, e in effects.items()}
     points = f"{100 * margin:g} points"
     meaning = {
         "supported": f"a gain of more than {points}",
         "refuted": f"within {points} either way, so that the cheaper one is the better one",
         "harmful": f"a loss of more than {points}",
-        "undecided": f"too few seeds to tell from {points}",
+        "undecided": f"undecided about {points}",
     }
     without = [name for name, outcome in outcomes.items() if outcome != "supported"]
     where = "in any of the cells" if len(without) == len(effects) else "elsewhere than there: " + "; ".join(without)

@@ -25,6 +25,7 @@ from decorlib.training.train import train
 
 SETS = {"mnist": datasets.mnist, "fashion_mnist": datasets.fashion_mnist}
 BINS = 15  # of the calibration error
+LEARNED = "decor_change"  # how far R is from where it started
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Peer:
         lr, lr_schedule: of the weights; None: constant; ``"cosine"``: to zero at the end of the run.
         decor_lr: of R, or ``"auto"``.
         preserve: updates of R leave the network's function as it was.
-        update_every: steps between updates of R.
+        update_every: steps between updates of R, and of exact whitening.
         shrinkage: of exact whitening's moment.
         damping: of FOOF, over the mean eigenvalue.
         batch_size, steps, seed: as everywhere; passes go on until so many steps are taken.
@@ -164,6 +165,16 @@ def measure(model: nn.Module, x: Tensor, t: Tensor) -> dict[str, float]:
     }
 
 
+@torch.no_grad()
+def relative_change(starts: list[Tensor], ends: list[Tensor]) -> float:
+    r"""How far the matrices of all layers went: |R - I| / |I| together, where each started as I.
+
+    .. math:: \sqrt{\sum_l \lVert R_l - R_l^{(0)} \rVert_F^2 / \sum_l \lVert R_l^{(0)} \rVert_F^2}
+    """
+    moved = sum((b.double() - a.double()).square().sum() for a, b in zip(starts, ends, strict=True))
+    return float((moved / sum(a.double().square().sum() for a in starts)).sqrt())
+
+
 def owners(spec: Peer, model: nn.Module) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer | None]:
     """Of the weights, and of R where there is one; exact whitening sets its R, at a rate of 1."""
     weights = optimizer(spec, model)
@@ -181,6 +192,7 @@ def run(spec: Peer) -> dict:
     model = network(spec, classes)
     batches = inputs.loader(x, t, spec.batch_size, generator=torch.Generator().manual_seed(spec.seed))
     weights, R = owners(spec, model)
+    starts = [matrix.detach().clone() for matrix in decor_parameters(model)]
     ends = [spec.steps * (i + 1) // spec.points for i in range(spec.points)]
     counts = [b - a for a, b in zip([0, *ends], ends, strict=False)]
     annealed = None
@@ -214,6 +226,8 @@ def run(spec: Peer) -> dict:
     broken = next((r for r in rows if not math.isfinite(r.get("validation_loss", 0.0))), None)
     finished = history.status == "finished" and broken is None
     final = dict(rows[-1]) if finished else {}
+    if finished and starts:
+        final[LEARNED] = relative_change(starts, list(decor_parameters(model)))
     if finished and spec.test:
         model.eval()
         final |= {f"test_{name}": value for name, value in measure(model, *test).items()}

@@ -23,12 +23,12 @@ ADAM = "Adam"
 GROUPS = {
     "other layers": ("BatchNorm", "IterNorm", "network deconvolution", "exact whitening"),
     "other optimizers": ("Muon", "SOAP", "PSGD-Kron", "FOOF"),
-    "decorrelation": ("R", "R, auto rate", "R, preserving", "Muon with R", "SOAP with R"),
+    "decorrelation": ("R", "R, auto rate", "R, function preserved", "Muon with R", "SOAP with R"),
 }
 OURS = GROUPS["decorrelation"]
 PEERS = (ADAM, *GROUPS["other layers"], *GROUPS["other optimizers"])
 #: What R is put on top of.
-WITHOUT = {"R": ADAM, "R, auto rate": ADAM, "R, preserving": ADAM, "Muon with R": "Muon", "SOAP with R": "SOAP"}
+WITHOUT = {"R": ADAM, "R, auto rate": ADAM, "R, function preserved": ADAM, "Muon with R": "Muon", "SOAP with R": "SOAP"}
 ARMS: dict[str, dict] = {
     ADAM: {},
     "BatchNorm": {"layers": "BatchNorm"},
@@ -41,29 +41,38 @@ ARMS: dict[str, dict] = {
     "FOOF": {"optimizer": "foof"},
     "R": {"layers": "R"},
     "R, auto rate": {"layers": "R", "decor_lr": "auto"},
-    "R, preserving": {"layers": "R", "preserve": True},
+    "R, function preserved": {"layers": "R", "preserve": True},
     "Muon with R": {"layers": "R", "optimizer": "muon"},
     "SOAP with R": {"layers": "R", "optimizer": "soap"},
 }
-#: Seconds of a step over those of Adam's, about, on one thread: they set the lengths, so that equal commands give equal
-#: numbers on every machine. :func:`costs` measures how well they hold.
+UPDATES = 50  # of R in a run, about, whatever its length: a rate of R means about the same in all of them
+#: Seconds of a step over those of Adam's, about, on one thread, where R learns at every 25th: they set the lengths, so
+#: that equal commands give equal numbers on every machine. :func:`costs` measures how well they hold.
 STEP: dict[str, dict[str, float]] = {
     "mlp": {
         **{"BatchNorm": 1.1, "IterNorm": 4.1, "network deconvolution": 4.8, "exact whitening": 1.5},
         **{"Muon": 1.8, "SOAP": 12.5, "PSGD-Kron": 23, "FOOF": 4.5},
-        **{"R": 1.55, "R, auto rate": 1.55, "R, preserving": 1.55, "Muon with R": 2.4, "SOAP with R": 13},
+        **{"R": 1.55, "R, auto rate": 1.55, "R, function preserved": 1.55, "Muon with R": 2.4, "SOAP with R": 13},
     },
     "convnet": {
         **{"BatchNorm": 1.35, "IterNorm": 2.6, "network deconvolution": 7.2, "exact whitening": 1.7},
         **{"Muon": 1.15, "SOAP": 1.7, "PSGD-Kron": 3.3, "FOOF": 1.4},
-        **{"R": 1.4, "R, auto rate": 1.45, "R, preserving": 1.4, "Muon with R": 1.6, "SOAP with R": 2.1},
+        **{"R": 1.4, "R, auto rate": 1.45, "R, function preserved": 1.4, "Muon with R": 1.6, "SOAP with R": 2.1},
     },
     "transformer": {
         **{"network deconvolution": 2.1, "exact whitening": 1.1},
         **{"Muon": 1.2, "SOAP": 1.2, "PSGD-Kron": 2.1, "FOOF": 1.1},
-        **{"R": 1.15, "R, auto rate": 1.15, "R, preserving": 1.15, "Muon with R": 1.4, "SOAP with R": 1.35},
+        **{"R": 1.15, "R, auto rate": 1.15, "R, function preserved": 1.15, "Muon with R": 1.4, "SOAP with R": 1.35},
     },
 }
+#: What an update of R, or of exact whitening, adds to a step, over a step of Adam's: measured in networks that learn at
+#: every step, minus at none. Of one that preserves the function most is the system that is solved for the weights.
+UPDATE = {
+    "mlp": {"R": 1.0, "R, function preserved": 3.8, "exact whitening": 2.3},
+    "convnet": {"R": 1.5, "R, function preserved": 4.5, "exact whitening": 3.3},
+    "transformer": {"R": 0.45, "R, function preserved": 0.45, "exact whitening": 0.65},
+}
+LEARNING = ("R", "exact whitening")  # layers with an R
 #: Where the rates of an optimizer lie, over Adam's.
 SCALE = {"adam": 1.0, "muon": 2.0, "soap": 4.0, "kron": 8.0, "foof": 10.0}
 
@@ -90,13 +99,36 @@ def arms(base: Peer, names: Sequence[str] = ()) -> tuple[dict[str, Peer], dict[s
 
 
 def relative_time(name: str, spec: Peer) -> float:
-    """About how many times as long as Adam's a step takes (:data:`STEP`)."""
-    return STEP[spec.network].get(name, 1.0)
+    """About how many times as long as Adam's a step takes, on average (:data:`STEP`, :data:`UPDATE`)."""
+    step = STEP[spec.network].get(name, 1.0)
+    if spec.layers not in LEARNING:
+        return step
+    update = UPDATE[spec.network]
+    return step + update.get(name, update["R"]) * (1 / spec.update_every - 1 / 25)
+
+
+def of_length(spec: Peer, steps: int) -> Peer:
+    """A run of so many steps, in which an R learns about 50 times; at every step where there are fewer."""
+    spec = spec.but(steps=steps, points=min(spec.points, steps))
+    return spec.but(update_every=max(1, steps // UPDATES)) if spec.layers in LEARNING else spec
 
 
 def within_budget(made: Mapping[str, Peer], steps: int) -> dict[str, Peer]:
-    """The arms with as many steps as fit into the time of so many of plain Adam, at least one a measurement."""
-    return {n: spec.but(steps=max(spec.points, round(steps / relative_time(n, spec)))) for n, spec in made.items()}
+    """The arms with as many steps as fit into the time of so many of plain Adam, at least one a measurement.
+
+    How often an R learns follows from the length, and the length from what that costs: of the spacings at which an R
+    learns 50 times or more within the time, the widest is taken, or every step where there is none.
+    """
+
+    def fitted(name: str, spec: Peer) -> Peer:
+        for every in range(max(1, steps // UPDATES), 0, -1):
+            spec = spec.but(update_every=every) if spec.layers in LEARNING else spec
+            fits = max(spec.points, round(steps / relative_time(name, spec)))
+            if spec.layers not in LEARNING or fits >= every * UPDATES or every == 1:
+                break
+        return spec.but(steps=fits)
+
+    return {name: fitted(name, spec) for name, spec in made.items()}
 
 
 def rates(
@@ -199,16 +231,21 @@ def _count(held: object, seen: dict[int, int]) -> None:
 def costs(made: Mapping[str, Peer], batches: int, repeats: int = 3, threads: int = 1) -> pd.DataFrame:
     """One row per arm: milliseconds of a step, over Adam's, over what the lengths took it for, and megabytes kept.
 
-    The arms take turns within one process.
+    The arms take turns within one process; one with an R so many steps that it learns in each turn as often as in a
+    run: ``batches``, up to the next multiple of its ``update_every``.
     """
+    counts = {
+        n: -(-batches // s.update_every) * s.update_every if s.layers in LEARNING else batches for n, s in made.items()
+    }
     with timing.threads(threads):
-        turns = timing.take_turns({n: some_steps(s, batches) for n, s in made.items()}, repeats, warmup=1)
+        turns = timing.take_turns({n: some_steps(s, counts[n]) for n, s in made.items()}, repeats, warmup=1)
     middle = timing.medians(turns)
+    of_adam = {name: timing.ratio(turns, name, ADAM) * counts[ADAM] / counts[name] for name in made}
     rows = {
         name: {
-            "ms": 1e3 * middle[name] / batches,
-            "of Adam": timing.ratio(turns, name, ADAM),
-            "of planned": timing.ratio(turns, name, ADAM) / relative_time(name, spec),
+            "ms": 1e3 * middle[name] / counts[name],
+            "of Adam": of_adam[name],
+            "of planned": of_adam[name] / relative_time(name, spec),
             "MB": megabytes(spec),
         }
         for name, spec in made.items()

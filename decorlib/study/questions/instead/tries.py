@@ -1,4 +1,4 @@
-"""Rates by successive halving, with as many tries for every arm; a rate on the edge of its grid moves the grid."""
+"""Rates by successive halving, with as many tries for every arm; beyond a best rate on the edge of its grid one more is tried."""
 
 from __future__ import annotations
 

@@ -31,8 +31,8 @@ class Claim:
         theirs: their number, with its scale; "no number" where only words were read.
         ours: what is measured here, in words.
         terms: (factor, axis, value, arm): the accuracies that are added; the claim says that the sum is above 0.
-        kind: ``"differs"``: by more than the margin; ``"approaches"``: the terms are a gap minus another, in two halves,
-            and any narrowing counts (margin 0); both gaps are shown.
+        kind: ``"differs"``: by more than the margin; ``"approaches"``: two gaps, the first minus the second, in halves;
+            any narrowing counts (margin 0), and both gaps are shown.
     """
 
     source: str
