@@ -1,4 +1,4 @@
-"""Rates by successive halving, with as many tries for every arm; beyond a best rate on the edge of its grid one more is tried."""
+"""Rates by successive halving, as many tries for every arm; beyond a best rate on an edge of its grid one more each."""
 
 from __future__ import annotations
 
