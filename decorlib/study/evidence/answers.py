@@ -73,6 +73,8 @@ def outcome(answer: Answer) -> str:
     """The outcome in a word or two, with the seeds that would decide."""
     if answer.outcome != "undecided":
         return answer.outcome
+    if left_out := answer.verdict.left_out:
+        return f"undecided ({left_out} of {left_out + answer.verdict.n} pairs left out: runs diverged)"
     return "undecided" + (f" (n = {answer.seeds} would decide)" if answer.seeds else "")
 
 

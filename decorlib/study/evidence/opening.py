@@ -58,8 +58,9 @@ def paragraph(records: dict[str, Record], root: Path = ROOT, escaped: Callable[[
         text += f"comparisons ({low:+.2f} to {high:+.2f} points). "
     text += f"The most favourable: {escaped(one(last))}. {escaped(seconds(records, root))}"
     return text + (
-        "Both sides are tuned alike, on validation images; a comparison is a network, data set, schedule of rates "
-        "and budget (equal seconds or equal epochs). Intervals are 95%, simultaneous over all rows of a study; "
+        "With R the best of its arms stands, picked on validation images; each arm and each control had as many tries. "
+        "A comparison is a network, data set, schedule of rates and budget (equal seconds or equal epochs). Intervals "
+        "are 95%, simultaneous over all rows of a study; "
         f"{100 * margin:g} points of test accuracy are what counts."
     )
 

@@ -31,6 +31,7 @@ class Shared:
         interval: 95 %, of this comparison alone.
         margin: smallest effect that counts.
         unit: "" for test accuracy, which is told in points.
+        left_out: pairs that the interval lacks since runs diverged.
         verdict: of the longer study, where the comparison is the same claim there; it then says outcome and numbers.
     """
 
@@ -41,13 +42,16 @@ class Shared:
     interval: Interval
     margin: float
     unit: str
+    left_out: int = 0
     verdict: Verdict | None = None
 
     @property
     def outcome(self) -> Outcome:
-        """By its own 95 % interval."""
+        """By its own 95 % interval; undecided where pairs are left out since runs diverged."""
         if self.verdict is not None:
             return self.verdict.outcome
+        if self.left_out:
+            return "undecided"
         return decide(self.interval, better="higher", margin=self.margin)
 
     @property
@@ -93,8 +97,9 @@ def read(records: dict[str, Record], root: Path = ROOT) -> list[Shared]:
                 # The longer study runs what the full run has, too: told twice, it would look like two findings.
                 twice = where and interval == find(records.get(entry["record"]), entry)
                 if interval is not None and not twice:
-                    about = (entry["what"], interval, entry["margin"], entry.get("unit", ""), _verdict(record, entry))
-                    found.append(Shared(hypothesis, record.notebook, where, *about))
+                    about = (entry["what"], interval, entry["margin"], entry.get("unit", ""))
+                    more = (_left_out(record, entry), _verdict(record, entry))
+                    found.append(Shared(hypothesis, record.notebook, where, *about, *more))
     return found
 
 
@@ -135,14 +140,25 @@ def find(record: Record | None, entry: dict) -> Interval | None:
         return None if None in pair or any(x is None for arm in pair for x in arm) else paired(*pair)
     if entry["table"] not in record.tables:
         return None
+    told = _row(record, entry)
+    if told is None or pd.isna(told["estimate"]):  # every pair of runs had one that diverged
+        return None
+    return Interval(told["estimate"], told["low"], told["high"], int(told["n"]), told["p"])
+
+
+def _row(record: Record, entry: dict) -> dict | None:
+    """The row of a table that an entry names."""
     frame = record.frame(entry["table"])
-    for row in frame.itertuples(index=False):
-        if re.fullmatch(entry["row"], str(row[0])):
-            told = dict(zip(frame.columns, row, strict=True))
-            if pd.isna(told["estimate"]):  # every pair of runs had one that diverged
-                return None
-            return Interval(told["estimate"], told["low"], told["high"], int(told["n"]), told["p"])
-    return None
+    rows = (dict(zip(frame.columns, row, strict=True)) for row in frame.itertuples(index=False))
+    return next((told for told in rows if re.fullmatch(entry["row"], str(next(iter(told.values()))))), None)
+
+
+def _left_out(record: Record, entry: dict) -> int:
+    """Pairs that a row of a table lacks, where the table says how many there were."""
+    told = _row(record, entry) if "table" in entry else None
+    if told is None:
+        return 0
+    return int(told["left out"]) if "left out" in told else int(told.get("seeds", told["n"]) - told["n"])
 
 
 def _verdict(record: Record, entry: dict) -> Verdict | None:

@@ -40,6 +40,9 @@ class Verdict:
         tolerance: largest absolute change of estimate, low and high with which another run agrees. Default: ``None``,
             a quarter of the margin; where that is 0, a quarter of the interval's width.
         ratio: estimate, low, high, margin and tolerance are natural logarithms of ratios, which are what is told.
+            Default: False.
+        left_out: pairs that are not in the estimate since a run diverged; where there are any, nothing but "undecided"
+            is drawn from the others. Default: 0.
             Default: ``False``.
 
     Raises:
@@ -66,6 +69,7 @@ class Verdict:
     control: str = ""
     tolerance: float | None = None
     ratio: bool = False
+    left_out: int = 0
 
     def __post_init__(self):
         for name in ("hypothesis", "claim", "criterion"):
@@ -117,7 +121,7 @@ class Verdict:
             explains_failed_run: answer to question (a). Default: None.
             evidence: what that rests on. Default: "".
             remedy: what helps. Default: "".
-            about: scale, schedule, control, tolerance, ratio.
+            about: scale, schedule, control, tolerance, ratio, left_out.
         """
         return cls(
             **{**asdict(interval), "p_value": beyond(interval, better=better, margin=margin)},
@@ -125,7 +129,7 @@ class Verdict:
             claim=claim,
             criterion=criterion,
             unit=unit,
-            outcome=decide(interval, better=better, margin=margin),
+            outcome="undecided" if about.get("left_out") else decide(interval, better=better, margin=margin),
             explains_failed_run=explains_failed_run,
             evidence=evidence,
             remedy=remedy,
@@ -141,7 +145,7 @@ class Verdict:
         Raises:
             ValueError: fields are missing or unknown.
         """
-        content = {"ratio": False, **(_of_format_1(content) if "cure" in content else content)}
+        content = {"ratio": False, "left_out": 0, **(_of_format_1(content) if "cure" in content else content)}
         names = {field.name for field in fields(cls)}
         if names != set(content):
             missing, unknown = sorted(names - set(content)), sorted(set(content) - names)
@@ -234,11 +238,11 @@ def family(verdicts: Iterable[Verdict], level: float = LEVEL) -> list[Answer]:
             answers.append(Answer(verdict, verdict.outcome, verdict.interval, None, None))
             continue
         wide = simultaneous(verdict.interval, len(tested), level)
-        outcome = decide(wide, better=verdict.better, margin=verdict.margin)
-        if outcome == "undecided" and adjusted[i] <= (1 - level) / 2:
+        outcome = "undecided" if verdict.left_out else decide(wide, better=verdict.better, margin=verdict.margin)
+        if outcome == "undecided" and not verdict.left_out and adjusted[i] <= (1 - level) / 2:
             outcome = "supported"
         seeds = None
-        if outcome == "undecided":
+        if outcome == "undecided" and not verdict.left_out:  # more seeds do not make up for runs that diverge
             seeds = seeds_to_decide(verdict.interval, margin=verdict.margin, family=len(tested), level=level)
         answers.append(Answer(verdict, outcome, replace(wide, p_value=adjusted[i]), adjusted[i], seeds))
     return answers

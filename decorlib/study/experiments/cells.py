@@ -39,7 +39,7 @@ class Found:
         at = self.table.loc[self.primary]
         scale = f"{at['digits']:,} digits, 784-100-10, {at['epochs']} {'epoch' if at['epochs'] == 1 else 'epochs'}"
         said = {"better": "higher", "margin": self.margin, "unit": "test accuracy"}
-        return {"scale": scale, "schedule": "constant", **said}
+        return {"scale": scale, "schedule": "constant", "left_out": int(at["seeds"] - at["n"]), **said}
 
     @property
     def decides(self) -> str:

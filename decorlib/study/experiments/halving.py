@@ -1,7 +1,8 @@
 """Rates chosen by successive halving: many short tries, the better half of them longer, the last at full length.
 
-Every arm begins with as many tries and ends with as many of full length. Where an arm's best rate is the smallest or
-the largest that was tried for it, its grid moves there and is halved again: a wider one might have served it better.
+Every arm begins with as many tries and, where its grid stays, ends with as many of full length. Where an arm's best
+rate is the smallest or the largest that was tried for it, its grid moves there and is halved again: a wider one might
+have served it better.
 """
 
 from __future__ import annotations

@@ -107,6 +107,14 @@ def test_what_both_studies_found_alike_is_told_once(clone, estimate, times):
     assert [bool(one.where) for one in found] == [False, True][:times]
 
 
+def test_a_comparison_that_lacks_pairs_is_undecided(clone):
+    """Two of eight runs diverged: what the other six say decides nothing."""
+    root = clone()
+    (whole,) = shared.read({"01": small_record(seeds=6)}, root)
+    (some,) = shared.read({"01": small_record(seeds=8)}, root)
+    assert (whole.outcome, some.outcome) == ("supported", "undecided")
+
+
 def test_a_comparison_whose_runs_diverged_has_no_numbers(clone):
     assert shared.find(small_record(), ENTRY) is not None
     lost = small_record(estimate=float("nan"), low=float("nan"), high=float("nan"), n=0)

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 from decorlib.study.evidence import answers
-from decorlib.study.evidence.stats import interval, paired
+from decorlib.study.evidence.stats import Interval, interval, paired
 from decorlib.study.evidence.verdicts import Verdict, family
 
 FIELDS = {
@@ -31,6 +31,7 @@ FIELDS = {
     "control": "the corrected rule",
     "tolerance": None,
     "ratio": False,
+    "left_out": 0,
 }
 
 
@@ -179,3 +180,18 @@ def test_a_ratio_is_decided_in_logarithms_and_told_as_a_ratio():
     assert Verdict.from_dict(verdict.as_dict()) == verdict
     older = {name: value for name, value in verdict.as_dict().items() if name != "ratio"}
     assert Verdict.from_dict(older).ratio is False  # of a record from before there were any
+
+
+def test_pairs_left_out_since_runs_diverged_leave_it_undecided():
+    """Six of ten pairs are far beyond the margin; four of the arm's runs diverged."""
+    found = Interval(0.01, 0.008, 0.012, 6, 1e-5)
+    about = {"claim": "c", "criterion": "k", "better": "higher", "margin": 0.002}
+    whole = Verdict.from_interval(found, hypothesis="whole", **about)
+    some = Verdict.from_interval(found, hypothesis="some", left_out=4, **about)
+    assert (whole.outcome, some.outcome) == ("supported", "undecided")
+    answers = family([whole, some])
+    assert [answer.outcome for answer in answers] == ["supported", "undecided"]
+    assert answers[1].seeds is None
+    assert Verdict.from_dict(some.as_dict()) == some
+    before = {name: value for name, value in whole.as_dict().items() if name != "left_out"}
+    assert Verdict.from_dict(before) == whole  # of a record that was made before there was this field

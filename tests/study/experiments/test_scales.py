@@ -205,6 +205,7 @@ def test_the_row_of_the_answer_table_is_the_largest_scale_with_the_first_pair(fa
     assert both.about == {
         "scale": "10,000 digits, 784-100-10, 2 epochs",
         "schedule": "constant",
+        "left_out": 0,
         "better": "higher",
         "margin": 0.002,
         "unit": "test accuracy",

@@ -25,7 +25,7 @@ from decorlib.training.train import train
 
 BASELINE = "backpropagation"  # on the 2024 notebook's inputs: shown, decides nothing
 CONTROLS = ("inputs in [0, 1]", "demeaned, every layer", "BatchNorm")  # all three, always
-OURS = ("kappa, deeper layers", "kappa, deeper layers, function kept", "kappa, every layer", "2024 rule, demeaned")
+OURS = ("kappa, deeper layers", "kappa, deeper layers, function preserved", "kappa, every layer", "2024 rule, demeaned")
 ARMS = (BASELINE, *CONTROLS, *OURS)
 KAPPA = (("kappa", 0.5),)
 CENTRED = (("center", "batch"),)
@@ -94,7 +94,7 @@ def arms(base: Experiment, setting: Setting, update_every: int = 25, fraction: f
         "demeaned, every layer": demeaned.but(normalisation="mean"),
         "BatchNorm": demeaned.but(normalisation="batch"),
         "kappa, deeper layers": deeper,
-        "kappa, deeper layers, function kept": deeper.but(preserve_function=True),
+        "kappa, deeper layers, function preserved": deeper.but(preserve_function=True),
         "kappa, every layer": kappa,
         "2024 rule, demeaned": original,
     }

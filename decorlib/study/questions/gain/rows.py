@@ -32,6 +32,7 @@ class Row:
             whole.
         missing: runs of the arm, and of the control, that diverged or never got there; their pairs are left out.
         runs: of each.
+        soon: pairs of which one run was there before the first mean of three, so that when cannot be told; left out.
     """
 
     setting: Setting
@@ -43,6 +44,7 @@ class Row:
     effect: Interval | None
     missing: tuple[int, int]
     runs: int
+    soon: int = 0
 
     @property
     def key(self) -> str:
@@ -62,6 +64,7 @@ class Row:
             return None
         if self.level is None:
             about = {"margin": margin, "better": "higher", "unit": "of test accuracy"}
+            about["left_out"] = self.runs - self.effect.n
             claim = f"'{self.arm}' gains over {margin:g} of test accuracy"
         else:
             about = {"margin": math.log(factor), "better": "lower", "unit": f"of the {self.measure}", "ratio": True}
@@ -95,20 +98,25 @@ def passed(curve: pd.DataFrame, level: float) -> tuple[float, float]:
     """Epochs and seconds at which the mean of three measurements in a row passes a level, so that no lucky one counts.
 
     It stands at the third of them; between the last mean that is not above the level and the first that is, the time is
-    interpolated, since measurements are a part of an epoch apart. Infinite where no mean is above it.
+    interpolated, since measurements are a part of an epoch apart. Infinite where no mean is above it; NaN where the
+    first mean is, since when that was cannot be told.
 
     Args:
-        curve: of one run, in order: columns epoch, seconds, accuracy.
+        curve: of one run, in order: columns epoch, seconds, accuracy. A last measurement that is closer to the one
+            before than the others are does not count: it would have a run pass sooner for ending there.
         level: in [0, 1].
     """
+    gaps = curve["epoch"].diff()
+    if len(curve) > 2 and gaps.iloc[-1] < gaps.iloc[1] - 1e-9:
+        curve = curve.iloc[:-1]
     means = curve["accuracy"].rolling(IN_A_ROW).mean().tolist()
     first = next((i for i, mean in enumerate(means) if mean > level), None)
     if first is None:
         return math.inf, math.inf
-    now = curve[["epoch", "seconds"]].iloc[first]
-    if first >= IN_A_ROW:
-        before = curve[["epoch", "seconds"]].iloc[first - 1]
-        now = before + (now - before) * (level - means[first - 1]) / (means[first] - means[first - 1])
+    if first < IN_A_ROW:
+        return math.nan, math.nan
+    before, now = (curve[["epoch", "seconds"]].iloc[i] for i in (first - 1, first))
+    now = before + (now - before) * (level - means[first - 1]) / (means[first] - means[first - 1])
     return float(now["epoch"]), float(now["seconds"])
 
 
@@ -137,9 +145,9 @@ def times(found: Compared, cost: pd.DataFrame, levels: Mapping[str, Sequence[flo
                 logs = [math.log(a / b) for a, b in both if math.isfinite(a) and math.isfinite(b)]
                 missing = tuple(sum(math.isinf(t) for t in column) for column in zip(*both, strict=True))
                 effect = interval(logs) if len(logs) > 1 else None
-                rows.append(
-                    Row(found.setting, budget, found.ours, control, measure, level, effect, missing, len(seeds))
-                )
+                soon = sum(math.isnan(a) or math.isnan(b) for a, b in both)
+                counts = (effect, missing, len(seeds), soon)
+                rows.append(Row(found.setting, budget, found.ours, control, measure, level, *counts))
     return rows
 
 
@@ -171,20 +179,23 @@ def table(rows: Sequence[Row], margin: float, factor: float) -> pd.DataFrame:
                 **({} if row.level is None else {"measure": row.measure, "level": f"{100 * row.level:.1f}%"}),
                 **numbers,
                 "n": 0 if row.effect is None else row.effect.n,
-                "left out": sum(row.missing),
+                "left out": row.runs - (0 if row.effect is None else row.effect.n),
                 "outcome": _outcome(row, answer),
                 "n to decide": "-" if answer is None or answer.seeds is None else str(answer.seeds),
                 "p": None if answer is None else answer.p_value,
             }
         )
         if row.level is not None:
-            lines[-1] |= {"arm never": row.missing[0], "control never": row.missing[1], "of": row.runs}
+            lines[-1] |= {"arm never": row.missing[0], "control never": row.missing[1], "soon": row.soon}
+            lines[-1]["of"] = row.runs
     return pd.DataFrame(lines)
 
 
 def _outcome(row: Row, answer) -> str:
-    if answer is not None and not any(row.missing):
+    if answer is not None and not any(row.missing) and not row.soon:
         return answer.outcome
+    if row.soon:
+        return "undecided"
     ours, theirs = (missing < row.runs for missing in row.missing)
     if row.level is None or (ours and theirs):
         return "undecided"

@@ -73,6 +73,7 @@ def verdicts(
             if (r.setting.network, r.setting.schedule) == (network, schedule)
             and r.measure == "seconds"
             and not any(r.missing)
+            and not r.soon
         ]
         highest = {(r.setting, r.control): r for r in whole}  # levels rise, so that the last one stays
         for kind, among in (("accuracy", here), ("time", list(highest.values()))):
