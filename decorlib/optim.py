@@ -153,7 +153,7 @@ class DecorSGD(OptimizerOfR):
         skip_unreached: skip layers that have seen no batch since their last step (experts without tokens) instead of
             raising. Default: False.
         preserve_function: have the weights make up for the step, W <- W R_old R_new^-1, so that the network computes
-            what it did; see :mod:`decorlib.layers.preserve`. Default: False.
+            what it did. Give the whole model, else ties go unseen; see :mod:`decorlib.layers.preserve`. Default: False.
 
     Raises:
         ValueError: a rate that is negative or not finite; no decorrelation layer.

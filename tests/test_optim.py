@@ -140,6 +140,38 @@ def test_max_step_bounds_the_step_as_in_decor_step():
     assert not torch.equal(free[0].decorrelation.weight, bounded[0].decorrelation.weight)
 
 
+BOUNDED = {
+    "DecorSGD": lambda model: DecorSGD(model, lr=0.1),
+    "Adam": lambda model: DecorOptimizer(model, torch.optim.Adam, lr=0.1),
+    "in place": lambda model: DecorOptimizer(model, torch.optim.SGD, lr=0.1, in_place=True),
+}
+
+
+@pytest.mark.parametrize("bound", [0, -1.0, float("nan"), "0.5", True])
+@pytest.mark.parametrize("owner", [*BOUNDED, "decor_step"])
+def test_a_bound_that_is_none_is_refused_also_between_updates(owner, bound):
+    model = network(update_every=3)
+    if owner == "decor_step":
+
+        def step(bound):
+            decor_step(model, 0.1, max_step=bound)
+    else:
+        optimizer = BOUNDED[owner](model)
+
+        def step(bound):
+            optimizer.param_groups[0]["max_step"] = bound
+            optimizer.step()
+
+    for good in (None, 0.5, 1):  # the first learns, the others only count
+        model(batches()[0][0])
+        step(good)
+        before = copy.deepcopy(model.state_dict())
+        with pytest.raises(ValueError, match=rf"^layer '0\.decorrelation': max_step is {bound!r}; it must be a number"):
+            step(bound)
+        torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    assert [int(layer.num_updates) for _, layer in decor_modules(model)] == [3, 3]
+
+
 def test_a_closure_is_evaluated_with_gradients_and_its_loss_returned():
     model = network()
     optimizer = DecorSGD(model, lr=0.02)

@@ -21,6 +21,7 @@ class Trust:
         self.allocated: nn.Parameter | None = None  # R as it came out of the meta device: numbers that mean nothing
         self.version: int | None = None  # of R when it was last asked whether an initialiser wrote it
         self.in_shards = False  # whether R is a part of what fully_shard gathers for a forward
+        self.meant = False  # whether R was set on purpose (set_weight, loading) since protected() began to watch
 
 
 def check(layer: nn.Module, input: Tensor | None = None) -> None:
@@ -127,7 +128,7 @@ def set_weight(layer: nn.Module, R: Tensor) -> None:
         )
     layer.weight.copy_(R)
     layer.forget()  # states of the R that was there before say nothing about this one
-    layer._R_is_known = True
+    layer._R_is_known = layer._trust.meant = True
 
 
 def looks_like_noise(R: Tensor) -> bool:
@@ -169,7 +170,7 @@ def loaded(layer: nn.Module, state_dict: dict, prefix: str, assigned: bool) -> N
         parameter.requires_grad_(False)
     if prefix + "weight" in state_dict:
         layer.forget()  # states of the R that was there before say nothing about this one
-        layer._R_is_known = True
+        layer._R_is_known = trust.meant = True
     own = {**layer._parameters, **layer._buffers}
     missing = [name for name, t in own.items() if t is not None and prefix + name not in state_dict]
     parent = prefix.removesuffix("decorrelation.") if prefix.endswith("decorrelation.") else prefix
@@ -228,12 +229,14 @@ def protected(layer: nn.Module, fn) -> None:
     """``fn(layer)`` as :meth:`torch.nn.Module.apply` calls it, without letting an initialiser have R and b.
 
     An initialiser of everything that has a matrix called ``weight`` (``m.weight.data.normal_()``) means weights, and
-    would make noise of R. What ends at R = I (``reset_parameters``) is let through.
+    would make noise of R. What ends at R = I (``reset_parameters``) is let through, and so is an R that ``fn`` sets on
+    purpose: by ``set_weight``, by loading a ``state_dict``, or in a step.
     """
+    layer._trust.meant, steps = False, layer._count.of(layer.num_updates)
     kept = {name: p.detach().clone() for name, p in layer._parameters.items() if p is not None and not p.is_meta}
     fn(layer)
     R, b = layer._parameters.get("weight"), layer._parameters.get("bias")
-    if R is None or R.is_meta:
+    if R is None or R.is_meta or layer._trust.meant or layer._count.of(layer.num_updates) > steps:
         return
     if is_identity(R) and (b is None or not bool(b.any())):
         return

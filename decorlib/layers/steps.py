@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from decorlib.layers.checks import called
+from decorlib.layers.checks import called, check_max_step
 from decorlib.layers.decorrelation import Decorrelation
 from decorlib.layers.pending import refuse_unstepped
 from decorlib.layers.step import prepared, wait, waits
@@ -127,8 +127,12 @@ def learn(
 
     Raises:
         RuntimeError: no layer can learn, or one has no batch; the message names it.
+        ValueError: a bound that is no number above 0.
     """
     losses: dict[str, Tensor | None] = {member.name: None for member in members}
+    for member, bound in zip(members, bounds, strict=True):
+        if bound is not None:  # also where this step only counts: a wrong one is found when it is set, not steps later
+            member.named(check_max_step, bound)
     if _all_wait(members):
         return losses
     reasons = [member.idle(skip_unreached) for member in members]
@@ -170,10 +174,14 @@ def counted(groups: Sequence[dict], found: Sequence[Sequence[Learner]]) -> dict[
     """The losses of a step that only counts (none), once it has; None, and nothing done, where it is another.
 
     Args:
-        groups: of an optimizer of R, with rates that may be none.
+        groups: of an optimizer of R, with rates and bounds that may be none.
         found: the layers of each.
     """
     if not all(type(group["lr"]) is float and 0 < group["lr"] < math.inf for group in groups):
+        return None
+    if any(
+        (bound := group.get("max_step")) is not None and not (type(bound) is float and bound > 0) for group in groups
+    ):
         return None
     members = [member for one in found for member in one]
     return {member.name: None for member in members} if _all_wait(members) else None

@@ -86,6 +86,38 @@ def test_apply_still_resets_moves_and_visits():
     assert {R.dtype for R in matrices(model)} == {torch.float64}
 
 
+PURPOSES = {
+    "set_weight": lambda m: m.set_weight(ROTATION),
+    "set_weight after reset_parameters": lambda m: (m.reset_parameters(), m.set_weight(ROTATION)),
+    "load_state_dict": lambda m: m.load_state_dict(m.state_dict() | {"weight": ROTATION}),
+}
+ROTATION = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(3))).Q
+
+
+@pytest.mark.parametrize("make", [lambda: Decorrelation(6), lambda: Decorrelation(6, bias=True)])
+@pytest.mark.parametrize("way", PURPOSES)
+def test_an_r_that_is_set_on_purpose_inside_apply_stays(way, make):
+    model = nn.Sequential(make())
+    model.apply(lambda m: PURPOSES[way](m) if isinstance(m, Decorrelation) else None)
+    assert torch.equal(model[0].weight, ROTATION)
+    y = torch.randn(20, 6, generator=torch.Generator().manual_seed(4))
+    torch.testing.assert_close(model(y), y @ ROTATION.T)
+    model.apply(noise)  # the purpose of before is no excuse for an initialiser of now
+    assert torch.equal(model[0].weight, ROTATION)
+
+
+def test_a_step_inside_apply_is_a_step():
+    model, by_hand = learned(), learned()
+    for one in (model, by_hand):
+        one(x)
+    model.apply(lambda m: m.step(1e-2) if isinstance(m, Decorrelation) else None)
+    for _, layer in decor_modules(by_hand):
+        layer.step(1e-2)
+    R = matrices(by_hand)
+    assert all(torch.equal(*pair) for pair in zip(matrices(model), R, strict=True))
+    assert not any(torch.equal(*pair) for pair in zip(matrices(learned()), R, strict=True))
+
+
 # ---------------------------------------------------------------------------------------- not what R was, or not there
 
 

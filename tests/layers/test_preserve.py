@@ -3,6 +3,8 @@
 import copy
 import io
 import pickle
+import re
+import warnings
 
 import pytest
 import reference
@@ -195,16 +197,93 @@ def test_r_takes_the_steps_that_it_takes_without():
     torch.testing.assert_close(*ends, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_in_low_precision_the_function_is_kept_to_the_digits_that_there_are(dtype):
+def test_in_single_precision_the_function_is_kept_to_the_digits_that_there_are():
     torch.manual_seed(0)
-    model = nn.Sequential(DecorLinear(6, 16), nn.Tanh(), DecorLinear(16, 5)).to(dtype)
-    x = mixed(40, 6).to(dtype)
-    optimizer, eps = DecorSGD(model, 0.02, preserve_function=True), torch.finfo(dtype).eps
+    model = nn.Sequential(DecorLinear(6, 16), nn.Tanh(), DecorLinear(16, 5))
+    x = mixed(40, 6).float()
+    optimizer, eps = DecorSGD(model, 0.02, preserve_function=True), torch.finfo(torch.float32).eps
     model(x)
     before = evaluated(model, call, x)
     optimizer.step()
     assert (evaluated(model, call, x) - before).abs().max() < 20 * eps * before.abs().max()
+
+
+@pytest.mark.parametrize("owner", OWNERS)
+def test_in_single_precision_the_function_stays_over_many_steps(owner):
+    """Each step rounds every weight once, about an eps of W R, to either side: 200 of them stay below 50 eps, 6e-6."""
+    torch.manual_seed(0)
+    layer, x = DecorLinear(64, 64), (mixed(256, 64) / 8).float()
+    optimizer = OWNERS[owner](layer, True)
+    if owner == "Adam":  # at 1e-2 it takes R through a singular one
+        optimizer.param_groups[0]["lr"] = 1e-3
+
+    def effective():
+        return (layer.weight.double() @ layer.decorrelation.weight.double()).detach()
+
+    start, out, eps = effective(), evaluated(layer, call, x), torch.finfo(torch.float32).eps
+    for _ in range(200):
+        layer(x)
+        optimizer.step()
+    assert (layer.decorrelation.weight - torch.eye(64)).abs().max() > 0.1
+    assert (effective() - start).norm() < 50 * eps * start.norm()
+    assert (evaluated(layer, call, x) - out).norm() < 50 * eps * out.norm()
+
+
+def lost_towards(ratio, error=None):
+    """A step to an R of such a condition number, not along the axes: what W R is off by, and what is said of it."""
+    torch.manual_seed(0)
+    Q = torch.linalg.qr(draw(64, 64, seed=2)).Q
+    layer = DecorLinear(64, 64, rule=Towards(Q @ torch.logspace(0, 1, 64, ratio).double().diag() @ Q.T))
+    W, optimizer = layer.weight.detach().clone(), DecorSGD(layer, 1.0, preserve_function=True)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        layer(mixed(20, 64).float())
+        if error is not None:
+            with pytest.raises(error) as found:
+                optimizer.step()
+            assert torch.equal(layer.weight, W)
+            assert torch.equal(layer.decorrelation.weight, torch.eye(64))
+            return None, str(found.value)
+        optimizer.step()
+        new = (layer.weight.double() @ layer.decorrelation.weight.double()).detach()
+        layer(mixed(20, 64).float())  # one like it is not said again
+        optimizer.step()
+    assert len(said) <= 1
+    return float((new - W).norm() / W.norm()), "".join(str(one.message) for one in said)
+
+
+def test_a_step_that_rounding_makes_coarse_is_said_before_one_is_refused():
+    off, said = lost_towards(1e2)
+    assert off < 5e-6
+    assert said == ""
+    off, said = lost_towards(5e4)
+    claimed = float(
+        re.search(r"^layer 'decorrelation': .*by up to ([\d.e-]+) of itself.*max_step=0\.5.*said once", said)[1]
+    )
+    assert 1.2e-4 < claimed < 1.2e-3
+    assert 5e-6 < off < claimed  # what is said is no less than what is lost
+    assert "where 0.0012 is allowed" in lost_towards(1e6, LostFunction)[1]
+
+
+@pytest.mark.parametrize("owner", OWNERS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_of_half_precision_are_refused_and_computing_in_it_is_not(dtype, owner):
+    torch.manual_seed(0)
+    model = nn.Sequential(DecorLinear(6, 16), nn.Tanh(), DecorLinear(16, 5)).to(dtype)
+    x = mixed(40, 6).to(dtype)
+    model(x)
+    before = copy.deepcopy(model.state_dict())
+    said = rf"^layer '0\.decorrelation': .*weight of its DecorLinear is {dtype}.*keep the weights in torch\.float32"
+    with pytest.raises(ValueError, match=said):
+        OWNERS[owner](model, True).step()
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    model.float()
+    with torch.autocast("cpu", dtype=dtype):
+        model(x.float())
+    out = evaluated(model, call, x.float())
+    OWNERS[owner](model, True).step()
+    assert (evaluated(model, call, x.float()) - out).abs().max() < 20 * torch.finfo(torch.float32).eps * out.abs().max()
+    assert not torch.equal(model[0].decorrelation.weight, torch.eye(6))
 
 
 # --------------------------------------------------------------------------------------------------- resumed
@@ -329,6 +408,83 @@ def pruned():
 
 def parametrised():
     return nn.Sequential(parametrizations.weight_norm(DecorLinear(6, 6, dtype=torch.float64)))
+
+
+class Heads(nn.Module):
+    """Two layers, one of them without an R, which something may tie."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.other = DecorLinear(6, 6, decor_bias=True), nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.head(x), self.other(x)
+
+
+def to_the_same(model):
+    model.other.weight = model.head.weight
+
+
+def to_the_same_memory(model):
+    model.other.weight = nn.Parameter(model.head.weight.data)
+
+
+def to_a_part(model):
+    model.other = nn.Linear(6, 2).double()
+    model.other.weight = nn.Parameter(model.head.weight.data[2:4])
+
+
+def to_a_buffer(model):
+    model.register_buffer("average", model.head.weight.detach().t())
+
+
+def to_the_bias(model):
+    model.other.bias = model.head.bias
+
+
+@pytest.mark.parametrize("owner", OWNERS)
+@pytest.mark.parametrize("when", ["before", "later"])
+@pytest.mark.parametrize("tie", [to_the_same, to_the_same_memory, to_a_part, to_a_buffer, to_the_bias])
+def test_ties_are_found_whenever_and_however_they_were_made(tie, when, owner):
+    torch.manual_seed(0)
+    model, x = Heads().double(), mixed(20, 6)
+    optimizer = OWNERS[owner](model, True)
+    if when == "later":
+        model(x)
+        optimizer.step()
+    tie(model)
+    model(x)
+    before = copy.deepcopy((model.state_dict(), optimizer.state_dict()["state"]))
+    what = "bias" if tie is to_the_bias else "weight"
+    with pytest.raises(ValueError, match=rf"^layer 'head\.decorrelation': .*have the same {what} as its DecorLinear"):
+        optimizer.step()
+    torch.testing.assert_close((model.state_dict(), optimizer.state_dict()["state"]), before, rtol=0, atol=0)
+    model.other, model.average = nn.Linear(6, 6).double(), None  # untied, it goes on
+    out = evaluated(model, lambda model, x: model(x)[0], x)
+    optimizer.step()
+    assert (evaluated(model, lambda model, x: model(x)[0], x) - out).abs().max() < 1e-10
+
+
+def test_ties_between_groups_and_layers_that_were_given_are_found():
+    for given in (lambda m: [m[0], m[1]], lambda m: [{"params": m[0]}, {"params": [m[1]], "lr": 0.1}]):
+        model = nn.Sequential(*(DecorLinear(6, 6, dtype=torch.float64) for _ in range(2)))
+        model[1].weight = model[0].weight
+        optimizer = DecorSGD(given(model), 0.05, preserve_function=True)
+        model(mixed(20, 6))
+        with pytest.raises(ValueError, match="other layers have the same weight"):
+            optimizer.step()
+
+
+def test_neighbours_in_one_memory_are_no_ties():
+    model, x = Heads().double(), mixed(20, 6)
+    flat = torch.cat([model.head.weight.detach().flatten(), model.other.weight.detach().flatten()])
+    model.head.weight, model.other.weight = (nn.Parameter(half.view(6, 6)) for half in flat.chunk(2))
+    optimizer = DecorSGD(model, 0.05, preserve_function=True)
+    model(x)
+    out = [one.detach() for one in model.eval()(x)]
+    model.train()
+    optimizer.step()
+    torch.testing.assert_close([one.detach() for one in model.eval()(x)], out, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("owner", ["DecorSGD", "Adam"])
