@@ -278,7 +278,7 @@ class Decorrelation(nn.Module):
     # ------------------------------------------------------------------------------------- loading, moving, copying
 
     def apply(self, fn):
-        """As :meth:`torch.nn.Module.apply`; R and b keep theirs, unless ``fn`` makes R the identity or sets it (``set_weight``)."""
+        """As :meth:`torch.nn.Module.apply`; R and b stay, unless ``fn`` calls ``set_weight`` or makes R = I."""
         integrity.protected(self, fn)
         return self
 
