@@ -68,7 +68,7 @@ class Row:
             claim = f"'{self.arm}' gains over {margin:g} of test accuracy"
         else:
             about = {"margin": math.log(factor), "better": "lower", "unit": f"of the {self.measure}", "ratio": True}
-            about["tolerance"] = math.log(1.25)  # what two runs' seconds may differ by
+            about["tolerance"] = 0.9 * math.log(factor)  # seconds of two runs may differ, but by less than decides
             claim = f"'{self.arm}' needs less than 1/{factor:g} of the {self.measure} to {100 * self.level:.1f}%"
         return Verdict.from_interval(
             self.effect,
