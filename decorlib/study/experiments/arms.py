@@ -6,7 +6,7 @@ on the test set with the seeds of the comparison, ``by_seed`` lines the arms up 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from itertools import product
 from typing import Any
@@ -84,9 +84,8 @@ def compare(
     pairs = [(name, arm.but(seed=seed)) for name, arm in arms.items() for seed in listed(seeds)]
     names, specs = [name for name, _ in pairs], [spec for _, spec in pairs]
     # Runs that read the same arrays one after the other: a worker keeps those of the last two.
-    order = sorted(range(len(specs)), key=lambda i: repr(preparation(specs[i])))
-    found = dict(zip(order, side_by_side.sweep([specs[i] for i in order], desc=desc, **engine), strict=True))
-    records = [found[i] for i in range(len(specs))]
+    arrays = [repr(preparation(spec)) for spec in specs]
+    records = in_order_of(arrays, specs, lambda these: side_by_side.sweep(these, desc=desc, **engine))
     table = frame(specs, records, names)
     if "seed" not in table:  # a single seed does not differ
         table.insert(1, "seed", [spec.seed for spec in specs])
@@ -190,9 +189,7 @@ def tune(
         name: [(spec, grid(spec, seed=seeds)) for spec in grid(arm.but(split="validation"), **per_arm[name])]
         for name, arm in arms.items()
     }
-    counts = {name: len(these) for name, these in tries.items()}
-    if len(set(counts.values())) > 1:
-        raise ValueError(f"arms get unequal numbers of tries, {counts}: give each as many, or it is not a fair choice")
+    check_equal_tries({name: len(these) for name, these in tries.items()})
     records = iter(
         side_by_side.sweep([s for these in tries.values() for _, group in these for s in group], desc=desc, **engine)
     )
@@ -210,7 +207,31 @@ def tune(
     return best, numeric(pd.DataFrame(rows), (metric, "lowest", "highest"))
 
 
+def best_try(tries: pd.DataFrame, among: Sequence[str], metric: str) -> str:
+    """The arm, of those named, whose chosen try has the highest validation measurement; of equal ones the first named.
+
+    The test set has no say. An arm whose chosen try diverged is not picked.
+    """
+    scores = tries[tries["chosen"] & tries["arm"].isin(among)].set_index("arm")[metric].astype(float).dropna()
+    if scores.empty:
+        raise ValueError(f"none of {', '.join(among)} has a chosen try that did not diverge")
+    return max((name for name in among if name in scores.index), key=scores.__getitem__)
+
+
 # ---------------------------------------------------------------------------------------------------------- internals
+
+
+def in_order_of(keys: Sequence, specs: Sequence, run: Callable[[list], list[dict]]) -> list[dict]:
+    """The records of specifications, in their order; those are run in the order of their keys."""
+    order = sorted(range(len(specs)), key=keys.__getitem__)
+    found = dict(zip(order, run([specs[i] for i in order]), strict=True))
+    return [found[i] for i in range(len(specs))]
+
+
+def check_equal_tries(counts: Mapping[Any, int]) -> None:
+    """Raise where an arm has more or fewer tries than another."""
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"arms get unequal numbers of tries, {counts}: give each as many, or it is not a fair choice")
 
 
 def listed(seeds: Iterable[int]) -> list[int]:

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from decorlib.study.experiments import side_by_side
-from decorlib.study.experiments.arms import edges, grid, listed, numeric, rank, rates_per_arm, tried
+from decorlib.study.experiments.arms import check_equal_tries, edges, grid, listed, numeric, rank, rates_per_arm, tried
 from decorlib.study.experiments.experiment import Experiment
 
 ROUNDS = (1 / 8, 1 / 4, 1 / 2, 1)
@@ -80,9 +80,7 @@ def halve(
     if moves < 0:
         raise ValueError(f"move is {move}; it must be at least 0")
     grids = rates_per_arm(arms, rates)
-    counts = {name: len(grid(arm, **grids[name])) for name, arm in arms.items()}
-    if len(set(counts.values())) > 1:
-        raise ValueError(f"arms get unequal numbers of tries, {counts}: give each as many, or it is not a fair choice")
+    check_equal_tries({name: len(grid(arm, **grids[name])) for name, arm in arms.items()})
 
     run = _remembering(desc, engine)
     seen = {name: {field: list(values) for field, values in own.items()} for name, own in grids.items()}

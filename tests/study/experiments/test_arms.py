@@ -218,3 +218,24 @@ def test_spread_covers_the_range_and_a_little_more():
     assert rates[1] / rates[0] == pytest.approx(rates[3] / rates[2])
     with pytest.raises(ValueError, match="positive rates"):
         arms.spread([0.0], 3)
+
+
+def test_the_best_try_is_the_best_on_validation_among_those_named():
+    tries = pd.DataFrame({"arm": list("aab"), "chosen": [True, False, True], "test_accuracy": [0.8, 0.99, 0.9]})
+    assert arms.best_try(tries, ["a", "b"], "test_accuracy") == "b"
+    assert arms.best_try(tries, ["a"], "test_accuracy") == "a"
+    equal = tries.assign(test_accuracy=0.9)
+    assert [arms.best_try(equal, named, "test_accuracy") for named in (["a", "b"], ["b", "a"])] == ["a", "b"]
+    with pytest.raises(ValueError, match="none of c"):
+        arms.best_try(tries, ["c"], "test_accuracy")
+
+
+def test_records_come_back_in_order_whatever_order_they_were_made_in():
+    asked = []
+
+    def run(specs):
+        asked.extend(specs)
+        return [{"of": spec} for spec in specs]
+
+    assert arms.in_order_of([2, 1, 2, 0], ["a", "b", "c", "d"], run) == [{"of": spec} for spec in "abcd"]
+    assert asked == ["d", "b", "a", "c"]

@@ -241,14 +241,6 @@ def test_seeds_of_tries_are_refused_for_the_comparison(asked):
     assert asked == []
 
 
-def test_chosen_is_the_best_on_validation_among_those_named():
-    tries = pd.DataFrame({"arm": list("aab"), "chosen": [True, False, True], "test_accuracy": [0.8, 0.99, 0.9]})
-    assert comparison.chosen(tries, ["a", "b"]) == "b"
-    assert comparison.chosen(tries, ["a"]) == "a"
-    with pytest.raises(ValueError, match="none of c"):
-        comparison.chosen(tries, ["c"])
-
-
 # ------------------------------------------------------------------------------------------------ levels and rows
 
 

@@ -70,20 +70,12 @@ def compare(
     short = plan.within_budget({name: spec.but(split="both") for name, spec in these.items()}, _epochs(these))
     options = {"rounds": rounds, "move": moves, "quiet": True, "desc": f"{setting}, tries"}
     tuned, tries = halving.halve(short, grids, tuning_seeds, **options, **engine)
-    ours = chosen(tries, OURS)
+    ours = arms.best_try(tries, OURS, "test_accuracy")
     equal_epochs = {name: tuned[name].but(epochs=these[name].epochs) for name in (BASELINE, *CONTROLS, ours)}
     best = dict(zip(BUDGETS, (tuned, equal_epochs), strict=True))
     found = {b: arms.compare(own, seeds, desc=f"{setting}, {b}", **engine) for b, own in best.items()}
     tables, records = ({b: pair[i] for b, pair in found.items()} for i in (0, 1))
     return Compared(setting, ours, best, tries, tables, records)
-
-
-def chosen(tries: pd.DataFrame, among: Sequence[str], metric: str = "test_accuracy") -> str:
-    """The arm, of those named, whose chosen try has the best validation measurement."""
-    picked = tries[tries["chosen"] & tries["arm"].isin(among)].set_index("arm")[metric].dropna()
-    if picked.empty:
-        raise ValueError(f"none of {', '.join(among)} has a try that did not diverge")
-    return picked.idxmax()
 
 
 def curves(found: Compared, cost: pd.DataFrame, budget: str) -> pd.DataFrame:

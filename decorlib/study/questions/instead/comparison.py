@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, fields
 
 import pandas as pd
 
+from decorlib.study.evidence.shared import points
 from decorlib.study.evidence.stats import Interval, Outcome, decide, paired, simultaneous
 from decorlib.study.evidence.verdicts import Verdict
-from decorlib.study.experiments.arms import by_seed
+from decorlib.study.experiments.arms import best_try, by_seed
 from decorlib.study.questions.instead.peers import LEARNED, Peer
 from decorlib.study.questions.instead.plan import OURS, PEERS, WITHOUT
 from decorlib.study.questions.instead.tries import METRIC
@@ -96,18 +97,6 @@ def final_table(table: pd.DataFrame) -> pd.DataFrame:
     return found
 
 
-def picked(tries: pd.DataFrame, among: Sequence[str]) -> str:
-    """The arm, of those named, whose chosen try has the best validation accuracy; the test set has no say.
-
-    An arm whose chosen try diverged is not picked. Equal ones: the first named.
-    """
-    scores = tries[tries["chosen"] & tries["arm"].isin(among)].set_index("arm")[METRIC].astype(float).dropna()
-    if scores.empty:
-        raise ValueError(f"none of {', '.join(among)} has a chosen try that did not diverge")
-    order = [name for name in among if name in scores.index]
-    return max(order, key=lambda name: (scores[name], -order.index(name)))
-
-
 def differences(wide: pd.DataFrame, ours: str, others: Sequence[str]) -> dict[str, Pairs]:
     """Accuracy of one arm minus each other, paired by seed, the least flattering first."""
     found = {name: pairs(wide[ours], wide[name]) for name in others if name in wide and name != ours}
@@ -154,8 +143,8 @@ class Cell:
     def __init__(self, name: str, chosen: Mapping[str, Peer], tries: pd.DataFrame, table: pd.DataFrame, records: list):
         self.name, self.chosen, self.tries, self.table, self.records = name, dict(chosen), tries, table, records
         self.wide = by_seed(table, "test_accuracy")
-        self.ours = picked(tries, [arm for arm in OURS if arm in chosen])
-        self.peer = picked(tries, [arm for arm in PEERS if arm in chosen])
+        self.ours = best_try(tries, [arm for arm in OURS if arm in chosen], METRIC)
+        self.peer = best_try(tries, [arm for arm in PEERS if arm in chosen], METRIC)
 
     @property
     def effect(self) -> Pairs:
@@ -220,24 +209,23 @@ def uses(found: Mapping[str, Cell], margin: float) -> tuple[str, str]:
         one, cell = effects[name], found[name]
         lost = f", {one.left_out} left out since a run diverged" if one.left_out else ""
         return (
-            f"{name}: '{cell.ours}' minus '{cell.peer}', the best of its peers, {100 * one.estimate:+.2f} points "
-            f"[{100 * one.low:.2f}, {100 * one.high:.2f}], n = {one.n}{lost}, "
+            f"{name}: '{cell.ours}' minus '{cell.peer}', the best of its peers, {points(one)}{lost}, "
             f"interval for all {len(effects)} cells together"
         )
 
     best = max(effects, key=lambda name: effects[name].low)
     worst = min((name for name in effects if name != best or len(effects) == 1), key=lambda name: effects[name].high)
     outcomes: dict[str, Outcome] = {n: e.outcome(margin) for n, e in effects.items()}
-    points = f"{100 * margin:g} points"
+    counts = f"{100 * margin:g} points"
     meaning = {
-        "supported": f"a gain of more than {points}",
-        "refuted": f"within {points} either way, so that the cheaper one is the better one",
-        "harmful": f"a loss of more than {points}",
-        "undecided": f"undecided about {points}",
+        "supported": f"a gain of more than {counts}",
+        "refuted": f"within {counts} either way, so that the cheaper one is the better one",
+        "harmful": f"a loss of more than {counts}",
+        "undecided": f"undecided about {counts}",
     }
     without = [name for name, outcome in outcomes.items() if outcome != "supported"]
     where = "in any of the cells" if len(without) == len(effects) else "elsewhere than there: " + "; ".join(without)
-    shown = f"do not count on a gain of {points} {where}" if without else "every cell shows a gain"
+    shown = f"do not count on a gain of {counts} {where}" if without else "every cell shows a gain"
     return (
         f"The best use found is {said(best)}: {meaning[outcomes[best]]}.",
         f"Do not use it when your case is {said(worst)}: {meaning[outcomes[worst]]}; {shown}.",

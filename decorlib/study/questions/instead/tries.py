@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from decorlib.study.experiments.arms import check_equal_tries, in_order_of
 from decorlib.study.questions.instead.peers import Peer, run
 from decorlib.study.sweeps.runs import sweep
 
@@ -47,8 +48,7 @@ def choose(
     """
     seeds = list(seeds)
     counts = {name: len(_combinations(grids[name])) for name in made}
-    if len(set(counts.values())) > 1:
-        raise ValueError(f"arms get unequal numbers of tries, {counts}: give each as many, or it is not a fair choice")
+    check_equal_tries(counts)
     if not seeds or list(rounds) != sorted(set(rounds)) or rounds[-1] != 1:
         raise ValueError(f"seeds = {seeds}, rounds = {list(rounds)}: give a seed, and parts that rise to 1")
     if max(counts.values()) == 1:
@@ -79,9 +79,7 @@ def choose(
 
 def by_seed(specs: Sequence[Peer], desc: str) -> list[dict]:
     """The records of runs, in their order; those of a seed run next to each other, since they read the same arrays."""
-    order = sorted(range(len(specs)), key=lambda i: specs[i].seed)
-    found = dict(zip(order, sweep([specs[i] for i in order], run, desc=desc), strict=True))
-    return [found[i] for i in range(len(specs))]
+    return in_order_of([spec.seed for spec in specs], specs, lambda these: sweep(these, run, desc=desc))
 
 
 def _combinations(grid: Mapping[str, Sequence[float]]) -> list[tuple[tuple[str, float], ...]]:

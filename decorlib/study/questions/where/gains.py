@@ -10,6 +10,7 @@ from dataclasses import asdict
 
 import pandas as pd
 
+from decorlib.study.evidence.shared import points
 from decorlib.study.evidence.stats import Interval, decide, paired, simultaneous
 from decorlib.study.experiments.arms import by_seed
 from decorlib.study.questions.where.plan import ALONE, CONTROLS, CREDITS, OURS, Cell, named
@@ -89,8 +90,7 @@ def over_best(found: pd.DataFrame) -> pd.DataFrame:
 
 def outcome(row: Mapping, margin: float) -> str:
     """What a row's interval says about a gain beyond the margin."""
-    interval = Interval(row["estimate"], row["low"], row["high"], int(row["n"]), row["p"])
-    return decide(interval, better="higher", margin=margin)
+    return decide(_interval(row), better="higher", margin=margin)
 
 
 def where(row: Mapping) -> str:
@@ -102,8 +102,11 @@ def where(row: Mapping) -> str:
 
 def told(row: Mapping) -> str:
     """A row's gain in points, with its interval and n."""
-    low, high = 100 * row["low"], 100 * row["high"]
-    return f"{100 * row['estimate']:+.2f} points [{low:.2f}, {high:.2f}], n = {int(row['n'])}"
+    return points(_interval(row))
+
+
+def _interval(row: Mapping) -> Interval:
+    return Interval(row["estimate"], row["low"], row["high"], int(row["n"]), row["p"])
 
 
 def pays_most(found: pd.DataFrame, margin: float) -> str:
