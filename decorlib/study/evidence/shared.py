@@ -11,7 +11,7 @@ import pandas as pd
 import yaml
 
 from decorlib.study.evidence.provenance import ROOT
-from decorlib.study.evidence.records import EXTENDED, Record
+from decorlib.study.evidence.records import EXTENDED, Record, load_records
 from decorlib.study.evidence.stats import Interval, Outcome, decide, paired
 from decorlib.study.evidence.verdicts import Verdict
 
@@ -50,9 +50,7 @@ class Shared:
         """By its own 95 % interval; undecided where pairs are left out since runs diverged."""
         if self.verdict is not None:
             return self.verdict.outcome
-        if self.left_out:
-            return "undecided"
-        return decide(self.interval, better="higher", margin=self.margin)
+        return decide(self.interval, better="higher", margin=self.margin, left_out=self.left_out)
 
     @property
     def numbers(self) -> str:
@@ -83,9 +81,9 @@ def read(records: dict[str, Record], root: Path = ROOT) -> list[Shared]:
         root: the clone, for the registry and the longer studies.
     """
     registry = _registry(root)
-    studies = [("", records), ("longer study", _folder(root / EXTENDED / "records"))]
+    studies = [("", records), ("longer study", load_records(root / EXTENDED / "records"))]
     for folder in sorted((root / ELSEWHERE).glob("*")):
-        studies += [(_processor(record), {number: record}) for number, record in _folder(folder).items()]
+        studies += [(_processor(record), {number: record}) for number, record in load_records(folder).items()]
     found = []
     for hypothesis, entries in registry.items():
         for entry in entries:
@@ -105,7 +103,7 @@ def read(records: dict[str, Record], root: Path = ROOT) -> list[Shared]:
 
 def waiting(root: Path = ROOT) -> list[str]:
     """The comparisons of the registry that only the longer study makes, where it has no record: in words."""
-    longer = _folder(root / EXTENDED / "records")
+    longer = load_records(root / EXTENDED / "records")
     return [
         entry["what"]
         for entries in _registry(root).values()
@@ -117,10 +115,6 @@ def waiting(root: Path = ROOT) -> list[str]:
 def _registry(root: Path) -> dict[str, list[dict]]:
     path = root / REGISTRY
     return yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def _folder(folder: Path) -> dict[str, Record]:
-    return {path.stem: Record.load(path) for path in sorted(folder.glob("[0-9][0-9].json"))}
 
 
 def _processor(record: Record) -> str:

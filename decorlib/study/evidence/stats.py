@@ -121,24 +121,30 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return multipletests(p, method="holm")[1].tolist() if len(p) else []
 
 
-def decide(interval: Interval, *, better: Literal["higher", "lower"], margin: float = 0.0) -> Outcome:
+def decide(
+    interval: Interval, *, better: Literal["higher", "lower"], margin: float = 0.0, left_out: int = 0
+) -> Outcome:
     """What an interval says about the claim "the value is higher than margin" (or "lower than -margin").
 
     * *supported*: the whole interval is beyond the margin;
     * *refuted*: it lies inside -margin to margin, which is evidence that nothing is there that counts. Where the margin
       is 0 (a bound that is met or missed) there is no such inside: the whole interval is on the wrong side;
     * *harmful*: the whole interval is beyond the margin on the wrong side;
-    * *undecided*: a margin is inside the interval.
+    * *undecided*: a margin is inside the interval; or pairs were left out since a run diverged: what is left is a
+      selection.
 
     Args:
         interval: of a difference, or of what else the claim is about.
         better: direction of the claim.
         margin: smallest effect that counts, not negative. Default: 0. For a ratio pass its logarithms' interval.
+        left_out: pairs that the interval lacks. Default: 0.
 
     Raises:
         ValueError: unknown direction or negative margin.
     """
     low, high = _oriented(better, margin, interval.low, interval.high)
+    if left_out:
+        return "undecided"
     if low > margin:
         return "supported"
     if high < -margin:

@@ -129,7 +129,7 @@ class Verdict:
             claim=claim,
             criterion=criterion,
             unit=unit,
-            outcome="undecided" if about.get("left_out") else decide(interval, better=better, margin=margin),
+            outcome=decide(interval, better=better, margin=margin, left_out=about.get("left_out", 0)),
             explains_failed_run=explains_failed_run,
             evidence=evidence,
             remedy=remedy,
@@ -238,11 +238,12 @@ def family(verdicts: Iterable[Verdict], level: float = LEVEL) -> list[Answer]:
             answers.append(Answer(verdict, verdict.outcome, verdict.interval, None, None))
             continue
         wide = simultaneous(verdict.interval, len(tested), level)
-        outcome = "undecided" if verdict.left_out else decide(wide, better=verdict.better, margin=verdict.margin)
-        if outcome == "undecided" and not verdict.left_out and adjusted[i] <= (1 - level) / 2:
-            outcome = "supported"
+        outcome = decide(wide, better=verdict.better, margin=verdict.margin, left_out=verdict.left_out)
         seeds = None
-        if outcome == "undecided" and not verdict.left_out:  # more seeds do not make up for runs that diverge
-            seeds = seeds_to_decide(verdict.interval, margin=verdict.margin, family=len(tested), level=level)
+        if outcome == "undecided" and not verdict.left_out:  # neither p nor more seeds make up for runs that diverge
+            if adjusted[i] <= (1 - level) / 2:
+                outcome = "supported"
+            else:
+                seeds = seeds_to_decide(verdict.interval, margin=verdict.margin, family=len(tested), level=level)
         answers.append(Answer(verdict, outcome, replace(wide, p_value=adjusted[i]), adjusted[i], seeds))
     return answers

@@ -167,7 +167,7 @@ def compare(
             "epochs": scale.epochs,
             "with": label,
             "treated": winner[cell] if len(pair.treated) > 1 else "",
-            **_effect(differences[cell], len(cells), margin, complete=both.notna().all()),
+            **_effect(differences[cell], len(cells), margin, left_out=int(both.isna().sum())),
             "seeds": scale.seeds,
             "diverged": _diverged(ended[keys[0]], ended[keys[1]]),
             "rates of control": _rates(best[keys[0]], rates),
@@ -216,13 +216,13 @@ def _winner(chosen: pd.DataFrame, cell: str, treated: Mapping[str, Experiment]) 
     return min(treated, key=rank)
 
 
-def _effect(values: list[float], family: int, margin: float, complete: bool) -> dict:
+def _effect(values: list[float], family: int, margin: float, left_out: int) -> dict:
     if len(values) < 2:
         nothing = dict.fromkeys(("estimate", "low", "high", "p", "low, all", "high, all"), float("nan"))
         return nothing | {"n": len(values), "outcome": "undecided", "n to decide": None}
     own = paired(values, [0.0] * len(values))
     wide = simultaneous(own, family)
-    outcome = decide(wide, better="higher", margin=margin) if complete else "undecided"
+    outcome = decide(wide, better="higher", margin=margin, left_out=left_out)
     needed = seeds_to_decide(own, margin=margin, family=family) if outcome == "undecided" else None
     found = {"estimate": own.estimate, "low": own.low, "high": own.high, "n": own.n, "p": own.p_value}
     return found | {"low, all": wide.low, "high, all": wide.high, "outcome": outcome, "n to decide": needed}

@@ -37,7 +37,7 @@ class Pairs(Interval):
 
     def outcome(self, margin: float) -> Outcome:
         """What it says about a difference above the margin."""
-        return "undecided" if self.left_out or self.n < 2 else decide(self, better="higher", margin=margin)
+        return decide(self, better="higher", margin=margin, left_out=self.left_out)
 
 
 def pairs(a: pd.Series, b: pd.Series) -> Pairs:
