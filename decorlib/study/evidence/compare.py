@@ -15,7 +15,7 @@ import pandas as pd
 
 from decorlib.study.evidence.agreement import Rule, agree, same_cell, same_text
 from decorlib.study.evidence.provenance import ROOT, NoGit, git
-from decorlib.study.evidence.records import Record, RecordDamaged
+from decorlib.study.evidence.records import Record, RecordDamaged, load_records
 from decorlib.study.evidence.verdicts import Verdict
 
 COLUMNS = ["notebook", "what", "old", "new", "allowed", "result"]
@@ -203,11 +203,6 @@ def compare(old: dict[str, Record], new: dict[str, Record]) -> Comparison:
     return Comparison(pd.DataFrame(rows, columns=COLUMNS), changed, notes)
 
 
-def read_folder(folder: Path) -> dict[str, Record]:
-    """Records in a folder; damaged ones raise."""
-    return {path.stem: Record.load(path) for path in sorted(Path(folder).glob("[0-9][0-9].json"))}
-
-
 def read_committed(root: Path = ROOT, folder: str = "results/records") -> dict[str, Record]:
     """Records at git HEAD.
 
@@ -224,7 +219,7 @@ def read_committed(root: Path = ROOT, folder: str = "results/records") -> dict[s
 def main(root: Path = ROOT) -> int:
     """``python -m decorlib.study.evidence.compare``: the working tree's records against the committed ones."""
     try:
-        old, new = read_committed(root), read_folder(root / "results" / "records")
+        old, new = read_committed(root), load_records(root / "results" / "records")
     except RecordDamaged as error:
         print(error, file=sys.stderr)
         return 1

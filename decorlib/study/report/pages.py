@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode, v4
 
-from decorlib.study.evidence.records import Record
+from decorlib.study.evidence.records import load_records
 from decorlib.study.report import generated
 from decorlib.study.report.freshness import PACKAGE, digests
 
@@ -137,17 +137,12 @@ def read(results: Path) -> dict[str, Path]:
     return {path.name[:2]: path for path in sorted((results / "notebooks").glob("[0-9][0-9]_*.ipynb"))}
 
 
-def read_records(results: Path) -> dict[str, Record]:
-    """Records of a results folder by number."""
-    return {path.stem: Record.load(path) for path in sorted((results / "records").glob("[0-9][0-9].json"))}
-
-
 def write_sources(root: Path, results: Path, target: Path) -> int:
     """Write all generated pages into `target`, a copy of docs/; return the number of notebooks."""
     site = results / "report"
     executed = read(results)
     notebooks = {name: nbformat.read(path, as_version=4) for name, path in executed.items()}
-    records = read_records(results)
+    records = load_records(results / "records")
     folder = target / "notebooks"
     folder.mkdir(parents=True, exist_ok=True)
     known = {path.name for path in executed.values()}

@@ -23,7 +23,7 @@ from pathlib import Path
 import nbformat
 
 from decorlib.study.evidence import answers, compare
-from decorlib.study.evidence.records import RecordDamaged, write_atomic
+from decorlib.study.evidence.records import RecordDamaged, load_records, write_atomic
 from decorlib.study.report import freshness, notebooks, publish
 from decorlib.study.report.execute import NotebookFailed, execute
 from decorlib.study.report.freshness import Job
@@ -72,7 +72,7 @@ def run_one(job: Job, options: argparse.Namespace) -> Path:
             shutil.rmtree(staging, ignore_errors=True)
     notebook = notebooks.normalise(nbformat.read(executed, as_version=4))
     if job.profile in COMMITTED:  # of a quick run nothing came out
-        made = compare.read_folder(staging / "records").get(job.number)
+        made = load_records(staging / "records").get(job.number)
         notebook.cells[0].source = answers.in_title(made, notebook.cells[0].source)
     notebook.metadata["decorlib"] = {
         "profile": job.profile,
@@ -134,7 +134,7 @@ def reproduce(options: argparse.Namespace) -> int:
                 if name not in notebooks.defaults(s.read(), s.path.name):
                     print(f"{s.number}  has no parameter `{name}`: runs without it")
     try:
-        before = compare.read_folder(options.results / "records")
+        before = load_records(options.results / "records")
     except RecordDamaged as error:
         print(f"note: {error}", file=sys.stderr)
         before = {}
@@ -216,7 +216,7 @@ def finish(options: argparse.Namespace, before: dict, numbers: list[str]) -> int
         print(f"reproduce: {error}", file=sys.stderr)
         return FAILED
     try:
-        new = compare.read_folder(options.results / "records")
+        new = load_records(options.results / "records")
     except RecordDamaged as error:
         print(f"reproduce: {error}", file=sys.stderr)
         return FAILED

@@ -12,6 +12,7 @@ from small_report import ROOT, figure, put_results
 
 import decorlib
 import decorlib.study
+from decorlib.study.evidence.records import load_records
 from decorlib.study.report import api_pages, build, freshness, generated, pages
 from decorlib.study.report.pages import ReportError
 
@@ -177,7 +178,7 @@ def test_blocks_of_the_page_for_users_run(capsys):
 
 def test_the_landing_page_says_what_made_the_records(tmp_path, monkeypatch, png):
     results = put_results(tmp_path, monkeypatch, png)
-    records = pages.read_records(results)
+    records = load_records(results / "records")
     assert generated.site_foot({}) == ""
     records["07"].made_by["machine"]["cpu"] = "<fast & new>"
     records["07"].made_by["seconds"] = 90.0
