@@ -56,13 +56,15 @@ def paragraph(records: dict[str, Record], root: Path = ROOT, escaped: Callable[[
         text += f"Against **{escaped(control)}** a network with a learned R is {', '.join(counts)} of {len(own)} "
         low, high = 100 * own["estimate"].min(), 100 * own["estimate"].max()
         text += f"comparisons ({low:+.2f} to {high:+.2f} points). "
-    text += f"The most favourable: {escaped(one(last))}. {escaped(seconds(records, root))}"
-    return text + (
+    text += f"The most favourable: {escaped(one(last))}."
+    # Parts are joined here: text that is made safe for a page may lose the space at its end.
+    tail = (
         "With R the best of its arms stands, picked on validation images; each arm and each control had as many tries. "
         "A comparison is a network, data set, schedule of rates and budget (equal seconds or equal epochs). Intervals "
         "are 95%, simultaneous over all rows of a study; "
         f"{100 * margin:g} points of test accuracy are what counts."
     )
+    return " ".join(part for part in (text, escaped(seconds(records, root)).strip(), tail) if part)
 
 
 def advice(records: dict[str, Record], escaped: Callable[[str], str] = str) -> str:

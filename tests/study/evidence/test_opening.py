@@ -96,3 +96,9 @@ def test_advice_tells_when_not_to_use_it_first(nowhere):
     text = answers.plain({"07": record(), "10": instead}, nowhere)
     assert text.endswith("**Should you use it?** Do not use it when Muon is at hand. Use it under Adam. (notebook 10)")
     assert text.startswith("**Does decorrelation help?**")
+
+
+def test_sentences_stand_apart_where_safe_text_loses_its_ends(nowhere):
+    text = opening.paragraph({"07": record()}, nowhere, escaped=str.strip)
+    assert text == opening.paragraph({"07": record()}, nowhere)
+    assert ".With" not in text
