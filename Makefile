@@ -79,9 +79,10 @@ test: $(STAMP)  ## unit tests, then every notebook: its checked cells must print
 	@$(MAKE) --no-print-directory test-notebooks
 
 # Checking every call takes as long again. CI does this under the instructions of older processors (see .ci/run), since
-# these are the tests in which the sign of a rounding error could decide.
+# these are the tests in which the sign of a rounding error could decide. An int is a float, as for mypy and pyright.
+CHECKED := beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
 test-shapes: $(STAMP)  ## the tests that compute, once more, with the shapes and types of every call checked
-	$(PY) -m pytest $(PARALLEL) --jaxtyping-packages=decorlib,beartype.beartype $(COMPUTING)
+	$(PY) -m pytest $(PARALLEL) --jaxtyping-packages='decorlib,$(CHECKED)' $(COMPUTING)
 
 test-notebooks: $(STAMP)  ## only the notebooks
 	@if compgen -G 'notebooks/*.ipynb' >/dev/null; then \

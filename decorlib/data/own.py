@@ -84,7 +84,7 @@ def fingerprint_of(found: OwnImages) -> str:
 # ---------------------------------------------------------------------------------------------------------- internals
 
 
-def _arrays(path: Path) -> tuple[Tensor, list[str], Tensor, list[str]]:
+def _arrays(path: Path) -> tuple[Tensor, list, Tensor, list]:
     try:
         with np.load(path, allow_pickle=False) as file:
             absent = [name for name in ARRAYS if name not in file]
@@ -120,7 +120,7 @@ def _arrays(path: Path) -> tuple[Tensor, list[str], Tensor, list[str]]:
     )
 
 
-def _folder(path: Path) -> tuple[Tensor, list[str], Tensor, list[str]]:
+def _folder(path: Path) -> tuple[Tensor, list, Tensor, list]:
     parts = [path / name for name in ("train", "test")]
     if all(part.is_dir() for part in parts):
         train, test = (_files(part) for part in parts)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from decorlib.layers.checks import called, check_max_step
 from decorlib.layers.decorrelation import Decorrelation
+from decorlib.layers.options import Bound
 from decorlib.layers.pending import refuse_unstepped
 from decorlib.layers.step import prepared, wait, waits
 from decorlib.layers.unmoved import Look
@@ -105,7 +106,7 @@ def check_rate(lr, members: Sequence[Learner] = (), allow_zero: bool = False) ->
 def learn(
     members: Sequence[Learner],
     rates: Sequence[float | str | None],
-    bounds: Sequence[float | None],
+    bounds: Sequence[Bound],
     take: Callable[[list], None],
     *,
     skip_unreached: bool = False,

@@ -197,3 +197,39 @@ def test_checkpoints_around_and_inside_of_compiled_layers_are_right_or_refused()
     assert around["(False, 'checkpoint(compiled)', 'running')"] == "refused"
     shared = {value for key, value in outcomes.items() if key.startswith("(True, 'compiled(checkpoint)'")}
     assert shared == {"refused"}
+
+
+PART_OF_A_KERNEL = """
+import copy
+import torch
+import torch._dynamo.testing
+from decorlib import DecorConv2d, KappaRule
+from decorlib.layers import conv_part
+
+torch.set_num_threads(1)
+for fuse in (True, False):
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    eager = DecorConv2d(2, 3, 3, padding=1, center="batch", fuse=fuse, rule=KappaRule(kappa=0.5), dtype=torch.float64)
+    eager.decorrelation.weight.data += 0.3 * torch.randn_like(eager.decorrelation.weight)
+    twin = copy.deepcopy(eager)
+    graphs = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(twin, backend=graphs, fullgraph=True)
+    for _ in range(3):
+        x = torch.randn(4, 2, 1, 1, dtype=torch.float64, requires_grad=True)
+        assert conv_part.seen_part(eager, x) is not None
+        results = []
+        for forward, layer in ((eager, eager), (compiled, twin)):
+            z = forward(x)
+            gradients = torch.autograd.grad(z.square().sum(), (x, layer.weight, layer.bias))
+            loss = layer.step(1e-2)
+            results.append([z, *gradients, layer.decorrelation.weight.detach().clone(), loss])
+        torch.testing.assert_close(*results)
+    assert graphs.frame_count == 1
+print("compiled")
+"""
+
+
+def test_a_part_of_a_kernel_compiles_to_one_graph_that_learns_the_same():
+    done = subprocess.run([sys.executable, "-c", PART_OF_A_KERNEL], capture_output=True, text=True, timeout=600)
+    assert done.stdout.strip() == "compiled", done.stderr[-3000:]

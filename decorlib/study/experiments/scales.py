@@ -211,7 +211,7 @@ def _winner(chosen: pd.DataFrame, cell: str, treated: Mapping[str, Experiment]) 
 
     def rank(alternative: str) -> tuple[int, float]:
         row = chosen.loc[_key(cell, alternative)]
-        return row["diverged"], float("inf") if pd.isna(row["test_loss"]) else row["test_loss"]
+        return int(row["diverged"]), float("inf") if pd.isna(row["test_loss"]) else float(row["test_loss"])
 
     return min(treated, key=rank)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -104,7 +105,7 @@ def gain_map(found: pd.DataFrame, tables: list[pd.DataFrame], margin: float, tit
     return _titled(fig, title)
 
 
-def _differences(wides: list[pd.DataFrame], axis: str, value: float | str, ours: str, control: str) -> pd.Series:
+def _differences(wides: list[pd.DataFrame], axis: str, value: Any, ours: str, control: str) -> pd.Series:
     wide = next(w for w in wides if named((axis, value), ours) in w)
     return wide[named((axis, value), ours)] - wide[named((axis, value), control)]
 

@@ -88,24 +88,24 @@ def over_best(found: pd.DataFrame) -> pd.DataFrame:
     return found[found["best"]].reset_index(drop=True)
 
 
-def outcome(row: Mapping, margin: float) -> str:
+def outcome(row: Mapping | pd.Series, margin: float) -> str:
     """What a row's interval says about a gain beyond the margin."""
     return decide(_interval(row), better="higher", margin=margin)
 
 
-def where(row: Mapping) -> str:
+def where(row: Mapping | pd.Series) -> str:
     """A cell in words."""
     if row["axis"] in CREDITS:
         return f"{row['value']}, {row['axis'].removeprefix('credit, ')}"
     return f"{row['axis']} {row['value']:g}"
 
 
-def told(row: Mapping) -> str:
+def told(row: Mapping | pd.Series) -> str:
     """A row's gain in points, with its interval and n."""
     return points(_interval(row))
 
 
-def _interval(row: Mapping) -> Interval:
+def _interval(row: Mapping | pd.Series) -> Interval:
     return Interval(row["estimate"], row["low"], row["high"], int(row["n"]), row["p"])
 
 
