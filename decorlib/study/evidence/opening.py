@@ -17,8 +17,10 @@ from decorlib.study.evidence.stats import Interval
 NOTEBOOK = "07"
 ORDER = ("harmful", "refuted", "undecided", "supported")  # in which outcomes are told
 WORDS = {"refuted": "no different by as much as counts", "supported": "better", "harmful": "worse"}
+EXPECTED = "BatchNorm"  # the control that most readers have already
+FEW = 3  # pairs of runs, below which a ratio's interval says nothing
 ADVICE = ("10", "11")  # what one would use instead; where it pays
-TOLD = "98.0%"  # of the levels, the one that the paragraph tells, of an MLP on MNIST
+TIMED = {"network": "MLP", "data": "MNIST", "measure": "seconds"}  # whose seconds to a level are told
 
 
 def studies(records: dict[str, Record], root: Path = ROOT) -> list[Record]:
@@ -38,7 +40,7 @@ def comparisons(records: dict[str, Record], root: Path = ROOT) -> pd.DataFrame:
 
 
 def paragraph(records: dict[str, Record], root: Path = ROOT, escaped: Callable[[str], str] = str) -> str:
-    """The paragraph, in Markdown; empty where no record has such rows.
+    """The paragraph and the numbers under it, in Markdown; empty where no record has such rows.
 
     Args:
         records: by notebook.
@@ -48,23 +50,40 @@ def paragraph(records: dict[str, Record], root: Path = ROOT, escaped: Callable[[
     rows = comparisons(records, root)
     if rows.empty:
         return ""
-    first, last = rows.iloc[0], rows.iloc[-1]
     margin = studies(records, root)[0].parameters["margin"]
-    text = f"**Does decorrelation help?** Least favourable comparison first: {escaped(one(first))}. "
-    for control, own in rows.groupby("control", sort=False):
-        counts = [f"{word(name)} in {n}" for name in ORDER if (n := int((own["outcome"] == name).sum()))]
-        text += f"Against **{escaped(control)}** a network with a learned R is {', '.join(counts)} of {len(own)} "
-        low, high = 100 * own["estimate"].min(), 100 * own["estimate"].max()
-        text += f"comparisons ({low:+.2f} to {high:+.2f} points). "
-    text += f"The most favourable: {escaped(one(last))}."
-    # Parts are joined here: text that is made safe for a page may lose the space at its end.
-    tail = (
-        "With R the best of its arms stands, picked on validation images; each arm and each control had as many tries. "
-        "A comparison is a network, data set, schedule of rates and budget (equal seconds or equal epochs). Intervals "
-        "are 95%, simultaneous over all rows of a study; "
-        f"{100 * margin:g} points of test accuracy are what counts."
+    told = studies(records, root)[-1].frame("protocol")
+    networks, data, controls = (list(dict.fromkeys(told[name])) for name in ("network", "data", "control"))
+    text = (
+        f"**Does decorrelation help?** {lead(rows)} Networks with a learned R ({escaped(', '.join(networks))}; "
+        f"{escaped(', '.join(data))}) were compared with {len(controls)} controls ({escaped('; '.join(controls))}), "
+        f"each tuned by as many tries. Of {len(rows)} comparisons {counted(rows)}; {100 * margin:g} points of test "
+        "accuracy are what counts."
     )
-    return " ".join(part for part in (text, escaped(seconds(records, root)).strip(), tail) if part)
+    lines = [f"least favourable: {escaped(one(rows.iloc[0]))}"]
+    own = rows[rows["control"] == EXPECTED]
+    if len(own):
+        low, high = 100 * own["estimate"].min(), 100 * own["estimate"].max()
+        lines.append(f"over {escaped(EXPECTED)}: {low:+.2f} to {high:+.2f} points; {counted(own)} of {len(own)}")
+    lines.append(f"most favourable: {escaped(one(rows.iloc[-1]))}")
+    lines += [escaped(sentence) for sentence in seconds(records, root)]
+    tail = (
+        "Intervals are 95% and hold together for all rows of a study. With R the best of its arms stands, picked on "
+        "validation images."
+    )
+    return "\n".join([text, "", *(f"* {line}" for line in lines), "", tail])
+
+
+def lead(rows: pd.DataFrame) -> str:
+    """The answer in a few words; it is no before it is yes."""
+    better = int((rows["outcome"] == "supported").sum())
+    if not better:
+        return "No gain was shown."
+    return "Yes." if better == len(rows) else f"In {better} of {len(rows)} comparisons."
+
+
+def counted(rows: pd.DataFrame) -> str:
+    """How many rows have each outcome, the worst first."""
+    return ", ".join(f"{n} {word(name)}" for name in ORDER if (n := int((rows["outcome"] == name).sum())))
 
 
 def advice(records: dict[str, Record], escaped: Callable[[str], str] = str) -> str:
@@ -88,19 +107,26 @@ def word(outcome: str) -> str:
     return f"{outcome} ({WORDS[outcome]})" if outcome in WORDS else outcome
 
 
-def seconds(records: dict[str, Record], root: Path = ROOT) -> str:
-    """Seconds of an MLP to 98.0% on MNIST, over each control's, a sentence for each schedule; of the longest study."""
+def seconds(records: dict[str, Record], root: Path = ROOT) -> list[str]:
+    """Seconds to a level over each control's (:data:`TIMED`): a sentence for each schedule, of the longest study."""
     for record in reversed(studies(records, root)):
         frame = record.frame("time to levels")
-        asked = {"network": "MLP", "data": "MNIST", "measure": "seconds", "level": TOLD}
-        for name, value in asked.items():
+        for name, value in TIMED.items():
             frame = frame[frame[name] == value]
         if len(frame):
-            return "".join(
-                f"To {TOLD} (MLP on MNIST, rate {schedule}) it needs {'; '.join(ratio(r) for _, r in own.iterrows())}. "
-                for schedule, own in frame.groupby("schedule", sort=False)
-            )
-    return ""
+            return [timed(schedule, own) for schedule, own in frame.groupby("schedule", sort=False)]
+    return []
+
+
+def timed(schedule: str, rows: pd.DataFrame) -> str:
+    """The ratios at the highest level at which most are known, the least favourable first."""
+    where = f"seconds, {TIMED['network']} on {TIMED['data']}, rate {schedule}"
+    known = rows[rows["n"] >= FEW].groupby("level", sort=False).size()
+    if known.empty:
+        return f"{where}: too few pairs of runs pass {rows['level'].iloc[0]}, the lowest level, to tell a ratio"
+    level = known[known == known.max()].index[-1]
+    shown = rows[rows["level"] == level].sort_values("estimate", ascending=False)
+    return f"{where}, to {level}: {'; '.join(ratio(row) for _, row in shown.iterrows())}"
 
 
 def ratio(row: pd.Series) -> str:
@@ -108,7 +134,7 @@ def ratio(row: pd.Series) -> str:
     arm, control = row["of"] - row["arm never"], row["of"] - row["control never"]
     there = f"of {row['of']} runs each {arm} get there with R, {control} with {row['control']}"
     if pd.isna(row["estimate"]):
-        return f"of {row['control']}'s {row['measure']} a part that is not known ({there})"
-    numbers = f"{row['estimate']:.2f} [{row['low']:.2f}, {row['high']:.2f}] of {row['control']}'s {row['measure']}"
+        return f"over {row['control']} not known ({there})"
+    numbers = f"{row['estimate']:.2f} [{row['low']:.2f}, {row['high']:.2f}] of {row['control']}'s"
     missing = row["arm never"] or row["control never"]
     return f"{numbers} (n = {row['n']}, {row['outcome']}{'; ' + there if missing else ''})"

@@ -188,15 +188,21 @@ def test_the_two_sentences_say_where_it_pays_and_where_not():
     best, worst = gains.pays_most(found, 0.002), gains.do_not_use(found, 0.002)
     assert best.startswith("R pays the most at feedback alignment, annealed rate: +5.12 points [")
     assert "over BatchNorm, the better control there" in best
-    assert "beyond 0.2 points in 2 of 4 cells" in best
-    assert worst.startswith("Do not use it when it makes no difference of 0.2 points (backpropagation, annealed rate);")
-    assert "1 of 4 cells are undecided" in worst
-    assert "batch size 512: -22.75 points [" in worst
-    assert worst.endswith(".")
+    assert "gains more than 0.2 points in 2 of 4 cells: feedback alignment, annealed rate, batch size 8." in best
+    same = (
+        "Do not use it where it makes no difference of 0.2 points (backpropagation, annealed rate); the smallest gain "
+    )
+    assert worst.startswith(same + "is that at batch size 512: -22.75 points [")
+    assert worst.endswith("; 1 of 4 cells are undecided.")
     harmed = found.assign(low=-0.2, high=-0.1, estimate=-0.15)
-    assert "it is worse by more than 0.2 points (feedback alignment, annealed rate, " in gains.do_not_use(harmed, 0.002)
+    costs = (
+        "Do not use it where it costs accuracy (feedback alignment, annealed rate, -15.00 points [-20.00, -10.00], n = "
+    )
+    assert gains.do_not_use(harmed, 0.002).startswith(costs)
     gained = found.assign(low=0.1, high=0.2, estimate=0.15)
-    assert gains.do_not_use(gained, 0.002).startswith("No cell says when not to use it; 0 of 4")
+    said = gains.do_not_use(gained, 0.002)
+    assert said.startswith("No cell says when not to use it; the smallest gain is that at feedback alignment")
+    assert said.endswith("; 0 of 4 cells are undecided.")
 
 
 # --------------------------------------------------------------------------------------------------- the claims

@@ -16,6 +16,7 @@ from decorlib.study.experiments.arms import by_seed
 from decorlib.study.questions.where.plan import ALONE, CONTROLS, CREDITS, OURS, Cell, named
 
 GUESS = 0.1  # of ten classes
+OUTCOMES = ("harmful", "refuted", "undecided")  # that are no gain
 
 
 def accuracies(table: pd.DataFrame) -> pd.DataFrame:
@@ -110,27 +111,27 @@ def _interval(row: Mapping | pd.Series) -> Interval:
 
 
 def pays_most(found: pd.DataFrame, margin: float) -> str:
-    """One sentence: the cell with the largest gain over its better control, and how many cells gain at all."""
+    """One sentence: the cell with the largest gain over its better control, and every cell that gains at all."""
     best = over_best(found)
-    gained = [outcome(row, margin) == "supported" for _, row in best.iterrows()]
+    gained = [where(row) for _, row in best.iterrows() if outcome(row, margin) == "supported"]
     top = best.loc[best["estimate"].idxmax()]
+    named = f": {', '.join(gained)}" if gained else ""
     return (
-        f"R pays the most at {where(top)}: {told(top)} over {top['minus']}, the better control there; the gain is "
-        f"beyond {100 * margin:g} points in {sum(gained)} of {len(best)} cells."
+        f"R pays the most at {where(top)}: {told(top)} over {top['minus']}, the better control there; it gains more "
+        f"than {100 * margin:g} points in {len(gained)} of {len(best)} cells{named}."
     )
 
 
 def do_not_use(found: pd.DataFrame, margin: float) -> str:
-    """One sentence: the cells where R is worse or no different by as much as counts, and those that are undecided."""
-    best = over_best(found)
-    by = {word: [] for word in ("harmful", "refuted", "undecided")}
-    for _, row in best.iterrows():
-        by.get(outcome(row, margin), []).append(where(row))
-    worst = best.loc[best["estimate"].idxmin()]
-    parts = [f"it is worse by more than {100 * margin:g} points ({', '.join(by['harmful'])})"] * bool(by["harmful"])
-    parts += [f"it makes no difference of {100 * margin:g} points ({', '.join(by['refuted'])})"] * bool(by["refuted"])
-    first = "Do not use it when " + " or ".join(parts) if parts else "No cell says when not to use it"
-    return (
-        f"{first}; {len(by['undecided'])} of {len(best)} cells are undecided, and the smallest gain is that at "
-        f"{where(worst)}: {told(worst)} over {worst['minus']}."
-    )
+    """One sentence: the cells where R is worse or no different by as much as counts, and how many are undecided."""
+    best = over_best(found).sort_values("estimate", kind="stable")
+    by = {word: [row for _, row in best.iterrows() if outcome(row, margin) == word] for word in OUTCOMES}
+    costs = "; ".join(f"{where(row)}, {told(row)} over {row['minus']}" for row in by["harmful"])
+    same = ", ".join(where(row) for row in by["refuted"])
+    parts = [f"where it costs accuracy ({costs})"] * bool(costs)
+    parts += [f"where it makes no difference of {100 * margin:g} points ({same})"] * bool(same)
+    said = [f"Do not use it {' or '.join(parts)}" if parts else "No cell says when not to use it"]
+    if not costs:
+        worst = best.iloc[0]
+        said.append(f"the smallest gain is that at {where(worst)}: {told(worst)} over {worst['minus']}")
+    return "; ".join([*said, f"{len(by['undecided'])} of {len(best)} cells are undecided."])
