@@ -129,15 +129,12 @@ def frozen(layer: nn.Module, before: bool, kinds: tuple[str, ...] = ("weight",))
     found: list[Tensor] = []
     for kind in kinds:
         held = layer._parameters.get(kind)
-        if isinstance(held, nn.Parameter):
-            found.append(held)
-        elif held is None:
-            starts = f"{kind}_", f"parametrizations.{kind}."
-            found += [p for name, p in layer.named_parameters() if name.startswith(starts)]
-    if found:
+        starts = f"{kind}_", f"parametrizations.{kind}."
+        computed = [p for name, p in layer.named_parameters() if name.startswith(starts)] if held is None else []
+        found += computed if held is None else [held]
+    if found and all(isinstance(p, nn.Parameter) for p in found):
         return not any(p.requires_grad for p in found)
-    weights = [w for kind in kinds if isinstance(w := getattr(layer, kind, None), Tensor)]
-    return before and not any(w.requires_grad for w in weights)
+    return before and not any(p.requires_grad for p in found)
 
 
 def called(layer: nn.Module) -> str:

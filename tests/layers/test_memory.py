@@ -424,3 +424,16 @@ def test_a_mask_that_is_no_tensor_is_refused_before_anything_is_set():
     with pytest.raises(ValueError, match="padding_mask is a list"), padding(model, [[True]]):
         pass
     assert model[0].decorrelation.padding_mask is None
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_a_forward_that_is_exported_leaves_no_batch(accumulate):
+    """Its tensors have no numbers: R did not move, its step was counted, and its loss was none either."""
+    model = nn.Sequential(layer_of(accumulate=accumulate))
+    x = draw(20, D)
+    expected = after_a_step(copy.deepcopy(model)[0], x)
+    torch.export.export(model, (x,))
+    with pytest.raises(RuntimeError, match="before any training forward"):
+        decor_step(model, 0.1)
+    assert int(model[0].num_updates) == 0
+    torch.testing.assert_close(after_a_step(model[0], x), expected, rtol=0, atol=0)
