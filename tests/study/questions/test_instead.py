@@ -581,7 +581,12 @@ def test_best_use_and_when_not_to_use_it_are_computed():
     assert "a gain of more than 0.2 points" in best
     assert "MLP: 'R' minus 'Muon', the best of its peers, -1.98" in worst
     assert "a loss of more than 0.2 points" in worst
-    assert "elsewhere than there: MLP" in worst
+    assert worst.startswith("Do not use it for MLP: ")
+    assert worst.endswith("a loss of more than 0.2 points.")
+    open_ = cell([0.95, 0.96, 0.97], [0.96, 0.95, 0.969], "transformer")
+    _, worst = comparison.uses({"ConvNet": good, "MLP": bad, "transformer": open_}, 0.002)
+    assert worst.startswith("Do not use it for MLP: ")
+    assert worst.endswith("; a gain of 0.2 points was not shown either for transformer.")
 
 
 def test_curves_have_the_seconds_of_their_steps_and_figures_show_every_arm_and_cell(monkeypatch, tmp_path):
