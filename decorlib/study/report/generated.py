@@ -10,7 +10,7 @@ from pathlib import Path
 from nbformat import NotebookNode
 from PIL import Image
 
-from decorlib.study.evidence import answers
+from decorlib.study.evidence import advice, answers
 from decorlib.study.evidence.records import Record
 
 THUMBNAIL = 320  # pixels wide
@@ -124,6 +124,23 @@ def below_answers(records: dict[str, Record], root: Path) -> str:
 def opening(records: dict[str, Record], root: Path) -> str:
     """The paragraph with which the landing page opens; nothing where no record can say."""
     return answers.plain(records, root, plain_markdown) + "\n"
+
+
+def decisions(records: dict[str, Record], pages: dict[str, Path]) -> str:
+    """The decision table of the page "Should I use it?", each row with a way to its notebook."""
+    rows = [case.cells() for case in advice.cases(records)]
+    if not rows:
+        return "No record of notebooks 07, 10 or 11 is there yet.\n"
+    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in advice.COLUMNS)
+    lines = ['<table class="answers table">', f"<thead><tr>{head}</tr></thead>", "<tbody>"]
+    for row in rows:
+        cells = {name: html.escape(text) for name, text in row.items()}
+        if row["notebook"] in pages:
+            page = pages[row["notebook"]].with_suffix(".html").name
+            cells["notebook"] = f'<a href="notebooks/{page}">{row["notebook"]}</a>'
+        filled = "".join(f'<td data-label="{html.escape(name)}">{text}</td>' for name, text in cells.items())
+        lines.append(f"<tr>{filled}</tr>")
+    return "```{raw} html\n" + "\n".join([*lines, "</tbody></table>"]) + "\n```\n"
 
 
 def first_figure(notebook: NotebookNode) -> tuple[bytes, str] | None:

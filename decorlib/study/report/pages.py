@@ -160,6 +160,7 @@ def write_sources(root: Path, results: Path, target: Path) -> int:
         "opening.md": generated.opening(records, root),
         "answers.md": generated.answer_table(records, executed, way(site, results), root)
         + generated.below_answers(records, root),
+        "decisions.md": generated.decisions(records, executed),
         "gallery.md": generated.gallery(notebooks, executed, records, target),
         "headline.md": generated.headline(notebooks, target) + generated.plain_answer(records),
         "foot.md": generated.site_foot(records),

@@ -197,6 +197,16 @@ def together(effects: Mapping[str, Pairs]) -> dict[str, Pairs]:
     return {name: widened(one, len(effects)) for name, one in effects.items()}
 
 
+def cell_table(found: Mapping[str, Cell], margin: float) -> pd.DataFrame:
+    """The best arm with R minus the best peer, a row for each cell, with intervals that hold for all cells together."""
+    rows = []
+    for name, one in together({name: cell.effect for name, cell in found.items()}).items():
+        row = {"cell": name, "ours": found[name].ours, "peer": found[name].peer}
+        row |= {"estimate": one.estimate, "low": one.low, "high": one.high, "n": one.n, "left out": one.left_out}
+        rows.append(row | {"outcome": one.outcome(margin)})
+    return pd.DataFrame(rows)
+
+
 def uses(found: Mapping[str, Cell], margin: float) -> tuple[str, str]:
     """(the best use of decorrelation that was found, when not to use it): of all cells, with simultaneous intervals.
 
