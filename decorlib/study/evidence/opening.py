@@ -56,8 +56,8 @@ def paragraph(records: dict[str, Record], root: Path = ROOT, escaped: Callable[[
     text = (
         f"**Does decorrelation help?** {lead(rows)} Networks with a learned R ({escaped(', '.join(networks))}; "
         f"{escaped(', '.join(data))}) were compared with {len(controls)} controls ({escaped('; '.join(controls))}), "
-        f"each tuned by as many tries. Of {len(rows)} comparisons {counted(rows)}; {100 * margin:g} points of test "
-        "accuracy are what counts."
+        f"each tuned by as many tries. Outcomes of {len(rows)} comparisons: {counted(rows)}. What counts is "
+        f"{100 * margin:g} points of test accuracy."
     )
     lines = [f"least favourable: {escaped(one(rows.iloc[0]))}"]
     own = rows[rows["control"] == EXPECTED]
@@ -91,8 +91,9 @@ def advice(records: dict[str, Record], escaped: Callable[[str], str] = str) -> s
     told = [(number, records[number].came_out) for number in ADVICE if number in records and records[number].came_out]
     if not told:
         return ""
-    lines = [f"{escaped(worse)} {escaped(better)} (notebook {number})" for number, (worse, better) in told]
-    return "**Should you use it?** " + " ".join(lines)
+    lines = [f"* {escaped(both[k])} (notebook {number})" for k in (0, 1) for number, both in told]
+    head = "**Should you use it?** Where not, then where it pays; every case is on the report's page *Should I use it?*"
+    return "\n".join([head, "", *lines])
 
 
 def one(row: pd.Series) -> str:

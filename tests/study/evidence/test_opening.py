@@ -56,7 +56,7 @@ def test_the_least_favourable_stands_first_and_every_control_is_told(nowhere):
     )
     assert "compared with 2 controls (BatchNorm; inputs in [0, 1]), each tuned by as many tries" in text
     counts = "1 harmful (worse), 1 refuted (no different by as much as counts), 1 supported (better)"
-    assert f"Of 3 comparisons {counts}; 0.2 points of test accuracy are what counts." in text
+    assert f"Outcomes of 3 comparisons: {counts}. What counts is 0.2 points of test accuracy." in text
     lines = [line for line in text.splitlines() if line.startswith("* ")]
     assert lines == [
         "* least favourable: MLP on MNIST, rate cosine to zero, equal seconds, 'kappa' minus BatchNorm: "
@@ -127,8 +127,16 @@ def test_advice_tells_when_not_to_use_it_first(nowhere):
     instead = Record("10", question="What would you use instead?", parameters={})
     assert opening.advice({"10": instead}) == ""
     instead.sentences("Do not use it when Muon is at hand.", "Use it under Adam.")
-    text = answers.plain({"07": record(), "10": instead}, nowhere)
-    assert text.endswith("**Should you use it?** Do not use it when Muon is at hand. Use it under Adam. (notebook 10)")
+    where = Record("11", question="Where does it pay?", parameters={})
+    where.sentences("Not in deep networks.", "In wide ones.")
+    text = answers.plain({"07": record(), "10": instead, "11": where}, nowhere)
+    lines = text.partition("**Should you use it?**")[2].splitlines()
+    assert [line for line in lines if line.startswith("* ")] == [
+        "* Do not use it when Muon is at hand. (notebook 10)",
+        "* Not in deep networks. (notebook 11)",
+        "* Use it under Adam. (notebook 10)",
+        "* In wide ones. (notebook 11)",
+    ]
     assert text.startswith("**Does decorrelation help?**")
 
 
