@@ -5,7 +5,7 @@ import math
 import pandas as pd
 import pytest
 
-from decorlib.study.experiments import arms
+from decorlib.study.experiments import arms, side_by_side
 from decorlib.study.experiments.experiment import Experiment
 
 BASE = Experiment(train_size=128, epochs=1, hidden=(8,))
@@ -30,7 +30,7 @@ def fake(monkeypatch):
             asked.extend(specs)
             return [result(spec) for spec in specs]
 
-        monkeypatch.setattr(arms.side_by_side, "sweep", sweep)
+        monkeypatch.setattr(side_by_side, "sweep", sweep)
         return asked
 
     return install

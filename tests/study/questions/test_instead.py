@@ -407,7 +407,7 @@ def test_a_rate_on_the_edge_moves_the_grid_until_it_is_none_or_three_times(monke
     assert table["moved"].max() == 3
     monkeypatch.setattr(tries, "sweep", fake(1.0))
     _, table = tries.choose({"a": Peer()}, {"a": {"lr": [2.5e-4, 5e-4, 1e-3, 2e-3]}}, [100])
-    assert table.loc[table["chosen"], "edge"].tolist() == ["lr"]
+    assert table.loc[table["chosen"], "edge"].tolist() == ["lr = 0.016 is the largest of 7"]
 
 
 def test_arms_get_steps_by_their_cost_and_rates_by_their_optimizer():
@@ -446,7 +446,7 @@ def test_an_R_learns_about_fifty_times_in_runs_of_every_length_and_is_paid_for(k
         assert spec.steps == spec.points or spec.steps * a_step == pytest.approx(steps, abs=a_step), name
         if steps == 1600:
             assert updates >= 50
-            assert tries._part_of(spec, 1 / 8).steps // spec.update_every >= 6
+            assert tries._trial(spec, 1 / 8).steps // spec.update_every >= 6
     at = {every: plan.relative_time("R", made["R"].but(update_every=every)) for every in (1, 5, 25)}
     assert at[25] == plan.STEP[kind]["R"]  # where it was measured
     assert at[1] - at[5] == pytest.approx(0.8 * plan.UPDATE[kind]["R"])
