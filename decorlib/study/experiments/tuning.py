@@ -41,12 +41,20 @@ class Moves:
     forget: bool = False
     digits: int | None = None
 
+    def __post_init__(self):
+        if self.times < 0:
+            raise ValueError(f"moves = {self.times} must be at least 0, which leaves the grids where they are")
+        if self.alone and self.forget:
+            raise ValueError("alone and forget exclude each other: a single try has no edge but that of all before")
+
 
 STAY = Moves()
 
 
 def on_validation(spec: Any, part: float) -> Any:
-    """The try of an :class:`~decorlib.study.experiments.experiment.Experiment`, for one round of full length."""
+    """The try of an :class:`~decorlib.study.experiments.experiment.Experiment` in a single round, of full length."""
+    if part != 1:
+        raise ValueError(f"rounds have a part of {part:g}: tell by trial= what that is, as halving.halve does")
     return spec.but(split="validation")
 
 
@@ -91,7 +99,8 @@ def choose(
         had, when the try was run).
 
     Raises:
-        ValueError: no arm or seed, unequal numbers of tries, an unknown field, rounds that do not rise to 1.
+        ValueError: no arm or seed, unequal numbers of tries, an unknown field; rounds that do not rise to 1, or that
+            ``trial`` cannot tell the parts of.
     """
     seeds, rounds = [int(seed) for seed in seeds], list(rounds)
     if not arms or not seeds:
@@ -100,8 +109,6 @@ def choose(
         raise ValueError(f"rounds are {rounds}: give parts that rise to 1, the full length")
     if not 0 < keep < 1:
         raise ValueError(f"keep is {keep}; it must be between 0 and 1")
-    if moves.times < 0:
-        raise ValueError(f"move is {moves.times}; allowed: 0, which leaves grids where they are, or more")
     tuned = [_Arm(name, arms[name], grid, metric) for name, grid in grids_of(arms, rates).items()]
     counts = {arm.name: len(arm.left) for arm in tuned}
     if len(set(counts.values())) > 1:

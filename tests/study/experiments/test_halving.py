@@ -191,7 +191,7 @@ def test_short_tries_are_cut_to_parts_of_an_epoch_that_there_are():
         ({"rounds": (0.25, 0.5)}, "rounds are"),
         ({"rounds": ()}, "rounds are"),
         ({"keep": 1}, "keep is 1"),
-        ({"move": -1}, "move is -1"),
+        ({"move": -1}, "moves = -1 must be at least 0"),
         ({"rates": {"a": {"lr": [1, 2, 3]}, "b": {"lr": [1]}}, "arms": {"a": BASE, "b": BASE}}, "unequal numbers"),
         ({"rates": {"rate": [1, 2]}}, "rate: no such field"),
     ],

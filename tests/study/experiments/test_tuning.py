@@ -181,7 +181,7 @@ def test_a_rate_of_zero_has_no_ratio_to_move_by(fake):
         ({"rounds": (1, 0.5)}, "parts that rise to 1"),
         ({"rounds": (0, 1)}, "parts that rise to 1"),
         ({"keep": 0}, "keep is 0"),
-        ({"moves": Moves(-1)}, "move is -1"),
+        ({"rounds": (0.5, 1)}, "rounds have a part of 0.5"),
         ({"rates": {"lr": []}}, "no value is given for lr"),
         ({"rates": {"rate": [1, 2]}}, "rate: no such field of Experiment"),
         ({"rates": {"b": {"lr": [1, 2]}}}, "rates are given for b, but the arms are a"),
@@ -193,6 +193,13 @@ def test_what_is_no_fair_choice_is_refused_before_a_run(fake, change, message):
     with pytest.raises(ValueError, match=message):
         choose(**given)
     assert asked == []
+
+
+def test_moves_that_say_nothing_are_refused():
+    with pytest.raises(ValueError, match="moves = -1 must be at least 0"):
+        Moves(-1)
+    with pytest.raises(ValueError, match="alone and forget exclude each other"):
+        Moves(3, alone=True, forget=True)
 
 
 def test_moved_grids_go_on_in_the_ratio_at_their_end():
