@@ -143,6 +143,8 @@ def test_a_moved_try_alone_runs_in_full_length_only(fake):
     _, tries = choose({"a": BASE}, RATES, SEEDS, "test_loss", rounds=(0.5, 1), moves=ALONE, trial=by_half, quiet=True)
     assert tries.groupby("moved")["part"].apply(list).to_dict() == {0: [0.5] * 9 + [1] * 4, 1: [1], 2: [1], 3: [1]}
     assert [spec.epochs for spec in asked] == [4] * 18 + [8] * (8 + 6)
+    half = tries[(tries["part"] == 1) & (tries["moved"] == 0)]
+    assert half["lr"].tolist() == [2e-3, 4e-3, 4e-3, 4e-3]  # as the grid has them, not best first
 
 
 def test_one_try_has_nothing_to_be_halved_for(fake):
@@ -171,6 +173,9 @@ def test_a_rate_of_zero_has_no_ratio_to_move_by(fake):
     assert best["a"].decor_lr == 0
     assert tries["moved"].max() == 0
     assert tries.loc[tries["chosen"], "edge"].item() == "decor_lr = 0 is the smallest of 3"
+    fake(lambda spec: -spec.decor_lr)
+    _, tries = choose({"a": BASE}, {"decor_lr": [0.0, 1e-4]}, SEEDS, "test_loss", moves=Moves(3), quiet=True)
+    assert tries.loc[tries["chosen"], "edge"].item() == "decor_lr = 0.0001 is the largest of 2"
 
 
 @pytest.mark.parametrize(
