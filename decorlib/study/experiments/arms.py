@@ -132,14 +132,14 @@ def arm_table(table: pd.DataFrame, value: str, best: Mapping[str, Experiment]) -
     return pd.DataFrame(rows).T.rename_axis("arm")
 
 
-def spread(values: Sequence[float], count: int) -> list[float]:
-    """So many rates over the range of the given ones and half an octave beyond each end, evenly on a log scale.
+def spread(values: Sequence[float], count: int, beyond: float = 2**0.5) -> list[float]:
+    """So many rates over the range of the given ones and further by a factor at each end, evenly on a log scale.
 
     For an arm without R: as many tries of its one rate as the others have of their two.
     """
     if not values or min(values) <= 0 or count < 1:
         raise ValueError(f"values = {list(values)}, count = {count}: positive rates and a count of at least 1 needed")
-    low, high = min(values) / 2**0.5, max(values) * 2**0.5
+    low, high = min(values) / beyond, max(values) * beyond
     return [low * (high / low) ** (i / max(count - 1, 1)) for i in range(count)]
 
 
