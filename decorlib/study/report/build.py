@@ -19,7 +19,7 @@ from pathlib import Path
 
 from decorlib.study.evidence.provenance import ROOT
 from decorlib.study.evidence.records import EXTENDED, RecordDamaged, dumps, write_atomic
-from decorlib.study.report import api_pages, freshness, pages, request
+from decorlib.study.report import api_pages, freshness, pages, request, search
 from decorlib.study.report.pages import ReportError
 from decorlib.study.report.publish import one_at_a_time
 
@@ -72,6 +72,7 @@ def build(root: Path, results: Path, build_folder: Path, force: bool = False) ->
         }
         run_sphinx(sources, output, build_folder / "doctrees", settings)
         prune(output)
+        search.write(output)
         check(output, root)
         replace(output, site)
         now["site"] = freshness.digests(site)
@@ -121,13 +122,28 @@ def prune(output: Path) -> None:
         text = page.read_text(encoding="utf-8")
         for theirs, ours in NAMES:
             text = text.replace(theirs, ours)
-        page.write_text(text, encoding="utf-8")
+        page.write_text(whole_figures(long_names(text)), encoding="utf-8")
     icons = output / "_static" / "scripts" / "fontawesome.js"
     if icons.exists():
         text = "".join(path.read_text(encoding="utf-8") for path in output.rglob("*.html"))
         text += "".join(p.read_text(encoding="utf-8") for p in output.rglob("*.js") if p != icons)
         used = set(re.findall(r"\bfa-([a-z0-9-]+)", text))
         icons.write_text(keep_icons(icons.read_text(encoding="utf-8"), used), encoding="utf-8")
+
+
+def long_names(text: str) -> str:
+    """A page whose long names in code may break after a dot, a stroke or a line under, not in the middle of a word."""
+
+    def parted(match: re.Match) -> str:
+        return match[1] + re.sub(r"(?<=[\w)\]])([_./:=(,]+)(?=\w)", r"\1<wbr>", match[2]) + match[3]
+
+    return re.sub(r'(<code class="[^"]*"><span class="pre">)([^<&]{12,})(</span>)', parted, text)
+
+
+def whole_figures(text: str) -> str:
+    """A page whose figures open at their full size, on a page of their own, for those whose letters are small."""
+    figure = r'(<div class="cell_output[^>]*>(?:(?!</div>).)*?)(<img\b[^>]*?\bsrc="([^"]+)"[^>]*>)'
+    return re.sub(figure, r'\1<a class="figure" href="\3">\2</a>', text, flags=re.S)
 
 
 def keep_icons(script: str, used: set[str]) -> str:
