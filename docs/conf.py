@@ -149,7 +149,7 @@ def _formulas(app, what, name, obj, options, lines):
         said = [text for text in kept if text.strip()]
         begins = line.startswith("    ") and kept and not kept[-1].strip() and said
         if begins and not said[-1].startswith((" ", "* ", "- ")) and not said[-1].rstrip().endswith("::"):
-            kept += ["::", ""]
+            kept += [".. code-block:: text", ""]
         kept.append(line)
     lines[:] = kept
 
@@ -196,8 +196,16 @@ def _source_links_of_top_pages(app, doctree):
             node["refuri"] = node["refuri"].removeprefix("../")
 
 
+def _wide_tables(app, doctree):
+    """A table of many columns takes the place of the contents beside the text, too."""
+    for table in list(doctree.findall(nodes.table)):
+        if next(table.findall(nodes.tgroup))["cols"] >= 5 and isinstance(table.parent, nodes.section):
+            table.replace_self(nodes.container("", table.deepcopy(), classes=["full-width"]))
+
+
 def setup(app):
-    """Register the renderer of formulas, the hooks for docstrings and for links to source."""
+    """Register the renderer of formulas, the hooks for docstrings, for links to source and for wide tables."""
+    app.connect("doctree-read", _wide_tables)
     app.connect("doctree-read", _source_links_of_top_pages, priority=900)
     app.connect("autodoc-process-signature", _aliases)
     app.connect("autodoc-process-docstring", _formulas)

@@ -100,7 +100,8 @@ def _read(stamp: Path) -> dict | None:
 
 def run_sphinx(sources: Path, output: Path, doctrees: Path, settings: dict[str, str]) -> None:
     """Sphinx in its own process, because it imports the modules it documents and sets global state."""
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "-d", str(doctrees)]
+    # -E: what Sphinx kept of the last build does not know of changes in the functions of conf.py.
+    command = [sys.executable, "-m", "sphinx", "-E", "-W", "--keep-going", "-q", "-b", "html", "-d", str(doctrees)]
     # Sphinx writes the date of SOURCE_DATE_EPOCH, not of today: equal sources give equal pages.
     env = {**os.environ, "SOURCE_DATE_EPOCH": "0", "PYTHONHASHSEED": "0", **settings}
     done = subprocess.run([*command, str(sources), str(output)], capture_output=True, text=True, env=env)

@@ -18,6 +18,8 @@ from decorlib.study.evidence.records import load_records
 from decorlib.study.report import generated
 from decorlib.study.report.freshness import PACKAGE, digests
 
+COLUMNS, WIDTH = 7, 760  # of a table, and of a figure in pixels: what is more is wide
+
 
 class ReportError(RuntimeError):
     """Something that must not be in a report; the message says where it is and what to do."""
@@ -49,7 +51,7 @@ def split_figures(cell: NotebookNode) -> list[NotebookNode]:
 
 
 def prepare(notebook: NotebookNode, name: str) -> NotebookNode:
-    """An executed notebook for myst-nb: code folded, every figure with its alternative text.
+    """An executed notebook for myst-nb: code folded, every figure with its alternative text, room for what is wide.
 
     Raises:
         ReportError: a figure has no alternative text, or a cell failed.
@@ -77,10 +79,22 @@ def prepare(notebook: NotebookNode, name: str) -> NotebookNode:
                     if "width" in described:
                         image["width"] = f"{described['width']}px"  # CSS shrinks it to the column
                     part.metadata["mystnb"] = {"image": image}
+            if _is_wide(part):
+                tags.append("full-width")
             cells.append(part)
     made = v4.new_notebook(cells=one_fold(cells), metadata=notebook.metadata)
     made.metadata.pop("decorlib", None)
     return made
+
+
+def _is_wide(cell: NotebookNode) -> bool:
+    """Whether an output needs more than the column of text: the theme then gives it the place of the contents, too."""
+    for output in cell.outputs:
+        table = output.get("data", {}).get("text/html", "")
+        columns = (len(re.findall(r"<t[dh]\b", row)) for row in re.split(r"<tr\b", table))
+        if max(columns) > COLUMNS or output.get("metadata", {}).get("image/png", {}).get("width", 0) > WIDTH:
+            return True
+    return False
 
 
 def one_fold(cells: list[NotebookNode]) -> list[NotebookNode]:

@@ -13,8 +13,21 @@ from pathlib import Path
 SCRIPT = "searchtexts.js"
 # Pages of links, which have nothing to quote.
 WITHOUT = {"search", "genindex", "py-modindex"}
-# What is no sentence of the article: the headings' links, labels of what folds, mathematics (its letters fall apart).
-_SILENT = {"script", "style", "summary", "math"}
+_SILENT = {"script", "style", "summary"}  # no sentence of the article: labels of what folds among them
+# Elements whose text stands apart from what comes after it.
+_APART = {
+    "p",
+    "li",
+    "td",
+    "th",
+    "dt",
+    "dd",
+    "div",
+    "pre",
+    "figcaption",
+    "section",
+    *(f"h{level}" for level in range(1, 7)),
+}
 _VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
 _HEAD = """// Written by decorlib.study.report.search: a page that was opened as a file may not ask for others.
 "use strict";
@@ -33,7 +46,7 @@ class _Article(HTMLParser):
     def __init__(self):
         super().__init__()
         self.parts: list[str] = []
-        self.silent = self.inside = 0
+        self.silent = self.inside = self.formula = 0
 
     def handle_starttag(self, tag, attributes):
         found = dict(attributes)
@@ -43,6 +56,8 @@ class _Article(HTMLParser):
             self.inside += 1
         elif self.silent or tag in _SILENT or "headerlink" in (found.get("class") or ""):
             self.silent += 1
+        elif tag == "math":
+            self.formula += 1
         elif self.inside and tag == "section":
             self.parts.append(f'<section id="{html.escape(found.get("id") or "")}">')
 
@@ -51,20 +66,23 @@ class _Article(HTMLParser):
             self.inside -= 1
         elif self.silent and tag not in _VOID:
             self.silent -= 1
-        elif self.inside and tag == "section":
-            self.parts.append("</section>")
+        elif tag == "math":
+            self.formula -= 1
+        elif self.inside and tag in _APART:
+            self.parts.append(" </section>" if tag == "section" else " ")
 
     def handle_data(self, data):
         if self.inside and not self.silent:
-            self.parts.append(html.escape(data))
+            # between the letters of a formula stand line breaks, for readers of the page's source
+            self.parts.append(html.escape("".join(data.split()) if self.formula else data))
 
 
 def text_of(page: str) -> str:
-    """A page as the search needs it: sections and their text, without labels of what folds and without formulas."""
+    """A page as the search needs it: sections and their text, without labels of what folds."""
     parser = _Article()
     parser.feed(page)
     parser.close()
-    return re.sub(r"\s+", " ", " ".join(parser.parts)).replace(" .", ".").replace(" ,", ",").strip()
+    return re.sub(r"\s+", " ", "".join(parser.parts)).strip()
 
 
 def write(output: Path) -> None:
