@@ -129,7 +129,8 @@ def verdict_line(row: dict[str, str]) -> str:
     said = row["outcome"].removesuffix(answers.OTHERWISE)
     more = "; other runs of ours say otherwise (below the answer table)" if said != row["outcome"] else ""
     settings = plain_markdown("; ".join(row[name] for name in SETTING if row[name] != "–"))
-    return f"*{text['hypothesis']}*: **{plain_markdown(said)}**{more}. Claim: {text['claim']}. {effect} ({settings})"
+    found = f"Claim: {text['claim']}. Found: {effect} ({settings})"
+    return f"*{text['hypothesis']}*: **{plain_markdown(said)}**{more}. {found}"
 
 
 def below_answers(records: dict[str, Record], root: Path) -> str:

@@ -51,6 +51,7 @@ class _Article(HTMLParser):
     def handle_starttag(self, tag, attributes):
         found = dict(attributes)
         if tag in _VOID:
+            self.parts += [" "] if tag == "br" and self.inside and not self.silent else []
             return
         if tag == "article":
             self.inside += 1
