@@ -79,12 +79,15 @@ def paragraph(records: dict[str, Record], root: Path = ROOT, escaped: Callable[[
         lines.append(f"over {escaped(EXPECTED)}: {low:+.2f} to {high:+.2f} points; of {len(own)}: {counted(own)}")
     lines.append(f"most favourable: {escaped(one(rows.iloc[-1]))}")
     lines += [escaped(sentence) for sentence in seconds(records, root)]
+    factor = studies(records, root)[-1].parameters.get("factor")
     tail = (
         "In brackets are 95% intervals that hold together for all rows of a study; n is the number of pairs of runs, "
         "with R and without, that start from the same random seed. With R the best of its arms stands, picked on "
         "validation images."
     )
-    return "\n".join([text, "", *(f"* {line}" for line in lines), "", f"{tail} {meanings(rows, escaped)}".rstrip()])
+    fewer = f"Seconds count as fewer below {1 / factor:g} of the control's." if factor else ""
+    told_last = (tail, fewer, meanings(rows, escaped))
+    return "\n".join([text, "", *(f"* {line}" for line in lines), "", " ".join(filter(None, told_last))])
 
 
 def meanings(rows: pd.DataFrame, escaped: Callable[[str], str] = str) -> str:
