@@ -132,6 +132,11 @@ def test_every_name_that_stands_in_a_row_is_explained_and_no_other(nowhere):
     assert "function preserved" not in said
 
 
+def test_what_counts_as_fewer_seconds_is_told_where_the_record_says(nowhere):
+    assert "count as fewer" not in answers.plain({"07": record()}, nowhere)
+    assert "Seconds count as fewer below 0.8 of the control's." in answers.plain({"07": record(factor=1.25)}, nowhere)
+
+
 def test_the_names_of_the_committed_records_are_all_explained():
     rows = opening.comparisons(load_records())
     for column, more in (("control", ()), ("schedule", ("constant",)), ("budget", ())):
