@@ -199,7 +199,8 @@ def gallery(
             target.write_bytes(thumbnail(figure[0]))
             alt = alternative(figure[1])
             image = f":::{{image}} thumbnails/{name}.png\n:alt: {alt}\n:width: 160px\n:class: thumbnail\n:::\n"
-        outcomes = [f"{row['hypothesis']}: {row['outcome']}" for row in table if row["notebook"] == name]
+        own = [row for row in table if row["notebook"] == name]
+        outcomes = [f"{row['hypothesis']}: {row['outcome'].removesuffix(answers.OTHERWISE)}" for row in own]
         text = f"[{title_of(notebook)}](notebooks/{pages[name].name})"
         text += f"<br><small>{plain_markdown('; '.join(outcomes))}</small>" if outcomes else ""
         lines.append(f"::::{{container}} gallery-line\n{image}\n{text}\n::::\n")

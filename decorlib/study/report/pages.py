@@ -211,11 +211,11 @@ def write_sources(root: Path, results: Path, target: Path) -> int:
     for name, path in executed.items():
         check_set(results, path, notebooks[name])
         page = prepare(notebooks[name], path.name)
-        if page.cells and page.cells[0].cell_type == "markdown":
-            page.cells[0].source = answer_first(page.cells[0].source, [row for row in table if row["notebook"] == name])
         for cell in page.cells:
             if cell.cell_type == "markdown":
                 cell.source = mend_links(cell.source, known, to_root)
+        if page.cells and page.cells[0].cell_type == "markdown":
+            page.cells[0].source = answer_first(page.cells[0].source, [row for row in table if row["notebook"] == name])
         foot = generated.provenance_lines(records.get(name), path, to_root, to_results)
         page.cells.append(v4.new_markdown_cell(foot, id="provenance"))
         (folder / path.name).write_text(nbformat.writes(page) + "\n", encoding="utf-8")

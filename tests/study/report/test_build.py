@@ -211,6 +211,7 @@ def test_the_whole_report(tmp_path, monkeypatch, png, capsys):
     assert 'alt="A line."' in index  # headline and thumbnail
     assert "It *needs* 2 epochs. A gain: &lt;yes&gt;." in index  # the computed answer, as text
     page = (site / "notebooks" / "07_why.html").read_text(encoding="utf-8")
+    assert 'href="../index.html#answers"' in page  # the verdict's way to the table
     assert page.count('alt="A line."') == page.count('alt="Another line."') == 1
     assert "<details" in page
     assert page.count("<math") == 2
