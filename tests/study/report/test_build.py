@@ -227,6 +227,9 @@ def test_the_whole_report(tmp_path, monkeypatch, png, capsys):
     for path in (site / "api.html", site / "internals.html", *(site / "api").glob("*.html")):
         text = re.sub(r"<[^>]*>", "", path.read_text(encoding="utf-8"))
         assert not re.findall(r":(?:class|func|meth|mod|attr|obj|math|exc|data):`", text), path.name
+        assert "TypeAliasForwardRef" not in text, path.name
+    # formulas below each other in the words about a module keep their lines
+    assert re.search(r"<pre>(<[^>]*>)*X = &lt;y y'&gt;  second moment.*\n.*v_i = X_ii", api)
     assert (site / "searchindex.js").exists()
     size = sum(path.stat().st_size for path in site.rglob("*") if path.is_file())
     assert size < 0.4 * build.SITE_LIMIT  # most of it are the API's pages and the theme; a notebook adds 0.5 MB
