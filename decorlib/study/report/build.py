@@ -123,7 +123,7 @@ def prune(output: Path) -> None:
         text = page.read_text(encoding="utf-8")
         for theirs, ours in NAMES:
             text = text.replace(theirs, ours)
-        page.write_text(whole_figures(long_names(text)), encoding="utf-8")
+        page.write_text(long_names(text), encoding="utf-8")
     icons = output / "_static" / "scripts" / "fontawesome.js"
     if icons.exists():
         text = "".join(path.read_text(encoding="utf-8") for path in output.rglob("*.html"))
@@ -139,12 +139,6 @@ def long_names(text: str) -> str:
         return match[1] + re.sub(r"(?<=[\w)\]])([_./:=(,]+)(?=\w)", r"\1<wbr>", match[2]) + match[3]
 
     return re.sub(r'(<code class="[^"]*"><span class="pre">)([^<&]{12,})(</span>)', parted, text)
-
-
-def whole_figures(text: str) -> str:
-    """A page whose figures open at their full size, on a page of their own, for those whose letters are small."""
-    figure = r'(<div class="cell_output[^>]*>(?:(?!</div>).)*?)(<img\b[^>]*?\bsrc="([^"]+)"[^>]*>)'
-    return re.sub(figure, r'\1<a class="figure" href="\3">\2</a>', text, flags=re.S)
 
 
 def keep_icons(script: str, used: set[str]) -> str:

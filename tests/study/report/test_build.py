@@ -108,16 +108,10 @@ def test_the_figure_of_the_landing_page_says_how_to_read_it(tmp_path, monkeypatc
     assert generated.HOW_TO_READ not in generated.headline(other, {"00": executed["07"]}, tmp_path)
 
 
-def test_long_names_break_at_their_strokes_and_figures_open_whole():
+def test_long_names_break_at_their_strokes():
     name = '<code class="docutils literal notranslate"><span class="pre">{}</span></code>'
     made = build.long_names(name.format("test_peft.py::test_that") + name.format("short"))
     assert made == name.format("test_<wbr>peft.<wbr>py::<wbr>test_<wbr>that") + name.format("short")
-    image = '<img alt="A." src="../_images/a.png" />'
-    cell = f'<div class="cell_output docutils container">\n{image}\n</div>'
-    assert (
-        build.whole_figures(cell + image)
-        == cell.replace(image, f'<a class="figure" href="../_images/a.png">{image}</a>') + image
-    )
 
 
 def test_the_search_quotes_what_the_article_says():
