@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from decorlib.layers import preserve
-from decorlib.layers.groups import Layers, groups, groups_of, is_plain_sgd, learners_in, take_away_gradients
+from decorlib.layers.groups import Layers, groups, groups_of, learners_in, take_away_gradients, told_apart
+from decorlib.layers.kinds import is_plain_sgd, refuse_kind
 from decorlib.layers.options import Bound, Rate
 from decorlib.layers.pending import watched
 from decorlib.layers.steps import Learner, as_gradients, check_rate, counted, in_place, learn
@@ -46,7 +47,7 @@ class OptimizerOfR(torch.optim.Optimizer):
         """Add layers with a rate of their own: ``{"params": layers, "lr": ...}``, layers as in the constructor."""
         group = {**self.defaults, **param_group}
         given = group["params"] if isinstance(group["params"], nn.Module | tuple) else list(group["params"])
-        found = learners_in(given)
+        found = told_apart(learners_in(given), self.learners)
         self._readers.add(given)
         check_rate(group["lr"], found, allow_zero=True)
         group["params"] = [
@@ -208,7 +209,8 @@ class DecorOptimizer(OptimizerOfR):
         skip_unreached, preserve_function: see :class:`DecorSGD`. Default: False.
         in_place: take the steps without a gradient in between; only where the optimizer takes plain gradient steps and
             no hook waits for them. Default: False.
-        **options: what else the class takes: ``betas``, ``momentum``, ...
+        **options: what else the class takes: ``betas``, ... ``weight_decay``, which AdamW and Muon have unless it is 0,
+            pulls R to zero, and not to the identity.
 
     Raises:
         ValueError: as :class:`DecorSGD`; an optimizer that also owns plain weights; ``in_place`` where it cannot be.
@@ -249,12 +251,7 @@ class DecorOptimizer(OptimizerOfR):
             self.inner = optimizer(self.param_groups, lr=rate, **options)
             self.inner.defaults["max_step"] = max_step
         self._share()
-        kind = type(self.inner)
-        closure = inspect.signature(kind.step).parameters.get("closure")
-        if closure is not None and closure.default is inspect.Parameter.empty:
-            raise ValueError(f"{kind.__name__} evaluates a loss again and again in a step; the direction of R has none")
-        if any(group.get("maximize") for group in self.param_groups):
-            raise ValueError("maximize=True moves R away from decorrelated states: leave it out")
+        refuse_kind(self.inner)
         if in_place and not is_plain_sgd(self.inner):
             raise ValueError(
                 f"in_place=True takes plain SGD steps, and none that hooks wait for; the optimizer is {self.inner}: "

@@ -735,3 +735,61 @@ def test_a_direction_that_does_not_exist_names_the_layer_and_changes_nothing(opt
         DecorOptimizer(model, optimizer, lr=0.1).step()
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
     assert no_gradients(model)
+
+
+# ------------------------------------------------------------------------------- groups, bounds and batches of nothing
+
+
+def test_layers_of_one_name_in_several_groups_keep_their_losses():
+    """The names are those in the module of each group, so that the second loss took the place of the first."""
+    model = network()
+    optimizer = DecorSGD([{"params": model[0]}, {"params": [model[2]], "lr": 1e-3}], lr=1e-2)
+    alike = DecorSGD([{"params": model[0]}, {"params": model[2]}], lr=1e-2)
+    x, _ = batches(1)[0]
+    for one in (optimizer, alike):
+        model(x)
+        one.step()
+        assert len(one.losses) == 2
+    assert list(alike.losses) == ["decorrelation", "1.decorrelation"]
+    model(x)
+    expected = decorlib.decor_measure(model)
+    model(x)
+    alike.step()
+    torch.testing.assert_close(list(alike.losses.values()), list(expected.values()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.RMSprop, torch.optim.Adagrad])
+def test_a_bound_that_the_optimizer_divides_away_is_said(kind):
+    model, x = network(), batches(1)[0][0]
+    with pytest.warns(RuntimeWarning, match=rf"max_step=1e-06 makes the gradient.*{kind.__name__} divides.*DecorSGD"):
+        optimizer = DecorOptimizer(model, kind, lr=1e-2, max_step=1e-6)
+    free, other = network(), batches(1)[0][0]
+    unbounded = DecorOptimizer(free, kind, lr=1e-2)
+    for one, owner, data in ((model, optimizer, x), (free, unbounded, other)):
+        one(data)
+        owner.step()
+    for (_, a), (_, b) in zip(decor_modules(model), decor_modules(free), strict=True):
+        assert (a.weight - torch.eye(len(a.weight))).norm() > 0.5 * (b.weight - torch.eye(len(b.weight))).norm()
+
+
+def test_a_bound_that_plain_steps_keep_is_not_spoken_of():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DecorOptimizer(network(), torch.optim.SGD, lr=1e-2, momentum=0.9, max_step=0.5)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_an_empty_batch_excuses_one_step_and_not_all_that_come(every):
+    """A layer that was once given an empty batch and then never reached stood still for ever, without a word."""
+    used, rare = DecorLinear(D, 4, update_every=every), DecorLinear(D, 4, update_every=every)
+    model, x = nn.ModuleDict({"used": used, "rare": rare}), batches(1)[0][0]
+    optimizer = DecorSGD(model, lr=1e-2)
+    for _ in range(2):
+        used(x)
+        rare(x[:0])
+        optimizer.step()
+    used(x)
+    with pytest.raises(RuntimeError, match=r"layer 'rare\.decorrelation': update\(\) before any training forward"):
+        for _ in range(every):
+            used(x)
+            optimizer.step()

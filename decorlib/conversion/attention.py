@@ -8,6 +8,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from decorlib.conversion.watch import Sample, evaluating, run
 from decorlib.layers.attention import DecorMultiheadAttention, DecorProjection, decorrelations
+from decorlib.layers.centring import evaluation_mean
 from decorlib.layers.steps import is_decorrelation
 
 ATTENTION = {nn.MultiheadAttention: DecorMultiheadAttention, NonDynamicallyQuantizableLinear: DecorProjection}
@@ -79,7 +80,7 @@ def restore(layer: nn.Module) -> None:
 
 def fused(layer: DecorMultiheadAttention) -> dict[str, Tensor | None]:
     """The parameters of the plain attention that computes the same in evaluation."""
-    weights, bias = layer.fused_inputs({name: d.running_mean for name, d in layer.decorrelations.items()})
+    weights, bias = layer.fused_inputs({name: evaluation_mean(d) for name, d in layer.decorrelations.items()})
     names = ("in_proj_weight",) if len(weights) == 1 else ("q_proj_weight", "k_proj_weight", "v_proj_weight")
     return {**dict(zip(names, weights, strict=True)), "in_proj_bias": bias}
 

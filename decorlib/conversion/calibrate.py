@@ -75,6 +75,11 @@ def check_biases(model: nn.Module, layers: dict[str, nn.Module]) -> None:
                 "bias takes up: exclude it here, and decorrelate it in a second call with center=None"
             )
         bias = layer.in_proj_bias if isinstance(layer, nn.MultiheadAttention) else layer.bias
+        if bias is not None and not isinstance(bias, nn.Parameter):
+            raise ValueError(
+                f"layer '{name}': its bias is computed from others at each forward (pruning), so that nothing it takes "
+                "up would stay: torch.nn.utils.prune.remove(layer, 'bias') first"
+            )
         if bias is not None and biases.count(id(bias)) > 1:
             raise ValueError(f"layer '{name}' shares its bias with another, and their means differ: untie it first")
 

@@ -16,6 +16,7 @@ from decorlib.conversion.fast_paths import switch_fast_paths
 from decorlib.conversion.share import Share, shared_groups
 from decorlib.conversion.watch import Sample
 from decorlib.layers.decorrelation import Decorrelation
+from decorlib.layers.fast_path import keep_off
 from decorlib.layers.options import AnyRule, ConversionOptions, Span
 from decorlib.layers.shared import SharedDecorrelation
 from decorlib.rules.catalogue import make_rule
@@ -185,6 +186,7 @@ def _convert(layer: nn.Module, decorrelation: Decorrelation, span: str) -> None:
     vars(layer).pop("forward", None)  # at most its class's own, see forward_replaced
     layer.__class__, layer.fuse = counterpart(type(layer)), None
     layer.decorrelation = decorrelation
+    keep_off(decorrelation)
 
 
 def _restore(layer: nn.Module) -> None:

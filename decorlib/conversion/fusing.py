@@ -24,6 +24,7 @@ from decorlib.conversion.foreign import (
     on_meta,
 )
 from decorlib.conversion.watch import Sample
+from decorlib.layers.centring import evaluation_mean
 from decorlib.layers.steps import is_decorrelation
 
 
@@ -77,7 +78,7 @@ def _fused(model: nn.Module) -> nn.Module:
             written[name] = attention.fused(layer)
         elif plain_kind(layer) is not None:
             try:
-                written[name] = layer.fused(layer.decorrelation.running_mean)
+                written[name] = layer.fused(evaluation_mean(layer.decorrelation))
             except ValueError as error:
                 raise ValueError(f"layer '{name}': {error}") from error
     return _rewritten(copy.deepcopy(model), written)
@@ -188,7 +189,8 @@ def _why_adapter(adapter: nn.Module, verified: bool) -> str | None:
 def _as_linear(layer: nn.Module) -> nn.Linear:
     R = layer.weight if layer.groups == 1 else torch.block_diag(*layer.weight)
     shifts = [] if layer.bias is None else [layer.bias]
-    shifts += [] if layer.running_mean is None else [-R @ layer.running_mean]
+    mean = evaluation_mean(layer)
+    shifts += [] if mean is None else [-R @ mean]
     linear = nn.Linear(layer.in_features, layer.in_features, bool(shifts), R.device, R.dtype)
     linear.weight.copy_(R)
     if shifts:

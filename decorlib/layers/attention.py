@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from decorlib.layers.checks import frozen
 from decorlib.layers.decorrelation import Decorrelation
+from decorlib.layers.fast_path import keep_off
 from decorlib.layers.integrity import warn_of_old_R
 from decorlib.layers.linear import DecorLinear, composed_linear, fused_linear
 from decorlib.layers.options import AttentionInputs, ConvolutionOptions, Variance
@@ -25,6 +27,9 @@ INPUTS = {
     "memory": ("query", "memory", "memory"),
     "separate": ("query", "key", "value"),
 }
+
+#: What the projections of the inputs may be called.
+WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
 class DecorProjection(DecorLinear, NonDynamicallyQuantizableLinear):
@@ -178,10 +183,9 @@ class DecorMultiheadAttention(nn.MultiheadAttention):
     def _look(self, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None) -> dict[str, Tensor | None]:
         """Remember the inputs for the update of R, and give the mean of each."""
         if padding is not None:
-            padding = padding if padding.dtype == torch.bool else padding.isneginf()
+            padding = padding if padding.dtype == torch.bool else padding.float().exp() == 0  # -inf, -1e9, finfo.min
             padding = padding.mT if padding.dim() == 2 and not self.batch_first else padding
-        frozen = not any(W.requires_grad for W in self._weights())
-        means = {}
+        rests, means = not any(W.requires_grad for W in self._weights()), {}
         for name, x in self.inputs_of(query, key, value).items():
             d = self.decorrelations[name]
             if not x.is_floating_point():
@@ -190,7 +194,7 @@ class DecorMultiheadAttention(nn.MultiheadAttention):
                 raise ValueError(
                     f"{name} of shape {tuple(x.shape)} does not fit: its last size must be {d.in_features}"
                 )
-            d.frozen, mask = frozen, d.padding_mask
+            d.frozen, mask = rests and frozen(self, d.frozen, WEIGHTS), d.padding_mask
             if name in ("memory", "key", "value"):  # of other tokens than decorlib.padding() speaks of
                 d.padding_mask = padding
             try:
@@ -225,4 +229,7 @@ def decorrelations(layer: nn.MultiheadAttention, inputs: str, **options) -> nn.M
             f"inputs={inputs!r} needs {' and '.join(_SAME[inputs])} of one size; embed_dim = {layer.embed_dim}, "
             f"kdim = {layer.kdim}, vdim = {layer.vdim}: use inputs='separate'"
         )
-    return nn.ModuleDict({name: Decorrelation(size, **options) for name, size in sizes.items()})
+    made = nn.ModuleDict({name: Decorrelation(size, **options) for name, size in sizes.items()})
+    for decorrelation in made.values():
+        keep_off(decorrelation)
+    return made

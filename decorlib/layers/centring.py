@@ -22,6 +22,11 @@ def check_count(center: str, count: int) -> None:
         )
 
 
+def evaluation_mean(layer: nn.Module) -> Tensor | None:
+    """What a Decorrelation subtracts in evaluation: a ``center`` that was set to None later leaves its mean behind."""
+    return None if layer.center is None else layer.running_mean
+
+
 def over_processes(batch_mean: Tensor, count: int, process_group=None) -> Tensor:
     """The mean over the samples of all processes, differentiable; the same one where there is one process."""
     return pooled_mean(batch_mean, count, process_group) if distributed() else batch_mean

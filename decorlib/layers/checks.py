@@ -24,6 +24,7 @@ def check_options(
     bias_reduction: str,
     update_every: Whole,
     fraction: Part,
+    **flags: bool,
 ) -> None:
     """Raise ValueError for an option of :class:`~decorlib.layers.Decorrelation` that is out of its range."""
     _check(_whole(in_features) and in_features >= 1, "in_features", in_features, "a whole number, at least 1")
@@ -35,6 +36,9 @@ def check_options(
     _check(bias_reduction in ("mean", "sum"), "bias_reduction", bias_reduction, "'mean' or 'sum'")
     check_update_every(update_every)
     check_fraction(fraction)
+    for name, value in flags.items():  # the fourth argument of nn.Linear is a device, and that of DecorLinear is one
+        allowed = "True or False" if name != "bias" else "True or False (decor_bias of a layer; give device= by name)"
+        _check(isinstance(value, bool | numbers.Integral) and value in (0, 1), name, value, allowed)
 
 
 def check_update_every(update_every: Whole) -> None:
@@ -99,6 +103,12 @@ def features_last(input: Tensor, in_features: Whole) -> Tensor:
     """The input with its features last, after checking that it has any."""
     if not input.is_floating_point():
         raise ValueError(f"input is {input.dtype}; a floating type is needed: scale it first, e.g. images / 255")
+    if input.is_nested and input.layout is torch.strided:
+        raise ValueError(
+            "input is a nested tensor, of which no batch can be taken: pad it, and give a mask. torch's "
+            "TransformerEncoder makes them of what its src_key_padding_mask hides, unless it was built with "
+            "enable_nested_tensor=False, or decorlib.decorrelate(encoder) has switched it off"
+        )
     if input.shape[-1:] == (in_features,):
         return input
     if input.dim() > 2 and math.prod(input.shape[1:]) == in_features:
@@ -107,6 +117,27 @@ def features_last(input: Tensor, in_features: Whole) -> Tensor:
         f"input of shape {tuple(input.shape)} does not fit in_features = {in_features}: its last size must be "
         f"{in_features}, or its sizes after the first must multiply to it"
     )
+
+
+def frozen(layer: nn.Module, before: bool, kinds: tuple[str, ...] = ("weight",)) -> bool:
+    """Whether backpropagation leaves the weights of a layer alone; ``before`` is what was last known.
+
+    Asked of the Parameters. A weight that is computed of others at each forward (a parametrization, pruning, a
+    hypernetwork) or lent by :func:`torch.func.functional_call` needs no gradient under ``torch.no_grad()`` either, and
+    a look at the layer must not stop R.
+    """
+    found: list[Tensor] = []
+    for kind in kinds:
+        held = layer._parameters.get(kind)
+        if isinstance(held, nn.Parameter):
+            found.append(held)
+        elif held is None:
+            starts = f"{kind}_", f"parametrizations.{kind}."
+            found += [p for name, p in layer.named_parameters() if name.startswith(starts)]
+    if found:
+        return not any(p.requires_grad for p in found)
+    weights = [w for kind in kinds if isinstance(w := getattr(layer, kind, None), Tensor)]
+    return before and not any(w.requires_grad for w in weights)
 
 
 def called(layer: nn.Module) -> str:

@@ -94,7 +94,8 @@ class Decorrelation(nn.Module):
         dtype=None,
     ):
         super().__init__()
-        check_options(in_features, groups, center, momentum, bias_reduction, update_every, fraction)
+        flags = {"bias": bias, "accumulate": accumulate}
+        check_options(in_features, groups, center, momentum, bias_reduction, update_every, fraction, **flags)
         self.in_features = in_features
         self.rule = chosen_rule(rule, eta, variance)
         self.groups, self.center, self.momentum = groups, None if center == "bias" else center, momentum
@@ -284,7 +285,7 @@ class Decorrelation(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
-        integrity.loaded(self, state_dict, prefix, local_metadata.get("assign_to_params_buffers", False))
+        integrity.loaded(self, state_dict, prefix, local_metadata.get("assign_to_params_buffers", False), args[-1])
 
     def _apply(self, fn, recurse: bool = True):
         # .half() and .bfloat16() move R and the means but keep their precision: 1 - 1e-4 does not exist in bfloat16.

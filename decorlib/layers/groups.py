@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +42,14 @@ def learners_in(layers) -> list[Learner]:
     return found
 
 
+def told_apart(found: list[Learner], others: Sequence[Sequence[Learner]]) -> list[Learner]:
+    """Layers of a new group under names that those of the groups before do not have: else losses would be lost."""
+    taken = {learner.name for group in others for learner in group}
+    if not taken & {learner.name for learner in found}:
+        return found
+    return [learner._replace(name=f"{len(others)}.{learner.name}".rstrip(".")) for learner in found]
+
+
 def groups_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[dict[str, Any]]:
     """The groups of an optimizer that was built over :func:`decor_parameters`, as layers."""
     members = learners_of(model)
@@ -60,13 +68,3 @@ def take_away_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """What walks ``parameters()`` is to find none of them."""
     for parameter in parameters:
         parameter.grad = None
-
-
-def is_plain_sgd(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether all that its step does is p <- p - lr * gradient, and nobody waits for it."""
-    extras = ("momentum", "dampening", "weight_decay", "nesterov", "maximize")
-    return (
-        type(optimizer) is torch.optim.SGD
-        and not any(group[name] for group in optimizer.param_groups for name in extras)
-        and not (optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)  # they want every step
-    )

@@ -21,6 +21,7 @@ class Trust:
         self.allocated: nn.Parameter | None = None  # R as it came out of the meta device: numbers that mean nothing
         self.version: int | None = None  # of R when it was last asked whether an initialiser wrote it
         self.in_shards = False  # whether R is a part of what fully_shard gathers for a forward
+        self.left: int | None = None  # what its last step left, see unmoved; None where it was set since
         self.meant = False  # whether R was set on purpose (set_weight, loading) since protected() began to watch
 
 
@@ -129,6 +130,7 @@ def set_weight(layer: nn.Module, R: Tensor) -> None:
     layer.weight.copy_(R)
     layer.forget()  # states of the R that was there before say nothing about this one
     layer._R_is_known = layer._trust.meant = True
+    layer._trust.left = None
 
 
 def looks_like_noise(R: Tensor) -> bool:
@@ -154,18 +156,26 @@ def _refuse_shard(layer: nn.Module) -> None:
 def moved(layer: nn.Module, was_meta: bool) -> None:
     """After a move: R is looked at again; out of the meta device it comes without numbers."""
     R, trust = layer._parameters.get("weight"), layer._trust
-    trust.R = None
+    trust.R = trust.left = None
     if was_meta and R is not None and not R.is_meta:
         trust.unwritten, trust.allocated = True, R
 
 
-def loaded(layer: nn.Module, state_dict: dict, prefix: str, assigned: bool) -> None:
+def loaded(layer: nn.Module, state_dict: dict, prefix: str, assigned: bool, errors: list[str]) -> None:
     """After ``load_state_dict``: R needs no gradient, and what had no numbers and got none is as in a new layer.
 
-    So the state_dict of a plain model loads (``strict=False``) into one that was decorrelated on the meta device.
+    So the state_dict of a plain model loads (``strict=False``) into one that was decorrelated on the meta device. One
+    whose counter says that R has learned, and that has no R, is none of a plain model: that goes to the ``errors``.
     """
+    counter = state_dict.get(prefix + "num_updates")
+    if prefix + "weight" not in state_dict and counter is not None and not counter.is_meta and int(counter):
+        errors.append(
+            f"{prefix}weight, an R that has learned ({prefix}num_updates is {int(counter)}), is not in the state_dict, "
+            "and the weights that are mean nothing without it. It was saved without parameters that need no gradient "
+            "(exclude_frozen_parameters, a loop over requires_grad): save all of model.state_dict()"
+        )
     trust = layer._trust
-    trust.R = None
+    trust.R = trust.left = None
     for parameter in layer.parameters(recurse=False):
         parameter.requires_grad_(False)
     if prefix + "weight" in state_dict:
@@ -198,7 +208,7 @@ def warn_of_old_R(holder: nn.Module, state_dict: dict, prefix: str) -> None:
         R = layer._parameters.get("weight")
         if name.count(".") > 1 or not hasattr(layer, "_trust") or R is None or R.is_meta or layer._trust.unwritten:
             continue
-        if f"{prefix}{name}.weight" in state_dict or not name.startswith("decorrelation") or is_identity(R):
+        if _given(layer, name, state_dict, prefix) or not name.startswith("decorrelation") or is_identity(R):
             continue
         warnings.warn(
             f"layer '{prefix}{name}': the state_dict has the weights of the layer around it and no R, so that R stays "
@@ -207,6 +217,13 @@ def warn_of_old_R(holder: nn.Module, state_dict: dict, prefix: str) -> None:
             RuntimeWarning,
             stacklevel=2,
         )
+
+
+def _given(layer: nn.Module, name: str, state_dict: dict, prefix: str) -> bool:
+    """Whether a state_dict has an R; one that is shared may have come under the name of another layer."""
+    others = getattr(layer, "_prefixes", set()) - {f"{prefix}{name}."}
+    loaded_before = bool(others) and f"{prefix}{name}." not in layer._prefixes
+    return loaded_before or f"{prefix}{name}.weight" in state_dict
 
 
 def is_identity(R: Tensor) -> bool:
@@ -239,6 +256,7 @@ def protected(layer: nn.Module, fn) -> None:
     if R is None or R.is_meta or layer._trust.meant or layer._count.of(layer.num_updates) > steps:
         return
     if is_identity(R) and (b is None or not bool(b.any())):
+        layer._trust.left = None
         return
     for name, value in kept.items():
         parameter = layer._parameters.get(name)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from decorlib.layers import operations
+from decorlib.layers import checks, fast_path, operations
 from decorlib.layers.centring import tracked_plainly
 from decorlib.layers.decorrelation import Decorrelation
 from decorlib.layers.integrity import warn_of_old_R
@@ -22,7 +22,8 @@ class Decorrelated:
 
     def enter(self, x: Tensor) -> None:
         """Begin a forward. Where backpropagation leaves the weights alone, R stands still, too."""
-        d, frozen = self.decorrelation, not self.weight.requires_grad
+        d = self.decorrelation
+        frozen = not self.weight.requires_grad and checks.frozen(self, d.frozen)
         if d.frozen is not frozen:  # setting an attribute of a module is not free
             d.frozen = frozen
         d.enter(x)
@@ -105,6 +106,7 @@ class DecorLinear(Decorrelated, nn.Linear):
         self.decorrelation = Decorrelation(
             in_features, decor_bias, eta, variance, device=device, dtype=dtype, **options
         )
+        fast_path.keep_off(self.decorrelation)
 
     def forward(self, input: Tensor) -> Tensor:
         d, weight = self.decorrelation, self.weight

@@ -38,6 +38,7 @@ class Batch(NamedTuple):
     with_gradients: bool  # whether the forward was one to backpropagate through
     source: tuple[Tensor, Tensor | None] | None  # (x, mean), where y was handed out and may be written to
     versions: tuple[int | None, int | None, int | None]  # of y, x and the source's x as the forward left them
+    lent: Tensor | None = None  # the R of the forward, where torch.func.functional_call had put it in the layer's place
 
 
 class BatchMemory:
@@ -66,7 +67,13 @@ class BatchMemory:
         self.displaced = self.rows = 0
 
     def add(
-        self, y: Tensor, x: Tensor | None, source: tuple[Tensor, Tensor | None] | None, accumulate: bool, name: str
+        self,
+        y: Tensor,
+        x: Tensor | None,
+        source: tuple[Tensor, Tensor | None] | None,
+        accumulate: bool,
+        name: str,
+        lent: Tensor | None = None,
     ) -> None:
         """Keep a batch; ``source`` is (x, mean) where y leaves the layer as its output."""
         compiling, learning = torch.compiler.is_compiling(), torch.is_grad_enabled()
@@ -80,7 +87,7 @@ class BatchMemory:
             # Where batches are added up, one that is computed again would count twice.
             y, x, source = (only_once if accumulate else kept)(y), None if x is None else kept(x), None
         versions = (None,) * 3 if compiling else (_version(y), _version(x), _version(source and source[0]))
-        batch = Batch(y, x, learning, source, versions)
+        batch = Batch(y, x, learning, source, versions, lent)
         if not accumulate:
             if self.batches:
                 self._displace(self.batches[0], compiling, name)
@@ -195,11 +202,14 @@ def remember(
     layer: nn.Module, x: Tensor, mean: Tensor | None, y: Tensor | None = None, handed_out: bool = False
 ) -> None:
     """Put samples (n, D) into a layer's memory, after checking that they are finite."""
-    if recomputing() or nothing(layer, x.shape[0]):
+    # Of a forward that torch.export looks at there are shapes and no numbers, and no batch was trained on.
+    if torch.compiler.is_exporting() or recomputing() or nothing(layer, x.shape[0]):
         return
     y, inputs = _states(layer, x, mean, y)
     source = (x, None if mean is None else mean.detach()) if handed_out else None
-    layer.memory.add(y, inputs, source, layer.accumulate, called(layer))
+    R = layer._parameters["weight"]
+    lent = None if isinstance(R, nn.Parameter) or torch.compiler.is_compiling() else R.detach()
+    layer.memory.add(y, inputs, source, layer.accumulate, called(layer), lent)
 
 
 # ------------------------------------------------------------------------------------------ which samples, and checks

@@ -93,7 +93,8 @@ def decor_update(
 
     Args:
         model: any model with decorrelation layers.
-        lr: rate of the step that will follow; see :meth:`Decorrelation.update`. Default: not known.
+        lr: rate of the step that will follow, that of the optimizer; see :meth:`Decorrelation.update`. Where the
+            gradient depends on it, an optimizer that steps by another one is an error. Default: not known.
         max_step: see :meth:`Decorrelation.update`. Default: no bound.
         skip_unreached: as in :func:`decor_step`. Default: False.
 
@@ -117,7 +118,8 @@ def decor_update(
     losses = learn(
         members, rates, [max_step] * count, as_gradients, skip_unreached=skip_unreached, look=False, gradient=True
     )
-    expect_step(model, ((member.name, p) for member in members for p in member.parameters))
+    told = {m.name: rates[0] for m in members if max_step is not None or m.layer.rule.needs_rate}
+    expect_step(model, ((member.name, p) for member in members for p in member.parameters), told)
     return losses
 
 

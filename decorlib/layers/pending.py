@@ -7,8 +7,9 @@ Torch's hooks of every optimizer and the version counters of tensors make such a
 
 from __future__ import annotations
 
+import math
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +44,7 @@ class _Pending:
     values: Tensor | None  # some of the gradient's: loss scaling divides it without a word to the version counter
     written: int
     sample: Tensor
+    rate: float | None  # that the gradient was made for, where it depends on it
 
     def touched(self) -> str | None:
         """What happened to the gradient since it was set, or None."""
@@ -66,8 +68,13 @@ _pending: dict[int, _Pending] = {}
 _known: weakref.WeakValueDictionary[int, nn.Parameter] = weakref.WeakValueDictionary()  # every R and b_R seen here
 
 
-def expect_step(model: nn.Module, named: Iterable[tuple[str, nn.Parameter]]) -> None:
-    """Remember the gradients of these (layer, parameter) of a model until an optimizer has stepped them."""
+def expect_step(
+    model: nn.Module, named: Iterable[tuple[str, nn.Parameter]], rates: Mapping[str, float | None] | None = None
+) -> None:
+    """Remember the gradients of these (layer, parameter) of a model until an optimizer has stepped them.
+
+    ``rates``: by layer, where the gradient depends on the rate of the step, that which it was made for.
+    """
     for layer, parameter in named:
         gradient = parameter.grad
         # On a GPU reading values back means waiting for it: at the first step only, which is scaled if any is.
@@ -83,6 +90,7 @@ def expect_step(model: nn.Module, named: Iterable[tuple[str, nn.Parameter]]) -> 
                 _sample(gradient) if read else None,
                 _version(parameter),
                 _sample(parameter),
+                (rates or {}).get(layer),
             )
 
 
@@ -119,9 +127,25 @@ def _before_any_step(optimizer: torch.optim.Optimizer, args, kwargs) -> None:
         problem = f"{kind} is about to step R of layers {_names(mine)}, but it also owns {others} plain weights"
     elif getattr(optimizer, "grad_scale", None) is not None:
         problem = f"a GradScaler is about to divide the gradient of R of layers {_names(mine)} by the scale of the loss"
+    elif (other := _other_rate(optimizer)) is not None:
+        one, rate = other
+        problem = (
+            f"decor_update was told that the step of layer '{one.layer}' is of rate {one.rate}, which its gradient "
+            f"depends on, and {kind} is about to step by {rate}: give decor_update the rate of the optimizer "
+            "(optimizer.param_groups[0]['lr'], which schedules change)"
+        )
     if problem:
         _drop(mine)
         raise LostGradient(f"{problem}: R has one owner, and its gradient comes from no loss. {WAY_OUT}")
+
+
+def _other_rate(optimizer: torch.optim.Optimizer) -> tuple[_Pending, float] | None:
+    """A gradient that was made for another rate than the one that it is about to be stepped by, and that one."""
+    for group in optimizer.param_groups:
+        for one in (_pending[id(p)] for p in group["params"] if id(p) in _pending):
+            if one.rate is not None and not math.isclose(one.rate, rate := float(group["lr"]), rel_tol=1e-6):
+                return one, rate
+    return None
 
 
 def _after_any_step(optimizer: torch.optim.Optimizer, args, kwargs) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from decorlib.layers.checks import called
+from decorlib.layers.checks import called, frozen
 from decorlib.layers.decorrelation import Decorrelation
 from decorlib.layers.recompute import compiled_around_checkpoint, recomputing
 
@@ -36,7 +36,8 @@ class SharedDecorrelation(Decorrelation):
 
     def read_by(self, reader: nn.Module, x: Tensor) -> None:
         """Note the forward of one of the layers on x."""
-        self._rest[id(reader)] = not reader.weight.requires_grad
+        rested = self._rest.get(id(reader), False)
+        self._rest[id(reader)] = not reader.weight.requires_grad and frozen(reader, rested)
         self.frozen = len(self._rest) >= self.sharers and all(self._rest.values())
         if self.training and (torch.compiler.is_compiling() or compiled_around_checkpoint()):
             raise RuntimeError(  # while compiling, the layers then run as they are, but for fullgraph=True
@@ -91,7 +92,8 @@ class SharedDecorrelation(Decorrelation):
                         "R: the checkpoint is of a model that was converted without share=..."
                     )
                     return
-        self._prefixes.add(prefix)
+        if any(t is not None for t in given.values()):  # safetensors writes what is shared once, under any of its names
+            self._prefixes.add(prefix)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def __getstate__(self):

@@ -158,6 +158,11 @@ def prepared(
         raise RuntimeError(_nothing_remembered(layer, "update()"))
     if max_step is not None and lr is None:
         raise ValueError(f"max_step={max_step} bounds lr times an eigenvalue: call update(lr=..., max_step=...)")
+    if gradient and isinstance(lr, str):
+        raise ValueError(
+            f"lr is {lr!r}; a torch optimizer takes the step of this gradient, at a rate of its own: give that number, "
+            "or use decorlib.DecorSGD(model, lr='auto')"
+        )
     if isinstance(lr, Tensor) and layer.rule.needs_rate:
         raise ValueError(f"{layer.rule} is not linear in its rate, so groups cannot differ in it: give a number")
     if not turn:
@@ -236,6 +241,12 @@ def _nothing_remembered(layer: nn.Module, what: str) -> str:
 
 def batch_moments(layer: nn.Module) -> tuple[Moments, Tensor | None, Tensor | None]:
     """Moments of what is remembered, over all processes; the new average of <x x'>; the direction of b."""
+    if any(one.lent is not None and not torch.equal(one.lent, layer.weight) for one in layer.memory.batches):
+        raise RuntimeError(
+            "the forward used another R than the layer's (torch.func.functional_call), and its states say nothing "
+            "about this one: leave the names that end in 'decorrelation.weight' out of what is given, or call "
+            "model.eval() for such a forward"
+        )
     y, x = layer.memory.joined(layer.transform)
     y, rule, dtype = y.to(layer.weight.dtype), layer.rule, layer.weight.dtype
     inputs = None if x is None else _by_group(x.to(dtype), layer.groups)

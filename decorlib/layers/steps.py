@@ -10,6 +10,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from decorlib.layers.checks import called, check_max_step
+from decorlib.layers.checks import frozen as rests
 from decorlib.layers.decorrelation import Decorrelation
 from decorlib.layers.options import Bound
 from decorlib.layers.pending import refuse_unstepped
@@ -68,7 +69,7 @@ def frozen(model: nn.Module) -> set[str]:
     for module in model.modules():
         inner = getattr(module, "decorrelation", None)
         if is_decorrelation(inner) and not is_decorrelation(module):
-            trains.setdefault(id(inner), []).append(module.weight.requires_grad)
+            trains.setdefault(id(inner), []).append(module.weight.requires_grad or not rests(module, False))
         for inner in getattr(module, "decorrelations", {}).values():  # of attention
             trains.setdefault(id(inner), []).append(any(W.requires_grad for W in module._weights()))
     return {name for name, layer in learners(model) if not any(trains.get(id(layer), [True]))}
@@ -155,6 +156,9 @@ def learn(
     take(steps)
     if look:
         watched.refuse_unmoved()
+    for member in members:  # an empty batch excuses one step; without any batch at the next one an error says so
+        if not len(member.layer.memory):
+            member.layer.memory.empty = False
     for (member, _, _), step in zip(active, steps, strict=True):
         losses[member.name] = step.loss
         if step.loss is not None:

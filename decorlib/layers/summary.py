@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -178,7 +177,8 @@ def _rows(model: nn.Module, sample_input: Tensor | tuple) -> dict[int, tuple[int
 
     def count(module: nn.Module, args: tuple, output: Tensor) -> None:
         image = module.weight.dim() > 2 and not is_decorrelation(module)
-        rows = [t.shape[0] * math.prod(t.shape[2:]) if image else t.numel() // t.shape[-1] for t in (args[0], output)]
+        channels = -(module.weight.dim() - 1)  # from the end: one image may come without a batch dimension
+        rows = [t.numel() // t.shape[channels if image else -1] for t in (args[0], output)]
         before = counted.get(id(module), (0, 0))
         counted[id(module)] = (before[0] + rows[0], before[1] + rows[1])
 

@@ -24,6 +24,7 @@ class _Record:
     rate: float
     steps: int = 0
     warned: bool = False
+    said_written: bool = False
 
 
 _records: weakref.WeakKeyDictionary[nn.Module, _Record] = weakref.WeakKeyDictionary()
@@ -42,6 +43,7 @@ class Look:
     def __init__(self, steps: Sequence[tuple[str, nn.Module, float | None]]):
         self.looked: list[tuple[str, nn.Module, float, Tensor]] = []
         self.all = True  # whether every R that should move is looked at
+        _say_written(steps)
         for name, layer, rate in steps:
             if not rate or layer.weight.shape[-1] == 1:
                 continue
@@ -69,6 +71,7 @@ class Look:
                 _records[layer] = _Record(rate)
             else:
                 record.rate, record.steps = min(rate, record.rate), 0
+            layer._trust.left = _bits(R)
         if not still:
             return
         names, rate = sorted(name for name, *_ in still), max(rate for *_, rate in still)
@@ -92,6 +95,33 @@ class Look:
                 RuntimeWarning,
                 stacklevel=4,
             )
+
+
+def _say_written(steps: Sequence[tuple[str, nn.Module, float | None]]) -> None:
+    """Warn once of an R that is another than its last step left, where that one was looked at."""
+    written = []
+    for name, layer, _ in steps:
+        left, layer._trust.left = getattr(layer._trust, "left", None), None
+        record = _records.get(layer)
+        if left is None or record is None or record.said_written or left == _bits(layer.weight):
+            continue
+        record.said_written = True
+        written.append(name)
+    if written:
+        warnings.warn(
+            f"R of {sorted(written)} was written to since its last step, and not by an optimizer of R: a loop over "
+            "model.parameters() that clips, decays or disturbs weights does so to R, too, which then does not keep "
+            "what it learns. Let it go over decorlib.bp_parameters(model), which leaves R out; an R that is set on "
+            "purpose is taken from layer.set_weight(R)",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+
+
+def _bits(R: Tensor) -> int:
+    """The sum of the bit patterns of R, a number in place of a copy: exact, in whatever order it is taken."""
+    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[R.itemsize]
+    return int(R.detach().contiguous().view(whole).sum())
 
 
 def _is_identity(R: Tensor) -> bool:

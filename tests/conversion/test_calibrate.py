@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from decorlib import Decorrelation, KappaRule, calibrate, decor_modules, decor_step, decorrelate, fuse
 from decorlib.data.datasets import mnist
@@ -213,3 +214,18 @@ def test_a_bare_decorrelation_has_no_bias_to_take_up_its_mean():
     model = nn.Sequential(Decorrelation(6, rule=KappaRule(), center="running"), nn.Linear(6, 2)).double()
     with pytest.raises(ValueError, match="layer '0' has no bias that could take up its mean"):
         calibrate(model, [draw(9, 6)])
+
+
+def test_a_bias_that_is_computed_takes_up_nothing():
+    """What it was given was lost at the next forward: outputs 3.8 off."""
+    model, x = decorrelate(mlp(), exclude="0", center="batch", calibration=[draw(9, 6)]), draw(9, 6, seed=1)
+    prune.l1_unstructured(model[5], "bias", 1)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(
+        ValueError, match=r"layer '5': its bias is computed from others.*prune\.remove\(layer, 'bias'\)"
+    ):
+        calibrate(model, [x + 3])
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    prune.remove(model[5], "bias")
+    expected = model.eval()(x).detach()
+    assert_same(calibrate(model, [x + 3]), expected, x)

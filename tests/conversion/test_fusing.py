@@ -9,7 +9,17 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 from torch.optim.swa_utils import AveragedModel
 
-from decorlib import Decorrelation, KappaRule, bp_parameters, decor_modules, decor_step, decorrelate, fuse
+from decorlib import (
+    DecorLinear,
+    DecorMultiheadAttention,
+    Decorrelation,
+    KappaRule,
+    bp_parameters,
+    decor_modules,
+    decor_step,
+    decorrelate,
+    fuse,
+)
 from decorlib.conversion import fusing
 
 
@@ -269,3 +279,22 @@ def test_a_bare_decorrelation_is_checked_as_well():
     model[0].weight.data.zero_()
     with pytest.raises(ValueError, match="layer '0': its R is zero"):
         fuse(model)
+
+
+@pytest.mark.parametrize("kind", ["linear", "attention", "alone"])
+def test_a_mean_that_is_no_longer_subtracted_is_not_fused(kind):
+    """center=None, set on a layer that had a mean: fuse went on subtracting it."""
+    torch.manual_seed(0)
+    model = {
+        "linear": DecorLinear(6, 3, center="running"),
+        "attention": DecorMultiheadAttention(6, 2, center="running", inputs="self"),
+        "alone": nn.Sequential(Decorrelation(6, center="running")),
+    }[kind]
+    x = torch.randn(5, 6) + 3
+    inputs = (x, x, x) if kind == "attention" else (x,)
+    model(*inputs)
+    for _, layer in decor_modules(model):
+        layer.center = None
+    model.eval()
+    ours, fused = (m(*inputs)[0] if kind == "attention" else m(*inputs) for m in (model, fuse(model)))
+    torch.testing.assert_close(fused, ours, rtol=1e-5, atol=1e-5)

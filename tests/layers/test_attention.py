@@ -285,7 +285,10 @@ def test_hidden_keys_are_left_out_of_the_statistics(kind, batch_first):
     hidden[1, 2:] = True
     queries = torch.zeros(BATCH, TARGET, dtype=torch.bool)
     queries[0, 1:] = True
-    for mask in (hidden, torch.zeros(BATCH, SOURCE, dtype=torch.float64).masked_fill(hidden, -torch.inf)):
+    added = torch.zeros(BATCH, SOURCE, dtype=torch.float64)
+    added[0, 0] = -3.0  # less weight, but some
+    as_added = [added.masked_fill(hidden, far) for far in (-torch.inf, -1e9, -1e4, torch.finfo(torch.float32).min)]
+    for mask in (hidden, *as_added):
         with padding(layer, queries, batch_first):
             layer(query, key, value, key_padding_mask=mask)
         for name, x, left in [("query", query, queries), ("memory" if kind == "memory" else "key", key, hidden)]:

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import prune
+from torch.nn.utils import parametrizations, prune
 
 import decorlib
 from decorlib import (
@@ -420,3 +420,114 @@ def test_copies_of_data_parallel_are_refused_for_what_they_are():
     with pytest.raises(RuntimeError, match=r"layer 'encoder': torch\.nn\.DataParallel .*DistributedDataParallel"):
         replica(x)
     assert torch.equal(replica.eval()(x), x)
+
+
+# --------------------------------------------------------------------------------- weights that are computed or lent
+
+
+COMPUTED = {
+    "weight_norm": lambda layer: parametrizations.weight_norm(layer),
+    "orthogonal": lambda layer: parametrizations.orthogonal(layer),
+    "pruned": lambda layer: prune.l1_unstructured(layer, "weight", 0.2),
+    "spectral_norm with hooks": lambda layer: nn.utils.spectral_norm(layer),
+}
+
+
+def plainly(model):
+    model(x)
+
+
+def lent(model):
+    parameters = {name: p.detach().clone() for name, p in model.named_parameters()}
+    torch.func.functional_call(model, parameters, (x,))
+
+
+def in_inference(model):
+    with torch.inference_mode():
+        model(x)
+
+
+@pytest.mark.parametrize("look", [plainly, lent, in_inference])
+@pytest.mark.parametrize("compute", COMPUTED)
+def test_a_look_without_gradients_does_not_freeze_a_computed_weight(compute, look):
+    """A weight that is computed needs no gradient under no_grad, and R stood still after it, without a word."""
+    models = [decorrelate(plain()) for _ in range(2)]
+    for model in models:
+        torch.manual_seed(1)
+        COMPUTED[compute](model[0])
+    for model, looked in zip(models, (True, False), strict=True):
+        for _ in range(3):
+            model(x).square().mean().backward()
+            if looked:
+                with torch.no_grad():
+                    look(model)
+            losses = decor_step(model, 1e-2)
+            assert None not in losses.values()
+    torch.testing.assert_close(*map(matrices, models), rtol=0, atol=0)
+    for p in models[0][0].parameters():
+        p.requires_grad_(False)
+    models[0](x)
+    assert decor_step(models[0], 1e-2)["0.decorrelation"] is None  # frozen in earnest
+
+
+def test_attention_and_layers_that_share_an_r_are_not_frozen_by_a_look_either():
+    torch.manual_seed(0)
+    attention = decorlib.DecorMultiheadAttention(8, 2, inputs="self")
+    prune.l1_unstructured(attention, "in_proj_weight", 0.2)
+    tokens = x.reshape(4, 8, 8)
+    attention(tokens, tokens, tokens)[0].sum().backward()
+    with torch.no_grad():
+        attention(tokens, tokens, tokens)
+    assert None not in decor_step(attention, 1e-2).values()
+
+    class Reading(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.query, self.key = nn.Linear(8, 3), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.query(x) * self.key(x)
+
+    model = decorrelate(Reading(), share=[("query", "key")])
+    for layer in (model.query, model.key):
+        prune.l1_unstructured(layer, "weight", 0.2)
+    model(x).sum().backward()
+    with torch.no_grad():
+        model(x)
+    assert None not in decor_step(model, 1e-2).values()
+
+
+def test_states_of_another_r_are_not_learned_from():
+    """functional_call with an R of its own: states of 10 times the scale made a step of R that belongs to neither."""
+    model = learned()
+    names = [f"{name}.weight" for name, _ in decor_modules(model)]
+    theirs = {name: 10 * p.detach() if name in names else p for name, p in model.named_parameters()}
+    before = copy.deepcopy(model.state_dict())
+    torch.func.functional_call(model, theirs, (x,)).sum().backward()
+    with pytest.raises(
+        RuntimeError, match=r"layer '0\.decorrelation': the forward used another R.*decorrelation\.weight"
+    ):
+        decor_step(model, 1e-2)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    twin = copy.deepcopy(model)
+    mine = {name: p.detach().clone() for name, p in model.named_parameters()}  # the same values are no other R
+    torch.func.functional_call(model, mine, (x,)).sum()
+    twin(x)
+    for one in (model, twin):
+        decor_step(one, 1e-2)
+    torch.testing.assert_close(matrices(model), matrices(twin), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_state_dict_without_its_learned_r_does_not_load(assign):
+    """As exclude_frozen_parameters leaves it: the weights alone computed something else, 3.5 off, without a word."""
+    model = learned()
+    state = {k: v for k, v in model.state_dict().items() if not k.endswith("decorrelation.weight")}
+    with pytest.raises(
+        RuntimeError, match=r"0\.decorrelation\.weight, an R that has learned.*num_updates is 5.*save all"
+    ):
+        decorrelate(plain()).load_state_dict(state, strict=False, assign=assign)
+    fresh = decorrelate(plain())
+    state = {k: v for k, v in fresh.state_dict().items() if not k.endswith("decorrelation.weight")}
+    fresh.load_state_dict(state, strict=False, assign=assign)  # R = I is no loss
+    assert identities(fresh)

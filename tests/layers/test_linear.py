@@ -160,3 +160,11 @@ def test_under_autocast(fuse):
 def test_wrong_features_are_named():
     with pytest.raises(ValueError, match=rf"\(3, {D + 1}\) does not fit in_features = {D}"):
         DecorLinear(D, M)(torch.randn(3, D + 1))
+
+
+def test_a_device_in_the_place_where_torchs_layer_takes_it_is_an_error():
+    """It was taken for decor_bias, so that b_R was learned, on another device."""
+    for device in ("cpu", torch.device("cpu")):
+        with pytest.raises(ValueError, match=r"bias is .*cpu.*decor_bias of a layer; give device= by name"):
+            DecorLinear(8, 4, True, device)
+    assert DecorLinear(8, 4, True, False, device="cpu").decorrelation.bias is None

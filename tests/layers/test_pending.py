@@ -9,6 +9,7 @@ from torch import nn
 from decorlib import (
     DecorLinear,
     DecorSGD,
+    FoldiakRule,
     KappaRule,
     LostGradient,
     bp_parameters,
@@ -210,3 +211,59 @@ def test_steps_without_a_pending_gradient_are_left_alone():
     backward(model, data())
     adam.step()  # R has no gradient: Adam leaves it alone
     assert torch.equal(model[0].decorrelation.weight, torch.eye(8))
+
+
+# --------------------------------------------------------------------------------------------- the rate of the step
+
+
+def test_a_gradient_that_was_made_for_another_rate_is_not_stepped():
+    """A bound of 0.5 on a step of 1e-4 let one of rate 10 pass, and R was 94 away."""
+    model, x = network(), data()
+    sgd = torch.optim.SGD(decor_parameters(model), 10.0)
+    before = matrices(model)
+    backward(model, x)
+    decor_update(model, lr=1e-4, max_step=0.5)
+    with pytest.raises(
+        LostGradient, match=r"layer '0\.decorrelation' is of rate 0\.0001.*SGD is about to step by 10\.0"
+    ):
+        sgd.step()
+    assert unchanged(model, before)
+    schedule = torch.optim.lr_scheduler.StepLR(sgd, 1, gamma=1e-3)
+    for _ in range(3):
+        backward(model, x)
+        decor_update(model, lr=sgd.param_groups[0]["lr"], max_step=0.5)
+        sgd.step()
+        schedule.step()
+    assert not unchanged(model, before)
+
+
+def test_a_rate_that_the_gradient_does_not_depend_on_is_nobodys_business():
+    model, twin = network(), network()
+    for one, told in ((model, {"lr": 1.0}), (twin, {})):
+        sgd = torch.optim.SGD(decor_parameters(one), 1e-2)
+        backward(one, data())
+        decor_update(one, **told)
+        sgd.step()
+    torch.testing.assert_close(matrices(model), matrices(twin), rtol=0, atol=0)
+
+
+def test_the_rate_of_a_rule_that_is_not_linear_in_it_is_the_optimizers():
+    torch.manual_seed(0)
+    model = nn.Sequential(DecorLinear(8, 8, rule=FoldiakRule()))
+    sgd = torch.optim.SGD(decor_parameters(model), 1e-2)
+    backward(model, data())
+    decor_update(model, lr=1e-4)
+    with pytest.raises(LostGradient, match=r"of rate 0\.0001.*about to step by 0\.01"):
+        sgd.step()
+
+
+def test_auto_is_no_rate_of_a_torch_optimizer():
+    """It stepped by the optimizer's own rate, without a word."""
+    model = network()
+    backward(model, data())
+    with pytest.raises(ValueError, match=r"layer '0\.decorrelation': lr is 'auto'.*DecorSGD\(model, lr='auto'\)"):
+        decor_update(model, lr="auto")
+    backward(model, data())
+    with pytest.raises(ValueError, match="lr is 'auto'"):
+        model[0].update(lr="auto")
+    assert all(p.grad is None for p in decor_parameters(model))

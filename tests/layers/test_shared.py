@@ -219,3 +219,22 @@ def test_the_summary_counts_it_once():
         states = 2 * sampled * 6**2 / options.get("update_every", 1)
         assert rows[0].cost == pytest.approx(1 + (one - 2 * learning - 2 * states) / sum(plain.values()))
         assert 1 < rows[0].cost < max(apart.values())
+
+
+@pytest.mark.parametrize("kept", ["query", "key", "value"])
+def test_a_file_that_has_the_shared_r_once_loads(kept):
+    """safetensors writes what is shared once, under any of its names; that was refused, or warned of."""
+    model = built()
+    for _ in range(5):
+        model(draw(32, 6))
+        DecorSGD(model, 0.05).step()
+    left = {"query", "key", "value"} - {kept}
+    state = {k: v for k, v in model.state_dict().items() if not k.startswith(tuple(f"{n}.decorrelation" for n in left))}
+    other = built()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        missing, unexpected = other.load_state_dict(state, strict=False)
+    assert not unexpected
+    assert {key.split(".")[0] for key in missing} == left
+    x = draw(4, 6, seed=3)
+    torch.testing.assert_close(other.eval()(x), model.eval()(x), rtol=0, atol=0)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from decorlib import (
+    DecorConv2d,
     DecorLinear,
     DecorMultiheadAttention,
     Decorrelation,
@@ -99,3 +100,10 @@ def test_attention_has_the_cost_of_its_projections(inputs):
     plain = work.linear(rows, E, E).total
     ours = work.decor_linear(rule, rows, E, E).total + 2 * 2 * rows * E**2
     assert found["out_proj.decorrelation"].cost == pytest.approx(ours / plain)
+
+
+def test_an_image_without_a_batch_dimension_is_one_image():
+    convolution = nn.Sequential(DecorConv2d(3, 4, 3), nn.ReLU(), DecorConv2d(4, 2, 2, span="channel"))
+    one, batched = (summary(convolution, torch.randn(*shape)) for shape in ((3, 8, 8), (1, 3, 8, 8)))
+    assert [(row.rows, row.cost) for row in one] == [(row.rows, row.cost) for row in batched]
+    assert one.layers[0].rows == 36
