@@ -142,15 +142,6 @@ def test_search_quotes_pages_without_a_complaint(browser, site):
 
 
 @every_page
-def test_figures_open_at_their_full_size(browser, page):
-    open_page(browser, page)
-    bare = (
-        "return [...document.querySelectorAll('.cell_output img')].filter(i => !i.closest('a.figure')).map(i => i.src)"
-    )
-    assert browser.execute_script(bare) == []
-
-
-@every_page
 def test_code_is_folded_one_click_away(browser, page):
     from selenium.webdriver.support.ui import WebDriverWait
 

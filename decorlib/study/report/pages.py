@@ -136,7 +136,7 @@ def answer_first(title: str, verdicts: list[dict[str, str]]) -> str:
     if came_out:
         parts.append(came_out.group(1))
     if verdicts:
-        parts.append("**Verdict**, decided together with all other rows of the [answer table](../index.md#answers):")
+        parts.append("**Verdict**, decided together with all other rows of the [answer table](../index.md):")
         parts.append("\n".join(f"* {generated.verdict_line(row)}" for row in verdicts))
     return "\n\n".join([*parts, CAME_OUT.sub("", rest).strip()]).rstrip()
 

@@ -81,7 +81,7 @@ def test_the_answer_stands_above_the_question():
     made = pages.answer_first(title, [row])
     head, came, verdict, line, question = made.split("\n\n")
     assert (head, came, question) == ("# 03 · Why?", "**What came out.** So.", "**Question.** Why?")
-    assert "[answer table](../index.md#answers)" in verdict
+    assert "[answer table](../index.md)" in verdict
     assert line == (
         "* *time*: **refuted**; other runs of ours say otherwise (below the answer table). "
         "Claim: it is \\*fast\\*. Found: 2 epochs \\[1, 3\\], n = 5 (small; none)"
@@ -205,7 +205,7 @@ def test_the_whole_report(tmp_path, monkeypatch, png, capsys):
     assert 'alt="A line."' in index  # headline and thumbnail
     assert "It *needs* 2 epochs. A gain: &lt;yes&gt;." in index  # the computed answer, as text
     page = (site / "notebooks" / "07_why.html").read_text(encoding="utf-8")
-    assert 'href="../index.html#answers"' in page  # the verdict's way to the table
+    assert 'href="../index.html"><span class="std std-doc">answer table' in page  # the verdict's way to the table
     assert page.count('alt="A line."') == page.count('alt="Another line."') == 1
     assert "<details" in page
     assert page.count("<math") == 2
