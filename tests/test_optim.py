@@ -788,8 +788,12 @@ def test_an_empty_batch_excuses_one_step_and_not_all_that_come(every):
         used(x)
         rare(x[:0])
         optimizer.step()
-    used(x)
-    with pytest.raises(RuntimeError, match=r"layer 'rare\.decorrelation': update\(\) before any training forward"):
+
+    def go_on():
         for _ in range(every):
             used(x)
             optimizer.step()
+
+    used(x)
+    with pytest.raises(RuntimeError, match=r"layer 'rare\.decorrelation': update\(\) before any training forward"):
+        go_on()
