@@ -133,7 +133,8 @@ def frozen(layer: nn.Module, before: bool, kinds: tuple[str, ...] = ("weight",))
             found.append(held)
         elif held is None:
             starts = f"{kind}_", f"parametrizations.{kind}."
-            found += [p for name, p in layer.named_parameters() if name.startswith(starts)]
+            own = [p for name, p in layer.named_parameters() if name.startswith(starts)]
+            found += [p for p in own if isinstance(p, nn.Parameter)]  # what is lent is a plain tensor
     if found:
         return not any(p.requires_grad for p in found)
     weights = [w for kind in kinds if isinstance(w := getattr(layer, kind, None), Tensor)]
