@@ -8,7 +8,7 @@ import numbers
 import torch
 from torch import Tensor, nn
 
-from decorlib.layers.options import Bound, Momentum, Part, Whole
+from decorlib.layers.options import Bound, Flag, Momentum, Part, Whole
 from decorlib.rules.catalogue import RULES, make_rule
 from decorlib.rules.rules import KappaRule, NotebookRule, Rule
 
@@ -24,7 +24,7 @@ def check_options(
     bias_reduction: str,
     update_every: Whole,
     fraction: Part,
-    **flags: bool,
+    **flags: Flag,
 ) -> None:
     """Raise ValueError for an option of :class:`~decorlib.layers.Decorrelation` that is out of its range."""
     _check(_whole(in_features) and in_features >= 1, "in_features", in_features, "a whole number, at least 1")
