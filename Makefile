@@ -60,7 +60,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch "$@"
 
 reproduce: $(STAMP)  ## run what has changed, write results/, compare with the committed records
-	$(PY) -m decorlib.study.report.reproduce --profile $(PROFILE) $(if $(ONLY),--only $(ONLY)) $(if $(SEEDS),--seeds $(SEEDS)) \
+	@$(PY) -m decorlib.study.report.reproduce --profile $(PROFILE) $(if $(ONLY),--only $(ONLY)) $(if $(SEEDS),--seeds $(SEEDS)) \
 	  $(if $(DEVICE),--device $(DEVICE)) $(if $(JOBS),--jobs $(JOBS)) $(if $(ENGINE),--engine $(ENGINE)) || $(ENDED)
 
 report: $(STAMP)  ## rebuild results/report from the records, without training

@@ -27,6 +27,8 @@ nb_execution_mode = "off"
 nb_output_stderr = "remove"
 nb_ipywidgets_js = {}
 nb_merge_streams = True
+nb_code_prompt_show = "Show the code"
+nb_code_prompt_hide = "Hide the code"
 # A role that names one of ours and leads nowhere is an error; torch's pages are not within reach.
 nitpicky = True
 nitpick_ignore_regex = [
@@ -133,6 +135,25 @@ def _escape_stars(app, what, name, obj, options, lines):
         lines[index] = "".join(parts)
 
 
+def _aliases(app, what, name, obj, options, signature, returns):
+    """A type that has a name of its own stands there by that name, not by that of sphinx's stand-in for it."""
+    return tuple(text and re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", text) for text in (signature, returns))
+
+
+def _formulas(app, what, name, obj, options, lines):
+    """Lines that are set in, in the words about a module, are formulas below each other: they keep their lines."""
+    if what != "module":
+        return
+    kept: list[str] = []
+    for line in lines:
+        said = [text for text in kept if text.strip()]
+        begins = line.startswith("    ") and kept and not kept[-1].strip() and said
+        if begins and not said[-1].startswith((" ", "* ", "- ")) and not said[-1].rstrip().endswith("::"):
+            kept += [".. code-block:: text", ""]
+        kept.append(line)
+    lines[:] = kept
+
+
 def _public_roles(app, what, name, obj, options, lines):
     """A role that names one of ours leads to the page of names for users, wherever in the library it stands."""
     facades = {"decorlib.study": import_module("decorlib.study").__all__, "decorlib": import_module("decorlib").__all__}
@@ -175,9 +196,19 @@ def _source_links_of_top_pages(app, doctree):
             node["refuri"] = node["refuri"].removeprefix("../")
 
 
+def _wide_tables(app, doctree):
+    """A table of many columns takes the place of the contents beside the text, too."""
+    for table in list(doctree.findall(nodes.table)):
+        if next(table.findall(nodes.tgroup))["cols"] >= 5 and isinstance(table.parent, nodes.section):
+            table.replace_self(nodes.container("", table.deepcopy(), classes=["full-width"]))
+
+
 def setup(app):
-    """Register the renderer of formulas, the hooks for docstrings and for links to source."""
+    """Register the renderer of formulas, the hooks for docstrings, for links to source and for wide tables."""
+    app.connect("doctree-read", _wide_tables)
     app.connect("doctree-read", _source_links_of_top_pages, priority=900)
+    app.connect("autodoc-process-signature", _aliases)
+    app.connect("autodoc-process-docstring", _formulas)
     app.connect("autodoc-process-docstring", _escape_stars)
     app.connect("autodoc-process-docstring", _public_roles)
     app.add_html_math_renderer("mathml", inline_renderers=(_inline, None), block_renderers=(_block, None))

@@ -19,7 +19,7 @@ from decorlib.layers.decorrelation import Decorrelation
 from decorlib.layers.fast_path import keep_off
 from decorlib.layers.integrity import warn_of_old_R
 from decorlib.layers.linear import DecorLinear, composed_linear, fused_linear
-from decorlib.layers.options import AttentionInputs, ConvolutionOptions, Variance
+from decorlib.layers.options import AttentionInputs, ConvolutionOptions, Flag, Variance
 
 #: For each setting of ``inputs``, whose R the queries, the keys and the values are multiplied by.
 INPUTS = {
@@ -79,7 +79,7 @@ class DecorMultiheadAttention(nn.MultiheadAttention):
         device=None,
         dtype=None,
         *,
-        decor_bias: bool = False,
+        decor_bias: Flag = False,
         eta: float | None = None,  # η
         variance: Variance | None = None,
         inputs: AttentionInputs = "separate",

@@ -8,7 +8,7 @@ import numbers
 import torch
 from torch import Tensor, nn
 
-from decorlib.layers.options import Bound, Momentum, Part, Whole
+from decorlib.layers.options import Bound, Flag, Momentum, Part, Whole
 from decorlib.rules.catalogue import RULES, make_rule
 from decorlib.rules.rules import KappaRule, NotebookRule, Rule
 
@@ -24,7 +24,7 @@ def check_options(
     bias_reduction: str,
     update_every: Whole,
     fraction: Part,
-    **flags: bool,
+    **flags: Flag,
 ) -> None:
     """Raise ValueError for an option of :class:`~decorlib.layers.Decorrelation` that is out of its range."""
     _check(_whole(in_features) and in_features >= 1, "in_features", in_features, "a whole number, at least 1")
@@ -129,12 +129,16 @@ def frozen(layer: nn.Module, before: bool, kinds: tuple[str, ...] = ("weight",))
     found: list[Tensor] = []
     for kind in kinds:
         held = layer._parameters.get(kind)
-        starts = f"{kind}_", f"parametrizations.{kind}."
-        computed = [p for name, p in layer.named_parameters() if name.startswith(starts)] if held is None else []
-        found += computed if held is None else [held]
-    if found and all(isinstance(p, nn.Parameter) for p in found):
+        if isinstance(held, nn.Parameter):
+            found.append(held)
+        elif held is None:
+            starts = f"{kind}_", f"parametrizations.{kind}."
+            own = [p for name, p in layer.named_parameters() if name.startswith(starts)]
+            found += [p for p in own if isinstance(p, nn.Parameter)]  # what is lent is a plain tensor
+    if found:
         return not any(p.requires_grad for p in found)
-    return before and not any(p.requires_grad for p in found)
+    weights = [w for kind in kinds if isinstance(w := getattr(layer, kind, None), Tensor)]
+    return before and not any(w.requires_grad for w in weights)
 
 
 def called(layer: nn.Module) -> str:

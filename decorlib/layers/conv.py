@@ -23,7 +23,7 @@ from decorlib.layers.centring import tracked
 from decorlib.layers.decorrelation import Decorrelation
 from decorlib.layers.layout import in_layout, layout_of, shaped_like
 from decorlib.layers.linear import Decorrelated, fused_linear
-from decorlib.layers.options import ConvolutionOptions, Padding, Size, Span, Variance
+from decorlib.layers.options import ConvolutionOptions, Flag, Padding, Size, Span, Variance
 from decorlib.layers.patches import CONVOLVE, at_positions, positions, unfolded
 
 
@@ -73,7 +73,7 @@ class DecorConvNd(DecorConvolution):
         device=None,
         dtype=None,
         *,
-        decor_bias: bool = False,
+        decor_bias: Flag = False,
         eta: float | None = None,  # η
         variance: Variance | None = None,
         span: Span = "patch",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from decorlib.layers.conv import DecorConvolution
 from decorlib.layers.decorrelation import Decorrelation
 from decorlib.layers.layout import in_layout, shaped_like
-from decorlib.layers.options import ConvolutionOptions, Size, Variance
+from decorlib.layers.options import ConvolutionOptions, Flag, Size, Variance
 
 
 class DecorConvTranspose2d(DecorConvolution, nn.ConvTranspose2d):
@@ -48,7 +48,7 @@ class DecorConvTranspose2d(DecorConvolution, nn.ConvTranspose2d):
         device=None,
         dtype=None,
         *,
-        decor_bias: bool = False,
+        decor_bias: Flag = False,
         eta: float | None = None,  # η
         variance: Variance | None = None,
         fuse: bool | None = None,

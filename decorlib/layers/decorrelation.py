@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from decorlib.layers import centring, integrity, memory, operations
 from decorlib.layers.checks import check_options, chosen_rule, features_last
 from decorlib.layers.count import UpdateCount
-from decorlib.layers.options import AnyRule, Bound, Center, Mask, Momentum, Part, Rate, Reduction, Variance, Whole
+from decorlib.layers.options import AnyRule, Bound, Center, Flag, Mask, Momentum, Part, Rate, Reduction, Variance, Whole
 from decorlib.layers.recompute import Passes
 from decorlib.layers.step import PreparedStep, idle_reason, measured, prepared, set_gradients
 from decorlib.rules.moments import LOW_PRECISION
@@ -76,7 +76,7 @@ class Decorrelation(nn.Module):
     def __init__(
         self,
         in_features: int,
-        bias: bool = False,
+        bias: Flag = False,
         eta: float | None = None,  # η
         variance: Variance | None = None,
         *,
@@ -87,7 +87,7 @@ class Decorrelation(nn.Module):
         bias_reduction: Reduction = "mean",
         update_every: Whole = 1,
         fraction: Part = 1.0,
-        accumulate: bool = False,
+        accumulate: Flag = False,
         generator: torch.Generator | None = None,
         process_group=None,
         device=None,

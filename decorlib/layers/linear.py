@@ -12,7 +12,7 @@ from decorlib.layers import checks, fast_path, operations
 from decorlib.layers.centring import tracked_plainly
 from decorlib.layers.decorrelation import Decorrelation
 from decorlib.layers.integrity import warn_of_old_R
-from decorlib.layers.options import Bound, LinearOptions, Rate, Variance
+from decorlib.layers.options import Bound, Flag, LinearOptions, Rate, Variance
 
 
 class Decorrelated:
@@ -92,7 +92,7 @@ class DecorLinear(Decorrelated, nn.Linear):
         in_features: int,
         out_features: int,
         bias: bool = True,
-        decor_bias: bool = False,
+        decor_bias: Flag = False,
         eta: float | None = None,  # η
         variance: Variance | None = None,
         *,

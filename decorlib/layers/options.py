@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     Center = Literal["batch", "running", "bias"]
     Rate = float | Literal["auto"]
     Bound = Momentum = float | None
+    Flag = bool
     Whole = int
     Part = float
     Mask = torch.Tensor | None
@@ -70,7 +71,9 @@ if TYPE_CHECKING:
         groups: int
 
 else:
-    AnyRule = AttentionInputs = Bound = Center = Layers = Mask = Momentum = Padding = Part = Rate = Reduction = object
+    AnyRule = AttentionInputs = Bound = Center = Flag = Layers = Mask = Momentum = Padding = Part = Rate = Reduction = (
+        object
+    )
     RuleName = Size = Span = Variance = Whole = object
 
     class ConversionOptions(TypedDict, total=False):

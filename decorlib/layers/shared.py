@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from decorlib.layers.checks import called, frozen
 from decorlib.layers.decorrelation import Decorrelation
+from decorlib.layers.options import Flag
 from decorlib.layers.recompute import compiled_around_checkpoint, recomputing
 
 
@@ -22,7 +23,7 @@ class SharedDecorrelation(Decorrelation):
         sharers: how many layers hold it.
     """
 
-    def __init__(self, in_features: int, bias: bool = False, *, sharers: int, **options):
+    def __init__(self, in_features: int, bias: Flag = False, *, sharers: int, **options):
         super().__init__(in_features, bias, **options)
         self.sharers = sharers
 

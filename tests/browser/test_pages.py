@@ -112,6 +112,36 @@ def test_no_horizontal_scroll_on_a_phone(browser, page):
 
 
 @every_page
+def test_no_table_and_no_code_is_cut_on_a_small_laptop(browser, page):
+    open_page(browser, page)
+    laptop = {"width": 1280, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", laptop)
+    cut = browser.execute_script(
+        "for (const fold of document.querySelectorAll('details')) fold.open = true;"
+        "const held = '.bd-article :is(pre, .output, .pst-scrollable-table-container, table)';"
+        "const all = [document.documentElement, ...document.querySelectorAll(held)];"
+        "const wide = all.filter(e => e.scrollWidth > e.clientWidth + 1);"
+        "return wide.map(e => [e.tagName, e.clientWidth, e.scrollWidth, e.innerText.slice(0, 80)])"
+    )
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert cut == []
+
+
+@pytest.mark.parametrize("site", SITES, ids=lambda site: site.name)
+def test_search_quotes_pages_without_a_complaint(browser, site):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    open_page(browser, site / "search.html")
+    browser.get(f"{(site / 'search.html').as_uri()}?q=decorrelation")
+    found = "return [...document.querySelectorAll('#search-results p.context')].map(p => p.innerText)"
+    WebDriverWait(browser, 20).until(lambda _: "finished" in browser.find_element("id", "search-results").text)
+    WebDriverWait(browser, 20).until(lambda _: browser.execute_script(found))
+    quoted = browser.execute_script(found)
+    assert sum("decorrelation" in text.lower() for text in quoted) > len(quoted) / 2
+    assert [entry["message"] for entry in browser.get_log("browser") if entry["level"] != "INFO"] == []
+
+
+@every_page
 def test_code_is_folded_one_click_away(browser, page):
     from selenium.webdriver.support.ui import WebDriverWait
 

@@ -85,7 +85,6 @@ def reference(layer, x, mean=None):
 # ------------------------------------------------------------------------------------------------------ convolution
 
 
-@pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel lengths")  # the plain layer's
 @pytest.mark.parametrize("channels", CHANNELS)
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 @pytest.mark.parametrize("span", ["patch", "channel"])
@@ -190,7 +189,6 @@ def test_statistics_are_those_of_the_patches_or_pixels(groups, span, center):
 @pytest.mark.parametrize("fuse", [True, False])
 @pytest.mark.parametrize("span", ["patch", "channel"])
 @pytest.mark.parametrize("geometry", [GEOMETRIES[5], GEOMETRIES[4], GEOMETRIES[8]])
-@pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel lengths")  # torch says so once a process
 def test_sampled_patches_are_patches_of_the_image(geometry, span, fuse):
     """All patches in another order give the same statistics; half of them give those of that half."""
     whole = conv_of((4, 6, 2), geometry, span=span, fuse=fuse)

@@ -72,7 +72,6 @@ def beside_reference(layer, x, mean=None):
 @pytest.mark.parametrize("channels", CHANNELS)
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 @pytest.mark.parametrize("span", ["patch", "channel"])
-@pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel lengths")  # the plain layer's
 def test_at_the_start_it_is_the_plain_layer(geometry, channels, span):
     (rank, kernel, stride, padding, dilation, mode), (c_in, c_out, groups) = geometry, channels
     arguments = (c_in, c_out, kernel, stride, padding, dilation, groups, True, mode)  # torch's order

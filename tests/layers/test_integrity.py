@@ -463,9 +463,9 @@ def test_a_look_without_gradients_does_not_freeze_a_computed_weight(compute, loo
                     look(model)
             losses = decor_step(model, 1e-2)
             assert None not in losses.values()
-    if not compute.startswith("spectral"):  # each forward of which moves its vectors, and so the weight
-        torch.testing.assert_close(*map(matrices, models), rtol=0, atol=0)
-    assert not identities(models[0])
+    # Hooks of spectral_norm go a step further at every forward, so that what the second layer gets is another thing.
+    compared = slice(0, 1) if "hooks" in compute else slice(None)
+    torch.testing.assert_close(*(matrices(model)[compared] for model in models), rtol=0, atol=0)
     for p in models[0][0].parameters():
         p.requires_grad_(False)
     models[0](x)
@@ -511,7 +511,9 @@ def test_states_of_another_r_are_not_learned_from():
     ):
         decor_step(model, 1e-2)
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
-    model, twin = learned(), learned()
+    for _, layer in decor_modules(model):
+        layer.forget()
+    twin = copy.deepcopy(model)
     mine = {name: p.detach().clone() for name, p in model.named_parameters()}  # the same values are no other R
     torch.func.functional_call(model, mine, (x,)).sum()
     twin(x)

@@ -139,14 +139,18 @@ def failed_run(records: dict[str, Record]) -> str:
 
 
 def plain(records: dict[str, Record], root: Path = ROOT, escaped: Callable[[str], str] = str) -> str:
-    """Does it help, over what, when not? The least favourable comparison first; then advice; empty without records.
+    """Does it help, over what, when not, at what cost? The least favourable first; empty without records.
 
     Args:
         records: by notebook.
         root: the clone.
         escaped: text of records made safe for the page that it is for. Default: as it is
     """
-    parts = (opening.paragraph(records, root, escaped), opening.advice(records, escaped))
+    parts = (
+        opening.paragraph(records, root, escaped),
+        opening.advice(records, escaped),
+        opening.cost(records, escaped),
+    )
     return "\n\n".join(part for part in parts if part)
 
 

@@ -20,6 +20,19 @@ WORDS = {"refuted": "no different by as much as counts", "supported": "better", 
 EXPECTED = "BatchNorm"  # the control that most readers have already
 FEW = 3  # pairs of runs, below which a ratio's interval says nothing
 ADVICE = ("10", "11")  # what one would use instead; where it pays
+COST = "08"
+# What the names in the rows mean, for a reader who has opened no notebook; told where they stand in one.
+MEANINGS = {
+    "inputs in [0, 1]": "the scale of the pixels",
+    "demeaned, every layer": "the mean taken from what enters each layer",
+    "BatchNorm": "before each nonlinearity, on demeaned inputs",
+    "kappa": "R learned by the kappa rule from centred inputs",
+    "deeper layers": "R in every layer but the first",
+    "function preserved": "after a step of R the weights take up what it changed",
+    "cosine to zero": "the weights' learning rate falls along a cosine to 0",
+    "equal seconds": "as many epochs as fit into the same time",
+    "equal epochs": "as many passes over the data",
+}
 TIMED = {"network": "MLP", "data": "MNIST", "measure": "seconds"}  # whose seconds to a level are told
 
 
@@ -55,22 +68,33 @@ def paragraph(records: dict[str, Record], root: Path = ROOT, escaped: Callable[[
     networks, data, controls = (list(dict.fromkeys(told[name])) for name in ("network", "data", "control"))
     text = (
         f"**Does decorrelation help?** {lead(rows)} Networks with a learned R ({escaped(', '.join(networks))}; "
-        f"{escaped(', '.join(data))}) were compared with {len(controls)} controls ({escaped('; '.join(controls))}), "
-        f"each tuned by as many tries. Of {len(rows)} comparisons {counted(rows)}; {100 * margin:g} points of test "
-        "accuracy are what counts."
+        f"{escaped(', '.join(data))}) were compared with {len(controls)} controls without it "
+        f"({escaped('; '.join(controls))}), each tuned by as many tries. Of {len(rows)} comparisons: {counted(rows)}. "
+        f"What counts is a difference of {100 * margin:g} percentage points of test accuracy."
     )
     lines = [f"least favourable: {escaped(one(rows.iloc[0]))}"]
     own = rows[rows["control"] == EXPECTED]
     if len(own):
         low, high = 100 * own["estimate"].min(), 100 * own["estimate"].max()
-        lines.append(f"over {escaped(EXPECTED)}: {low:+.2f} to {high:+.2f} points; {counted(own)} of {len(own)}")
+        lines.append(f"over {escaped(EXPECTED)}: {low:+.2f} to {high:+.2f} points; of {len(own)}: {counted(own)}")
     lines.append(f"most favourable: {escaped(one(rows.iloc[-1]))}")
     lines += [escaped(sentence) for sentence in seconds(records, root)]
+    factor = studies(records, root)[-1].parameters.get("factor")
     tail = (
-        "Intervals are 95% and hold together for all rows of a study. With R the best of its arms stands, picked on "
+        "In brackets are 95% intervals that hold together for all rows of a study; n is the number of pairs of runs, "
+        "with R and without, that start from the same random seed. With R the best of its arms stands, picked on "
         "validation images."
     )
-    return "\n".join([text, "", *(f"* {line}" for line in lines), "", tail])
+    fewer = f"Seconds count as fewer below {1 / factor:g} of the control's." if factor else ""
+    told_last = (tail, fewer, meanings(rows, escaped))
+    return "\n".join([text, "", *(f"* {line}" for line in lines), "", " ".join(filter(None, told_last))])
+
+
+def meanings(rows: pd.DataFrame, escaped: Callable[[str], str] = str) -> str:
+    """What the names of arms, controls, schedules and budgets in the rows mean, in one sentence."""
+    names = [str(name) for column in ("control", "arm", "schedule", "budget") for name in rows[column].unique()]
+    said = [f"*{escaped(name)}*, {meaning}" for name, meaning in MEANINGS.items() if any(name in n for n in names)]
+    return f"The names: {'; '.join(said)}." if said else ""
 
 
 def lead(rows: pd.DataFrame) -> str:
@@ -91,8 +115,15 @@ def advice(records: dict[str, Record], escaped: Callable[[str], str] = str) -> s
     told = [(number, records[number].came_out) for number in ADVICE if number in records and records[number].came_out]
     if not told:
         return ""
-    lines = [f"{escaped(worse)} {escaped(better)} (notebook {number})" for number, (worse, better) in told]
-    return "**Should you use it?** " + " ".join(lines)
+    lines = [f"* {escaped(said[place])} (notebook {number})" for place in (0, 1) for number, said in told]
+    return "\n".join(["**Should you use it?** Every case is on the page *Should I use it?* of the report.", "", *lines])
+
+
+def cost(records: dict[str, Record], escaped: Callable[[str], str] = str) -> str:
+    """What does a step cost? What notebook 08 found, the dearest first; empty without its record."""
+    if COST not in records or not records[COST].came_out:
+        return ""
+    return f"**What does it cost?** {escaped(' '.join(records[COST].came_out))} (notebook {COST})"
 
 
 def one(row: pd.Series) -> str:
@@ -120,13 +151,16 @@ def seconds(records: dict[str, Record], root: Path = ROOT) -> list[str]:
 
 def timed(schedule: str, rows: pd.DataFrame) -> str:
     """The ratios at the highest level at which most are known, the least favourable first."""
-    where = f"seconds, {TIMED['network']} on {TIMED['data']}, rate {schedule}"
+    where = f"seconds of training, {TIMED['network']} on {TIMED['data']}, rate {schedule}"
     known = rows[rows["n"] >= FEW].groupby("level", sort=False).size()
     if known.empty:
-        return f"{where}: too few pairs of runs pass {rows['level'].iloc[0]}, the lowest level, to tell a ratio"
+        lowest = rows["level"].iloc[0]
+        return (
+            f"{where}: too few pairs of runs pass a validation accuracy of {lowest}, the lowest level, to tell a ratio"
+        )
     level = known[known == known.max()].index[-1]
     shown = rows[rows["level"] == level].sort_values("estimate", ascending=False)
-    return f"{where}, to {level}: {'; '.join(ratio(row) for _, row in shown.iterrows())}"
+    return f"{where}, to a validation accuracy of {level}: {'; '.join(ratio(row) for _, row in shown.iterrows())}"
 
 
 def ratio(row: pd.Series) -> str:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
-from itertools import product
 from typing import Any
 
 import pandas as pd
 
 from decorlib.study.evidence.stats import Interval, holm, paired
-from decorlib.study.experiments import side_by_side
+from decorlib.study.experiments import side_by_side, tuning
 from decorlib.study.experiments.experiment import Experiment, preparation
 
 OPTIONS = ("rule_options", "layer_options")
@@ -32,12 +31,8 @@ def grid(base: Experiment, **lists: Iterable) -> list[Experiment]:
 
         >>> specs = grid(Experiment(model="decorrelation"), decor_lr=[1e-5, 1e-4], seed=range(5))
     """
-    check_fields(lists)
-    values = {name: list(these) for name, these in lists.items()}
-    empty = [name for name, these in values.items() if not these]
-    if empty:
-        raise ValueError(f"no value is given for {', '.join(empty)}: the grid would be empty")
-    return [base.but(**dict(zip(values, chosen, strict=True))) for chosen in product(*values.values())]
+    tuning.check_fields(base, lists)
+    return [base.but(**values) for values in tuning.combinations(lists)]
 
 
 def frame(specs: Sequence[Experiment], records: Sequence[dict], arm: Sequence[str] | None = None) -> pd.DataFrame:
@@ -81,7 +76,8 @@ def compare(
         desc: text before the progress bar. Default: "".
         engine: ``jobs``, ``engine``, ``cache`` of :func:`decorlib.study.sweep`.
     """
-    pairs = [(name, arm.but(seed=seed)) for name, arm in arms.items() for seed in listed(seeds)]
+    seeds = [int(seed) for seed in seeds]
+    pairs = [(name, arm.but(seed=seed)) for name, arm in arms.items() for seed in seeds]
     names, specs = [name for name, _ in pairs], [spec for _, spec in pairs]
     # Runs that read the same arrays one after the other: a worker keeps those of the last two.
     arrays = [repr(preparation(spec)) for spec in specs]
@@ -136,14 +132,14 @@ def arm_table(table: pd.DataFrame, value: str, best: Mapping[str, Experiment]) -
     return pd.DataFrame(rows).T.rename_axis("arm")
 
 
-def spread(values: Sequence[float], count: int) -> list[float]:
-    """So many rates over the range of the given ones and half an octave beyond each end, evenly on a log scale.
+def spread(values: Sequence[float], count: int, beyond: float = 2**0.5) -> list[float]:
+    """So many rates over the range of the given ones and further by a factor at each end, evenly on a log scale.
 
     For an arm without R: as many tries of its one rate as the others have of their two.
     """
     if not values or min(values) <= 0 or count < 1:
         raise ValueError(f"values = {list(values)}, count = {count}: positive rates and a count of at least 1 needed")
-    low, high = min(values) / 2**0.5, max(values) * 2**0.5
+    low, high = min(values) / beyond, max(values) * beyond
     return [low * (high / low) ** (i / max(count - 1, 1)) for i in range(count)]
 
 
@@ -181,30 +177,9 @@ def tune(
     Raises:
         ValueError: arms with unequal numbers of tries, an unknown field, nothing to choose from.
     """
-    seeds = listed(seeds)
-    if not arms or not seeds:
-        raise ValueError("nothing to tune: give at least one arm and one seed")
-    per_arm = rates_per_arm(arms, rates)
-    tries = {
-        name: [(spec, grid(spec, seed=seeds)) for spec in grid(arm.but(split="validation"), **per_arm[name])]
-        for name, arm in arms.items()
-    }
-    check_equal_tries({name: len(these) for name, these in tries.items()})
-    records = iter(
-        side_by_side.sweep([s for these in tries.values() for _, group in these for s in group], desc=desc, **engine)
-    )
-    best, rows = {}, []
-    for name, these in tries.items():
-        grids = {field: list(values) for field, values in per_arm[name].items()}
-        results = [tried(name, spec, grids, [next(records) for _ in group], metric) for spec, group in these]
-        order = [rank(row, grids, metric) for row in results]
-        winner = min(range(len(order)), key=order.__getitem__)
-        results[winner] |= {"chosen": True, "edge": edges(results[winner], grids)}
-        best[name] = these[winner][0].but(split="test", seed=arms[name].seed)
-        rows += results
-        if not quiet and results[winner]["edge"]:
-            print(f"{name}: the best try is on the edge of the grid: {results[winner]['edge']}")
-    return best, numeric(pd.DataFrame(rows), (metric, "lowest", "highest"))
+    tested = {name: arm.but(split="test") for name, arm in arms.items()}
+    best, tries = tuning.choose(tested, rates, seeds, metric, quiet=quiet, desc=desc, **engine)
+    return best, tries.drop(columns=["part", "moved"])
 
 
 def best_try(tries: pd.DataFrame, among: Sequence[str], metric: str) -> str:
@@ -226,22 +201,6 @@ def in_order_of(keys: Sequence, specs: Sequence, run: Callable[[list], list[dict
     order = sorted(range(len(specs)), key=keys.__getitem__)
     found = dict(zip(order, run([specs[i] for i in order]), strict=True))
     return [found[i] for i in range(len(specs))]
-
-
-def check_equal_tries(counts: Mapping[Any, int]) -> None:
-    """Raise where an arm has more or fewer tries than another."""
-    if len(set(counts.values())) > 1:
-        raise ValueError(f"arms get unequal numbers of tries, {counts}: give each as many, or it is not a fair choice")
-
-
-def listed(seeds: Iterable[int]) -> list[int]:
-    return [int(seed) for seed in seeds]
-
-
-def check_fields(names: Iterable[str]) -> None:
-    unknown = [name for name in names if name not in _FIELDS]
-    if unknown:
-        raise ValueError(f"{', '.join(unknown)}: no such field of Experiment; it has {', '.join(_FIELDS)}")
 
 
 def _describe(specs: Sequence[Experiment], arm: Sequence[str] | None) -> list[dict]:
@@ -271,45 +230,3 @@ def _column(field: str, option: str) -> str:
 def numeric(table: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
     """None in columns of numbers becomes NaN, so that they can be computed with."""
     return table.assign(**{name: pd.to_numeric(table[name]) for name in columns if name in table})
-
-
-def rates_per_arm(arms: Mapping[str, Experiment], rates: Mapping[str, Any]) -> dict[str, dict[str, list]]:
-    by_arm = bool(rates) and all(isinstance(value, Mapping) for value in rates.values())
-    if by_arm and set(rates) != set(arms):
-        raise ValueError(f"rates are given for {', '.join(rates)}, but the arms are {', '.join(arms)}")
-    per_arm = {name: {k: list(v) for k, v in (rates[name] if by_arm else rates).items()} for name in arms}
-    for these in per_arm.values():
-        check_fields(these)
-    return per_arm
-
-
-def tried(name: str, spec: Experiment, grids: Mapping[str, list], records: list[dict], metric: str) -> dict:
-    values = [record["final"].get(metric) for record in records]
-    diverged = sum(record["status"] == "diverged" for record in records)
-    if not diverged and None in values:
-        raise ValueError(f"the runs do not measure {metric!r}; they measure {', '.join(records[0]['final'])}")
-    found = {"arm": name} | {field: getattr(spec, field) for field in grids}
-    numbers = (None, None, None) if diverged else (sum(values) / len(values), min(values), max(values))
-    measured = dict(zip((metric, "lowest", "highest"), numbers, strict=True))
-    return found | measured | {"diverged": diverged, "chosen": False, "edge": ""}
-
-
-def rank(row: Mapping, grids: Mapping[str, list], metric: str) -> tuple:
-    sign = -1 if metric.endswith("accuracy") else 1
-    value = float("inf") if row[metric] is None else sign * row[metric]
-    return row["diverged"], value, tuple(_size(row[field], values) for field, values in grids.items())
-
-
-def _size(value: Any, values: list) -> float:
-    """Numbers by size, names by their place in the list."""
-    return value if isinstance(value, int | float) else values.index(value)
-
-
-def edges(row: Mapping, grids: Mapping[str, list]) -> str:
-    found = []
-    for field, values in grids.items():
-        numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
-        if len(set(numbers)) > 1 and row[field] in (min(numbers), max(numbers)):
-            which = "smallest" if row[field] == min(numbers) else "largest"
-            found.append(f"{field} = {row[field]:g} is the {which} of {len(numbers)}")
-    return "; ".join(found)

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import pandas as pd
 
 from decorlib.study.evidence.stats import decide, paired, seeds_to_decide, simultaneous
-from decorlib.study.experiments import arms, moving
+from decorlib.study.experiments import arms
 from decorlib.study.experiments.cells import Found
 from decorlib.study.experiments.experiment import Experiment
+from decorlib.study.experiments.tuning import Moves, choose
 
 #: What the suspects of the 2024 notebook are asked of: its own network and inputs with its rule, and with kappa.
 BASES = {
@@ -117,7 +118,7 @@ def compare(
     """Treated minus control in test accuracy, for each pair at each scale.
 
     Every arm starts from the same grid of rates, which moves while the chosen rate lies on its edge
-    (:func:`decorlib.study.experiments.moving.tune`): in the end each has chosen among as many tries.
+    (:func:`decorlib.study.experiments.tuning.choose`): in the end each has chosen among as many tries.
 
     Args:
         pairs: by label, such as the rule.
@@ -144,12 +145,13 @@ def compare(
     _check(pairs, scales, tuning_seeds, first_seed)
     cells = {name(scale.digits, label): (scale, label, pair) for scale in scales for label, pair in pairs.items()}
     specs = {
-        _key(cell, arm): spec.but(train_size=scale.digits, epochs=scale.epochs)
+        _key(cell, arm): spec.but(train_size=scale.digits, epochs=scale.epochs, split="test")
         for cell, (scale, _, pair) in cells.items()
         for arm, spec in {CONTROL: pair.control, **pair.treated}.items()
     }
-    best, tries, moved = moving.tune(specs, rates, tuning_seeds, moves, desc=f"{desc}: rates", **engine)
-    chosen = tries[tries["chosen"]].set_index("arm")
+    options = {"moves": Moves(moves, forget=True, digits=3), "quiet": True, "desc": f"{desc}: rates"}
+    best, tries = choose(specs, rates, tuning_seeds, "test_loss", **options, **engine)
+    chosen, moved = tries[tries["chosen"]].set_index("arm"), tries.groupby("arm")["moved"].max()
     winner = {cell: _winner(chosen, cell, pair.treated) for cell, (_, _, pair) in cells.items()}
     ended: dict[str, pd.Series] = {}
     for scale in scales:

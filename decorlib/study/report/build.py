@@ -19,7 +19,7 @@ from pathlib import Path
 
 from decorlib.study.evidence.provenance import ROOT
 from decorlib.study.evidence.records import EXTENDED, RecordDamaged, dumps, write_atomic
-from decorlib.study.report import api_pages, freshness, pages, request
+from decorlib.study.report import api_pages, freshness, pages, request, search
 from decorlib.study.report.pages import ReportError
 from decorlib.study.report.publish import one_at_a_time
 
@@ -72,6 +72,7 @@ def build(root: Path, results: Path, build_folder: Path, force: bool = False) ->
         }
         run_sphinx(sources, output, build_folder / "doctrees", settings)
         prune(output)
+        search.write(output)
         check(output, root)
         replace(output, site)
         now["site"] = freshness.digests(site)
@@ -99,7 +100,8 @@ def _read(stamp: Path) -> dict | None:
 
 def run_sphinx(sources: Path, output: Path, doctrees: Path, settings: dict[str, str]) -> None:
     """Sphinx in its own process, because it imports the modules it documents and sets global state."""
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "-d", str(doctrees)]
+    # -E: what Sphinx kept of the last build does not know of changes in the functions of conf.py.
+    command = [sys.executable, "-m", "sphinx", "-E", "-W", "--keep-going", "-q", "-b", "html", "-d", str(doctrees)]
     # Sphinx writes the date of SOURCE_DATE_EPOCH, not of today: equal sources give equal pages.
     env = {**os.environ, "SOURCE_DATE_EPOCH": "0", "PYTHONHASHSEED": "0", **settings}
     done = subprocess.run([*command, str(sources), str(output)], capture_output=True, text=True, env=env)
@@ -121,13 +123,22 @@ def prune(output: Path) -> None:
         text = page.read_text(encoding="utf-8")
         for theirs, ours in NAMES:
             text = text.replace(theirs, ours)
-        page.write_text(text, encoding="utf-8")
+        page.write_text(long_names(text), encoding="utf-8")
     icons = output / "_static" / "scripts" / "fontawesome.js"
     if icons.exists():
         text = "".join(path.read_text(encoding="utf-8") for path in output.rglob("*.html"))
         text += "".join(p.read_text(encoding="utf-8") for p in output.rglob("*.js") if p != icons)
         used = set(re.findall(r"\bfa-([a-z0-9-]+)", text))
         icons.write_text(keep_icons(icons.read_text(encoding="utf-8"), used), encoding="utf-8")
+
+
+def long_names(text: str) -> str:
+    """A page whose long names in code may break after a dot, a stroke or a line under, not in the middle of a word."""
+
+    def parted(match: re.Match) -> str:
+        return match[1] + re.sub(r"(?<=[\w)\]])([_./:=(,]+)(?=\w)", r"\1<wbr>", match[2]) + match[3]
+
+    return re.sub(r'(<code class="[^"]*"><span class="pre">)([^<&]{12,})(</span>)', parted, text)
 
 
 def keep_icons(script: str, used: set[str]) -> str:

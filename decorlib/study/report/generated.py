@@ -10,11 +10,17 @@ from pathlib import Path
 from nbformat import NotebookNode
 from PIL import Image
 
-from decorlib.study.evidence import answers
+from decorlib.study.evidence import advice, answers
 from decorlib.study.evidence.records import Record
 
 THUMBNAIL = 320  # pixels wide
 FOOT = "## Where this comes from"
+HEADLINE = "07"  # whose first figure stands on the landing page
+HOW_TO_READ = (
+    "How to read it: each mark is one comparison, the test accuracy of networks with R minus that of the control, in "
+    "percentage points; its bar is the interval. Right of the black line R is better, left of it worse; inside the "
+    "grey band the difference is too little to count. Marks stand together that share network, data, schedule and arm."
+)
 SETTING, SETTING_NAME = ("scale", "schedule", "control"), "scale; schedule; control"  # columns that become one
 
 
@@ -82,7 +88,7 @@ def site_foot(records: dict[str, Record]) -> str:
         versions,
         f"data {data.hexdigest()[:12]}",
         machine,
-        f"{minutes:.1f} min for {len(made)} notebook(s)",
+        f"{minutes:.1f} min for {len(made)} {'notebook' if len(made) == 1 else 'notebooks'}",
     )
     return f'```{{raw}} html\n<p class="made-by">{" · ".join(parts)}</p>\n```\n'
 
@@ -116,6 +122,17 @@ def answer_table(records: dict[str, Record], pages: dict[str, Path], results: st
     return "```{raw} html\n" + "\n".join([*lines, "</tbody></table>"]) + "\n```\n"
 
 
+def verdict_line(row: dict[str, str]) -> str:
+    """A row of the answer sheet in one line of Markdown: what it says of which claim, and by how much."""
+    text = {name: plain_markdown(value) for name, value in row.items()}
+    effect = text[next(name for name in row if name.startswith("effect"))]
+    said = row["outcome"].removesuffix(answers.OTHERWISE)
+    more = "; other runs of ours say otherwise (below the answer table)" if said != row["outcome"] else ""
+    settings = plain_markdown("; ".join(row[name] for name in SETTING if row[name] != "–"))
+    found = f"Claim: {text['claim']}. Found: {effect} ({settings})"
+    return f"*{text['hypothesis']}*: **{plain_markdown(said)}**{more}. {found}"
+
+
 def below_answers(records: dict[str, Record], root: Path) -> str:
     """What stands under the table: the run that failed, and where other runs contradict a row."""
     return answers.below(records, root, plain_markdown)
@@ -123,7 +140,25 @@ def below_answers(records: dict[str, Record], root: Path) -> str:
 
 def opening(records: dict[str, Record], root: Path) -> str:
     """The paragraph with which the landing page opens; nothing where no record can say."""
-    return answers.plain(records, root, plain_markdown) + "\n"
+    text = answers.plain(records, root, plain_markdown)
+    return text and text + "\n"
+
+
+def decisions(records: dict[str, Record], pages: dict[str, Path]) -> str:
+    """The decision table of the page "Should I use it?", each row with a way to its notebook."""
+    rows = [case.cells() for case in advice.cases(records)]
+    if not rows:
+        return "No record of notebooks 07, 10 or 11 is there yet.\n"
+    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in advice.COLUMNS)
+    lines = ['<table class="answers table">', f"<thead><tr>{head}</tr></thead>", "<tbody>"]
+    for row in rows:
+        cells = {name: html.escape(text) for name, text in row.items()}
+        if row["notebook"] in pages:
+            page = pages[row["notebook"]].with_suffix(".html").name
+            cells["notebook"] = f'<a href="notebooks/{page}">{row["notebook"]}</a>'
+        filled = "".join(f'<td data-label="{html.escape(name)}">{text}</td>' for name, text in cells.items())
+        lines.append(f"<tr>{filled}</tr>")
+    return "```{raw} html\n" + "\n".join([*lines, "</tbody></table>"]) + "\n```\n"
 
 
 def first_figure(notebook: NotebookNode) -> tuple[bytes, str] | None:
@@ -151,9 +186,9 @@ def title_of(notebook: NotebookNode) -> str:
 
 
 def gallery(
-    notebooks: dict[str, NotebookNode], pages: dict[str, Path], records: dict[str, Record], folder: Path
+    notebooks: dict[str, NotebookNode], pages: dict[str, Path], table: list[dict[str, str]], folder: Path
 ) -> str:
-    """One line with a thumbnail per notebook; thumbnails are written into `folder`."""
+    """One line with a thumbnail per notebook and its outcomes in the answer table; thumbnails go into `folder`."""
     lines = []
     for name, notebook in sorted(notebooks.items()):
         figure = first_figure(notebook)
@@ -164,26 +199,32 @@ def gallery(
             target.write_bytes(thumbnail(figure[0]))
             alt = alternative(figure[1])
             image = f":::{{image}} thumbnails/{name}.png\n:alt: {alt}\n:width: 160px\n:class: thumbnail\n:::\n"
-        outcomes = [f"{v['hypothesis']}: {v['outcome']}" for v in records[name].verdicts] if name in records else []
+        own = [row for row in table if row["notebook"] == name]
+        outcomes = [f"{row['hypothesis']}: {row['outcome'].removesuffix(answers.OTHERWISE)}" for row in own]
         text = f"[{title_of(notebook)}](notebooks/{pages[name].name})"
         text += f"<br><small>{plain_markdown('; '.join(outcomes))}</small>" if outcomes else ""
         lines.append(f"::::{{container}} gallery-line\n{image}\n{text}\n::::\n")
     return "\n".join(lines) or "No notebook has been run yet.\n"
 
 
-def headline(notebooks: dict[str, NotebookNode], folder: Path) -> str:
-    """The figure of notebook 07, the comparison that matters most; without it 00's, the failed run explained."""
-    for name in ["07", *sorted(notebooks)]:
+def headline(notebooks: dict[str, NotebookNode], pages: dict[str, Path], folder: Path) -> str:
+    """The figure of notebook 07, the comparison that matters most; without it 00's, the failed run explained.
+
+    Under it stands how to read it, for a reader who has opened no notebook.
+    """
+    for name in [HEADLINE, *sorted(notebooks)]:
         figure = first_figure(notebooks[name]) if name in notebooks else None
         if figure:
             (folder / "headline.png").write_bytes(figure[0])
-            return f":::{{image}} headline.png\n:alt: {alternative(figure[1])}\n:class: headline\n:::\n"
+            source = f"From [{title_of(notebooks[name])}](notebooks/{pages[name].name})."
+            read = f"{HOW_TO_READ} {source}" if name == HEADLINE else source
+            return f":::{{image}} headline.png\n:alt: {alternative(figure[1])}\n:class: headline\n:::\n\n{read}\n"
     return ""
 
 
 def plain_answer(records: dict[str, Record]) -> str:
-    """The answer in plain sentences that notebook 07 computed, for under its figure; nothing where it has none."""
-    record = records.get("07")
+    """The answer in sentences that notebook 07 computed, for where it has no rows of the protocol; else nothing."""
+    record = records.get(HEADLINE)
     if record is None or "answer" not in record.tables:
         return ""
     return "\n" + plain_markdown(" ".join(record.frame("answer").iloc[:, 0])) + "\n"

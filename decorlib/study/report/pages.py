@@ -12,9 +12,13 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode, v4
 
+from decorlib.study.evidence import answers
+from decorlib.study.evidence.answers import CAME_OUT
 from decorlib.study.evidence.records import load_records
 from decorlib.study.report import generated
 from decorlib.study.report.freshness import PACKAGE, digests
+
+COLUMNS, WIDTH = 7, 760  # of a table, and of a figure in pixels: what is more is wide
 
 
 class ReportError(RuntimeError):
@@ -47,7 +51,7 @@ def split_figures(cell: NotebookNode) -> list[NotebookNode]:
 
 
 def prepare(notebook: NotebookNode, name: str) -> NotebookNode:
-    """An executed notebook for myst-nb: code folded, every figure with its alternative text.
+    """An executed notebook for myst-nb: code folded, every figure with its alternative text, room for what is wide.
 
     Raises:
         ReportError: a figure has no alternative text, or a cell failed.
@@ -75,10 +79,66 @@ def prepare(notebook: NotebookNode, name: str) -> NotebookNode:
                     if "width" in described:
                         image["width"] = f"{described['width']}px"  # CSS shrinks it to the column
                     part.metadata["mystnb"] = {"image": image}
+            if _is_wide(part):
+                tags.append("full-width")
             cells.append(part)
-    made = v4.new_notebook(cells=cells, metadata=notebook.metadata)
+    made = v4.new_notebook(cells=one_fold(cells), metadata=notebook.metadata)
     made.metadata.pop("decorlib", None)
     return made
+
+
+def _is_wide(cell: NotebookNode) -> bool:
+    """Whether an output needs more than the column of text: the theme then gives it the place of the contents, too."""
+    for output in cell.outputs:
+        table = output.get("data", {}).get("text/html", "")
+        columns = (len(re.findall(r"<t[dh]\b", row)) for row in re.split(r"<tr\b", table))
+        if max(columns) > COLUMNS or output.get("metadata", {}).get("image/png", {}).get("width", 0) > WIDTH:
+            return True
+    return False
+
+
+def one_fold(cells: list[NotebookNode]) -> list[NotebookNode]:
+    """Code cells that show nothing, folded together with the code cell below them: no bars above bars."""
+    made: list[NotebookNode] = []
+    for cell in cells:
+        before = made[-1] if made else None
+        if (
+            before is not None
+            and all(c.cell_type == "code" and _folded(c) for c in (before, cell))
+            and not _shows(before)
+        ):
+            cell = copy.deepcopy(cell)
+            cell.source = f"{before.source}\n\n{cell.source}"
+            made.pop()
+        made.append(cell)
+    return made
+
+
+def _folded(cell: NotebookNode) -> bool:
+    return "hide-input" in cell.metadata.get("tags", [])
+
+
+def _shows(cell: NotebookNode) -> bool:
+    """Whether a reader sees an output of a cell; what went to stderr (progress) is left out of the page."""
+    return any(output.get("name") != "stderr" for output in cell.outputs)
+
+
+def answer_first(title: str, verdicts: list[dict[str, str]]) -> str:
+    """A notebook's first cell with its answer above its question: what came out, then each verdict with its numbers.
+
+    Args:
+        title: the cell's text.
+        verdicts: rows of the answer table that are this notebook's (:func:`decorlib.study.evidence.answers.rows`).
+    """
+    heading, _, rest = title.partition("\n")
+    came_out = re.search(r"<!-- came out:[^\n]*-->\n(.*?)\n<!-- /came out -->", rest, re.S)
+    parts = [heading]
+    if came_out:
+        parts.append(came_out.group(1))
+    if verdicts:
+        parts.append("**Verdict**, decided together with all other rows of the [answer table](../index.md):")
+        parts.append("\n".join(f"* {generated.verdict_line(row)}" for row in verdicts))
+    return "\n\n".join([*parts, CAME_OUT.sub("", rest).strip()]).rstrip()
 
 
 def mend_links(text: str, known: set[str], to_root: str) -> str:
@@ -147,21 +207,25 @@ def write_sources(root: Path, results: Path, target: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     known = {path.name for path in executed.values()}
     to_root, to_results = way(site / "notebooks", root), way(site / "notebooks", results)
+    table = answers.rows(records, root)
     for name, path in executed.items():
         check_set(results, path, notebooks[name])
         page = prepare(notebooks[name], path.name)
         for cell in page.cells:
             if cell.cell_type == "markdown":
                 cell.source = mend_links(cell.source, known, to_root)
+        if page.cells and page.cells[0].cell_type == "markdown":
+            page.cells[0].source = answer_first(page.cells[0].source, [row for row in table if row["notebook"] == name])
         foot = generated.provenance_lines(records.get(name), path, to_root, to_results)
         page.cells.append(v4.new_markdown_cell(foot, id="provenance"))
         (folder / path.name).write_text(nbformat.writes(page) + "\n", encoding="utf-8")
     texts = {
-        "opening.md": generated.opening(records, root),
+        "opening.md": generated.opening(records, root) or generated.plain_answer(records),
         "answers.md": generated.answer_table(records, executed, way(site, results), root)
         + generated.below_answers(records, root),
-        "gallery.md": generated.gallery(notebooks, executed, records, target),
-        "headline.md": generated.headline(notebooks, target) + generated.plain_answer(records),
+        "decisions.md": generated.decisions(records, executed),
+        "gallery.md": generated.gallery(notebooks, executed, table, target),
+        "headline.md": generated.headline(notebooks, executed, target),
         "foot.md": generated.site_foot(records),
         "contents.md": toctree([f"notebooks/{path.stem}" for path in executed.values()], "Notebooks"),
     }

@@ -54,18 +54,19 @@ def test_the_least_favourable_stands_first_and_every_control_is_told(nowhere):
     assert text.startswith(
         "**Does decorrelation help?** In 1 of 3 comparisons. Networks with a learned R (MLP, ConvNet; "
     )
-    assert "compared with 2 controls (BatchNorm; inputs in [0, 1]), each tuned by as many tries" in text
+    assert "compared with 2 controls without it (BatchNorm; inputs in [0, 1]), each tuned by as many tries" in text
     counts = "1 harmful (worse), 1 refuted (no different by as much as counts), 1 supported (better)"
-    assert f"Of 3 comparisons {counts}; 0.2 points of test accuracy are what counts." in text
+    assert f"Of 3 comparisons: {counts}. What counts is a difference of 0.2 percentage points of test accuracy." in text
     lines = [line for line in text.splitlines() if line.startswith("* ")]
     assert lines == [
         "* least favourable: MLP on MNIST, rate cosine to zero, equal seconds, 'kappa' minus BatchNorm: "
         "-0.50 points [-0.70, -0.30], n = 5 (harmful)",
-        "* over BatchNorm: -0.50 to +0.40 points; 1 harmful (worse), 1 supported (better) of 2",
+        "* over BatchNorm: -0.50 to +0.40 points; of 2: 1 harmful (worse), 1 supported (better)",
         "* most favourable: MLP on MNIST, rate constant, equal seconds, 'kappa' minus BatchNorm: "
         "+0.40 points [0.30, 0.50], n = 5 (supported)",
-        "* seconds, MLP on MNIST, rate constant, to 98.0%: 0.70 [0.60, 0.80] of BatchNorm's (n = 5, supported); over "
-        "inputs in [0, 1] not known (of 5 runs each 4 get there with R, 0 with inputs in [0, 1])",
+        "* seconds of training, MLP on MNIST, rate constant, to a validation accuracy of 98.0%: 0.70 [0.60, 0.80] of "
+        "BatchNorm's (n = 5, supported); over inputs in [0, 1] not known (of 5 runs each 4 get there "
+        "with R, 0 with inputs in [0, 1])",
     ]
 
 
@@ -91,12 +92,12 @@ def test_seconds_are_told_at_the_highest_level_where_most_ratios_are_known_the_s
     )
     [line] = opening.seconds({"07": made}, nowhere)
     assert line == (
-        "seconds, MLP on MNIST, rate constant, to 97.5%: 1.40 [0.50, 3.00] of inputs in [0, 1]'s (n = 5, refuted); "
-        "1.20 [0.50, 3.00] of BatchNorm's (n = 5, refuted)"
+        "seconds of training, MLP on MNIST, rate constant, to a validation accuracy of 97.5%: 1.40 [0.50, 3.00] of "
+        "inputs in [0, 1]'s (n = 5, refuted); 1.20 [0.50, 3.00] of BatchNorm's (n = 5, refuted)"
     )
     made = record(times=higher, never=((3, 3), (3, 3)))
     [line] = opening.seconds({"07": made}, nowhere)
-    assert line.endswith("too few pairs of runs pass 98.0%, the lowest level, to tell a ratio")
+    assert line.endswith("too few pairs of runs pass a validation accuracy of 98.0%, the lowest level, to tell a ratio")
 
 
 def test_of_two_studies_the_less_favourable_is_told(nowhere, monkeypatch):
@@ -122,14 +123,50 @@ def test_readme_opens_with_the_least_favourable_row_of_the_committed_records():
     assert text.index(opening.one(worst)) < text.index("most favourable:", text.index(opening.one(worst)))
 
 
+def test_every_name_that_stands_in_a_row_is_explained_and_no_other(nowhere):
+    text = answers.plain({"07": record()}, nowhere)
+    said = text[text.index("The names: ") :]
+    for name in ("BatchNorm", "inputs in [0, 1]", "kappa", "cosine to zero", "equal seconds"):
+        assert f"*{name}*, {opening.MEANINGS[name]}" in said
+    assert "demeaned, every layer" not in said
+    assert "function preserved" not in said
+
+
+def test_what_counts_as_fewer_seconds_is_told_where_the_record_says(nowhere):
+    assert "count as fewer" not in answers.plain({"07": record()}, nowhere)
+    assert "Seconds count as fewer below 0.8 of the control's." in answers.plain({"07": record(factor=1.25)}, nowhere)
+
+
+def test_the_names_of_the_committed_records_are_all_explained():
+    rows = opening.comparisons(load_records())
+    for column, more in (("control", ()), ("schedule", ("constant",)), ("budget", ())):
+        assert set(rows[column]) <= {*opening.MEANINGS, *more}
+    parts = {part for arm in rows["arm"] for part in arm.split(", ")}
+    assert parts <= set(opening.MEANINGS)
+
+
 def test_advice_tells_when_not_to_use_it_first(nowhere):
-    """After the paragraph, from the sentences of notebooks 10 and 11; without them nothing."""
-    instead = Record("10", question="What would you use instead?", parameters={})
+    """After the paragraph, a line for each sentence of notebooks 10 and 11; without them nothing."""
+    instead, where = (Record(number, question="What then?", parameters={}) for number in ("10", "11"))
     assert opening.advice({"10": instead}) == ""
     instead.sentences("Do not use it when Muon is at hand.", "Use it under Adam.")
-    text = answers.plain({"07": record(), "10": instead}, nowhere)
-    assert text.endswith("**Should you use it?** Do not use it when Muon is at hand. Use it under Adam. (notebook 10)")
+    where.sentences("Not where batches are large.", "Where they are small.")
+    text = answers.plain({"07": record(), "10": instead, "11": where}, nowhere)
     assert text.startswith("**Does decorrelation help?**")
+    assert text.endswith(
+        "**Should you use it?** Every case is on the page *Should I use it?* of the report.\n\n"
+        "* Do not use it when Muon is at hand. (notebook 10)\n"
+        "* Not where batches are large. (notebook 11)\n* Use it under Adam. (notebook 10)\n"
+        "* Where they are small. (notebook 11)"
+    )
+
+
+def test_the_cost_of_a_step_is_told_last(nowhere):
+    costs = Record("08", question="What does it cost?", parameters={})
+    assert opening.cost({"08": costs}) == ""
+    costs.sentences("A narrow layer costs 9 plain steps.", "A wide one 2.")
+    text = answers.plain({"07": record(), "08": costs}, nowhere)
+    assert text.endswith("**What does it cost?** A narrow layer costs 9 plain steps. A wide one 2. (notebook 08)")
 
 
 def test_sentences_stand_apart_where_safe_text_loses_its_ends(nowhere):

@@ -5,7 +5,7 @@ import math
 import pandas as pd
 import pytest
 
-from decorlib.study.experiments import arms
+from decorlib.study.experiments import arms, side_by_side
 from decorlib.study.experiments.experiment import Experiment
 
 BASE = Experiment(train_size=128, epochs=1, hidden=(8,))
@@ -30,7 +30,7 @@ def fake(monkeypatch):
             asked.extend(specs)
             return [result(spec) for spec in specs]
 
-        monkeypatch.setattr(arms.side_by_side, "sweep", sweep)
+        monkeypatch.setattr(side_by_side, "sweep", sweep)
         return asked
 
     return install
@@ -216,6 +216,7 @@ def test_spread_covers_the_range_and_a_little_more():
     assert rates[0] == pytest.approx(1e-3 / 2**0.5)
     assert rates[-1] == pytest.approx(4e-3 * 2**0.5)
     assert rates[1] / rates[0] == pytest.approx(rates[3] / rates[2])
+    assert arms.spread([1e-3, 4e-3], 5, beyond=2) == pytest.approx([0.5e-3, 1e-3, 2e-3, 4e-3, 8e-3])
     with pytest.raises(ValueError, match="positive rates"):
         arms.spread([0.0], 3)
 

@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 
-from decorlib.study.experiments import halving
+from decorlib.study.experiments import halving, side_by_side
 from decorlib.study.experiments.experiment import Experiment
 
 BASE = Experiment(epochs=8, train_size=6400, hidden=(8,), seed=9, evaluate_every=0.5)
@@ -32,7 +32,7 @@ def fake(monkeypatch):
             asked.append(list(specs))
             return [record(accuracy(spec)) for spec in specs]
 
-        monkeypatch.setattr(halving.side_by_side, "sweep", sweep)
+        monkeypatch.setattr(side_by_side, "sweep", sweep)
         return asked
 
     return install
@@ -191,7 +191,7 @@ def test_short_tries_are_cut_to_parts_of_an_epoch_that_there_are():
         ({"rounds": (0.25, 0.5)}, "rounds are"),
         ({"rounds": ()}, "rounds are"),
         ({"keep": 1}, "keep is 1"),
-        ({"move": -1}, "move is -1"),
+        ({"move": -1}, "moves = -1 must be at least 0"),
         ({"rates": {"a": {"lr": [1, 2, 3]}, "b": {"lr": [1]}}, "arms": {"a": BASE, "b": BASE}}, "unequal numbers"),
         ({"rates": {"rate": [1, 2]}}, "rate: no such field"),
     ],
@@ -202,13 +202,6 @@ def test_what_is_no_fair_choice_is_refused_before_a_run(fake, change, message):
     with pytest.raises(ValueError, match=message):
         halving.halve(given.pop("arms"), given.pop("rates"), given.pop("seeds"), **given)
     assert asked == []
-
-
-def test_moved_grids_go_on_in_the_ratio_at_their_end():
-    assert halving.moved_grid([1.0, 2.0, 4.0, 8.0], up=True) == [4, 8, 16, 32]
-    assert halving.moved_grid([1.0, 2.0, 4.0, 8.0], up=False) == [0.25, 0.5, 1, 2]
-    assert halving.moved_grid([1.0, 3.0, 9.0], up=True) == [3, 9, 27]
-    assert halving.moved_grid([4.0, 8.0, 16.0, 32.0], up=False, seen=[1.0, 2.0]) == [0.25, 0.5, 1, 2]
 
 
 def test_real_tries_are_deterministic_and_anneal_over_their_own_length(tmp_path):

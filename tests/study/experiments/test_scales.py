@@ -10,7 +10,7 @@ from decorlib.study.evidence.figures import use_style
 from decorlib.study.evidence.records import Record
 from decorlib.study.evidence.stats import paired, simultaneous
 from decorlib.study.evidence.verdicts import Verdict
-from decorlib.study.experiments import arms, moving, scales
+from decorlib.study.experiments import scales, side_by_side
 from decorlib.study.experiments.experiment import Experiment
 from decorlib.study.experiments.scales import BASES, Pair, Scale
 
@@ -44,7 +44,7 @@ def fake(monkeypatch):
             asked.extend(specs)
             return [function(spec) for spec in specs]
 
-        monkeypatch.setattr(arms.side_by_side, "sweep", sweep)
+        monkeypatch.setattr(side_by_side, "sweep", sweep)
         return asked
 
     return install
@@ -247,42 +247,6 @@ def test_the_figure_shows_every_seed(fake):
     assert dots == [4, 4, 5, 5]
     for cell, row in both.table.iterrows():
         assert f"{cell} {100 * row['estimate']:+.2f} ({row['outcome']})" in alt
-
-
-class TestMoving:
-    def test_a_grid_moves_until_its_choice_has_neighbours(self, fake):
-        best = {"lr": 8e-3, "decor_lr": 1e-7}
-        fake(lambda spec: result(spec, best=best))
-        specs = {"a": BASES["kappa"].but(train_size=1000)}
-        chosen, tries, moved = moving.tune(specs, RATES, [0])
-        assert (chosen["a"].lr, chosen["a"].decor_lr) == (8e-3, 1e-7)
-        assert moved == {"a": 3}
-        assert len(tries) == 9
-        assert not tries["edge"].any()
-
-    def test_no_further_than_allowed_and_then_the_edge_is_said(self, fake):
-        fake(lambda spec: result(spec, best={"lr": 2e-3, "decor_lr": 1e-9}))
-        specs = {"a": BASES["kappa"].but(train_size=1000)}
-        chosen, tries, moved = moving.tune(specs, RATES, [0], moves=2)
-        assert chosen["a"].decor_lr == 1e-7
-        assert moved == {"a": 2}
-        assert "decor_lr = 1e-07 is the smallest of 3" in set(tries["edge"])
-
-    def test_arms_that_have_chosen_are_left_alone(self, fake):
-        asked = fake(lambda spec: result(spec, best=BEST | {"lr": 8e-3} if spec.pixels == "lively" else BEST))
-        specs = {p: BASES["kappa"].but(train_size=1000, pixels=p) for p in ("all", "lively")}
-        chosen, _, moved = moving.tune(specs, RATES, [0])
-        assert moved == {"all": 0, "lively": 2}
-        assert [chosen[p].lr for p in specs] == [2e-3, 8e-3]
-        assert len({spec for spec in asked if spec.pixels == "all"}) == 9
-
-    @pytest.mark.parametrize(
-        ("chosen", "expected"),
-        [(1e-4, [3.33e-5, 1e-4, 3e-4]), (3e-4, [1e-4, 3e-4, 9e-4]), (9e-4, [3e-4, 9e-4, 2.7e-3])],
-    )
-    def test_further(self, chosen, expected):
-        assert moving.further([1e-4, 3e-4, 9e-4], chosen) == expected
-        assert moving.further([1e-4], 1e-4) == [1e-4]
 
 
 def test_a_whole_comparison_of_small_networks(tmp_path):

@@ -386,8 +386,8 @@ def test_the_answer_tells_the_least_favourable_first_and_every_control(asked):
     assert f"{100 * worst.effect.estimate:+.2f} points" in said[0]
     assert {line.split(":")[0] for line in said[1:4]} == {f"Over {control}" for control in CONTROLS}
     assert said[4].startswith("Most favourable: ")
-    assert "MLP on MNIST, rate constant, to 96.5%:" in " ".join(said)
-    assert "of BatchNorm's seconds" in " ".join(said)
+    assert "MLP on MNIST, rate constant, seconds to 96.5%:" in " ".join(said)
+    assert "of BatchNorm's (n = " in " ".join(said)
     assert "ConvNet on Fashion-MNIST, rate cosine to zero: no two pairs of runs pass 99.9%" in " ".join(said)
     nothing = protocol.assign(estimate=None)
     assert sentences.answer(nothing, to_levels, scales) == [

@@ -407,7 +407,7 @@ def test_a_rate_on_the_edge_moves_the_grid_until_it_is_none_or_three_times(monke
     assert table["moved"].max() == 3
     monkeypatch.setattr(tries, "sweep", fake(1.0))
     _, table = tries.choose({"a": Peer()}, {"a": {"lr": [2.5e-4, 5e-4, 1e-3, 2e-3]}}, [100])
-    assert table.loc[table["chosen"], "edge"].tolist() == ["lr"]
+    assert table.loc[table["chosen"], "edge"].tolist() == ["lr = 0.016 is the largest of 7"]
 
 
 def test_arms_get_steps_by_their_cost_and_rates_by_their_optimizer():
@@ -446,7 +446,7 @@ def test_an_R_learns_about_fifty_times_in_runs_of_every_length_and_is_paid_for(k
         assert spec.steps == spec.points or spec.steps * a_step == pytest.approx(steps, abs=a_step), name
         if steps == 1600:
             assert updates >= 50
-            assert tries._part_of(spec, 1 / 8).steps // spec.update_every >= 6
+            assert tries._trial(spec, 1 / 8).steps // spec.update_every >= 6
     at = {every: plan.relative_time("R", made["R"].but(update_every=every)) for every in (1, 5, 25)}
     assert at[25] == plan.STEP[kind]["R"]  # where it was measured
     assert at[1] - at[5] == pytest.approx(0.8 * plan.UPDATE[kind]["R"])
@@ -581,7 +581,12 @@ def test_best_use_and_when_not_to_use_it_are_computed():
     assert "a gain of more than 0.2 points" in best
     assert "MLP: 'R' minus 'Muon', the best of its peers, -1.98" in worst
     assert "a loss of more than 0.2 points" in worst
-    assert "elsewhere than there: MLP" in worst
+    assert worst.startswith("Do not use it for MLP: ")
+    assert worst.endswith("a loss of more than 0.2 points.")
+    open_ = cell([0.95, 0.96, 0.97], [0.96, 0.95, 0.969], "transformer")
+    _, worst = comparison.uses({"ConvNet": good, "MLP": bad, "transformer": open_}, 0.002)
+    assert worst.startswith("Do not use it for MLP: ")
+    assert worst.endswith("; a gain of 0.2 points was not shown either for transformer.")
 
 
 def test_curves_have_the_seconds_of_their_steps_and_figures_show_every_arm_and_cell(monkeypatch, tmp_path):

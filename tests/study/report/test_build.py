@@ -12,8 +12,9 @@ from small_report import ROOT, figure, put_results
 
 import decorlib
 import decorlib.study
+from decorlib.study.evidence import answers
 from decorlib.study.evidence.records import load_records
-from decorlib.study.report import api_pages, build, freshness, generated, pages
+from decorlib.study.report import api_pages, build, freshness, generated, pages, search
 from decorlib.study.report.pages import ReportError
 
 
@@ -32,6 +33,107 @@ def test_a_figure_without_text_and_an_error_are_refused(png):
     cell = v4.new_code_cell("x", outputs=[v4.new_output("error", ename="E", evalue="e", traceback=[])])
     with pytest.raises(ReportError, match="cell 1 holds an error"):
         pages.prepare(v4.new_notebook(cells=[cell]), "n")
+
+
+def code(source, *outputs, tags=()):
+    return v4.new_code_cell(source, outputs=list(outputs), metadata={"tags": list(tags)})
+
+
+def printed(text, name="stdout"):
+    return v4.new_output("stream", name=name, text=text)
+
+
+def test_code_that_shows_nothing_folds_together_with_what_comes_below_it(png):
+    cells = [
+        code("seeds = 5", tags=["parameters"]),
+        code("import x", printed("50%", name="stderr")),
+        code("print(1)", printed("1")),
+        code("y = 2"),
+        v4.new_markdown_cell("## Next"),
+        code("z = 3"),
+    ]
+    made = pages.prepare(v4.new_notebook(cells=cells), "n")
+    assert [c.source for c in made.cells] == ["seeds = 5\n\nimport x\n\nprint(1)", "y = 2", "## Next", "z = 3"]
+    assert made.cells[0].outputs == [printed("1")]
+    assert cells[0].source == "seeds = 5"
+
+
+def test_what_is_wide_gets_the_full_width(png):
+    def table(columns):
+        row = "<tr>" + "<td>1</td>" * columns + "</tr>"
+        return v4.new_output("display_data", data={"text/html": f"<table>{row}</table>"})
+
+    large = figure(png)
+    large.metadata["image/png"]["width"] = pages.WIDTH + 1
+    cells = [code("x", out) for out in (table(pages.COLUMNS), table(pages.COLUMNS + 1), figure(png), large)]
+    made = pages.prepare(v4.new_notebook(cells=cells), "n")
+    assert ["full-width" in c.metadata["tags"] for c in made.cells] == [False, True, False, True]
+
+
+def test_the_answer_stands_above_the_question():
+    title = (
+        "# 03 · Why?\n\n**Question.** Why?\n\n<!-- came out: written -->\n**What came out.** So.\n<!-- /came out -->"
+    )
+    row = {
+        **{"hypothesis": "time", "claim": "it is *fast*", "scale": "small", "schedule": "–", "control": "none"},
+        **{"outcome": "refuted" + answers.OTHERWISE, "effect [95%], n": "2 epochs [1, 3], n = 5", "notebook": "03"},
+    }
+    made = pages.answer_first(title, [row])
+    head, came, verdict, line, question = made.split("\n\n")
+    assert (head, came, question) == ("# 03 · Why?", "**What came out.** So.", "**Question.** Why?")
+    assert "[answer table](../index.md)" in verdict
+    assert line == (
+        "* *time*: **refuted**; other runs of ours say otherwise (below the answer table). "
+        "Claim: it is \\*fast\\*. Found: 2 epochs \\[1, 3\\], n = 5 (small; none)"
+    )
+    assert pages.answer_first("# 03 · Why?\n\n**Question.** Why?", []) == "# 03 · Why?\n\n**Question.** Why?"
+
+
+def test_outcomes_behind_a_title_are_those_of_the_table(tmp_path, monkeypatch, png):
+    """A notebook's own verdict may be firmer, and would contradict the table above it."""
+    results = put_results(tmp_path, monkeypatch, png)
+    executed = pages.read(results)
+    made = {name: nbformat.read(path, as_version=4) for name, path in executed.items()}
+    table = [{**row, "outcome": "undecided"} for row in answers.rows(load_records(results / "records"), tmp_path)]
+    assert ": undecided</small>" in generated.gallery(made, executed, table, tmp_path)
+
+
+def test_the_figure_of_the_landing_page_says_how_to_read_it(tmp_path, monkeypatch, png):
+    executed = pages.read(put_results(tmp_path, monkeypatch, png))
+    made = {name: nbformat.read(path, as_version=4) for name, path in executed.items()}
+    text = generated.headline(made, executed, tmp_path)
+    assert generated.HOW_TO_READ in text
+    assert text.endswith("From [07 · Why?](notebooks/07_why.ipynb).\n")
+    other = {"00": made["07"]}
+    assert generated.HOW_TO_READ not in generated.headline(other, {"00": executed["07"]}, tmp_path)
+
+
+def test_long_names_break_at_their_strokes():
+    name = '<code class="docutils literal notranslate"><span class="pre">{}</span></code>'
+    made = build.long_names(name.format("test_peft.py::test_that") + name.format("short"))
+    assert made == name.format("test_<wbr>peft.<wbr>py::<wbr>test_<wbr>that") + name.format("short")
+
+
+def test_the_search_quotes_what_the_article_says():
+    page = (
+        '<nav>Not this</nav><article><section id="a"><h1>Title<a class="headerlink" href="#a">#</a></h1>'
+        "<p>One &lt;b&gt;<br>and <math><mi>R</mi>\n<mi>x</mi></math>.</p><details><summary>Show the code</summary>"
+        "<pre>code</pre></details><script>not_this()</script></section></article><p>Nor this</p>"
+    )
+    assert search.text_of(page) == '<section id="a">Title One &lt;b&gt; and Rx. code </section>'
+
+
+def test_a_search_page_that_has_changed_is_an_error(tmp_path):
+    search.write(tmp_path)  # no search page: nothing to be done
+    page = tmp_path / "search.html"
+    page.write_text('<script src="_static/searchtools.js"></script>')
+    (tmp_path / "use.html").write_text("<article>How</article>")
+    search.write(tmp_path)
+    assert page.read_text().index(search.SCRIPT) < page.read_text().index("searchtools")
+    assert '"use": "<div role=\\"main\\">How<\\/div>"' in (tmp_path / search.SCRIPT).read_text()
+    page.write_text("<script></script>")
+    with pytest.raises(ValueError, match="Sphinx's search has changed"):
+        search.write(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +205,7 @@ def test_the_whole_report(tmp_path, monkeypatch, png, capsys):
     assert 'alt="A line."' in index  # headline and thumbnail
     assert "It *needs* 2 epochs. A gain: &lt;yes&gt;." in index  # the computed answer, as text
     page = (site / "notebooks" / "07_why.html").read_text(encoding="utf-8")
+    assert 'href="../index.html"><span class="std std-doc">answer table' in page  # the verdict's way to the table
     assert page.count('alt="A line."') == page.count('alt="Another line."') == 1
     assert "<details" in page
     assert page.count("<math") == 2
@@ -118,6 +221,9 @@ def test_the_whole_report(tmp_path, monkeypatch, png, capsys):
     for path in (site / "api.html", site / "internals.html", *(site / "api").glob("*.html")):
         text = re.sub(r"<[^>]*>", "", path.read_text(encoding="utf-8"))
         assert not re.findall(r":(?:class|func|meth|mod|attr|obj|math|exc|data):`", text), path.name
+        assert "TypeAliasForwardRef" not in text, path.name
+    # formulas below each other in the words about a module keep their lines
+    assert re.search(r"<pre>(<[^>]*>)*X = &lt;y y'&gt;  second moment.*\n.*v_i = X_ii", api)
     assert (site / "searchindex.js").exists()
     size = sum(path.stat().st_size for path in site.rglob("*") if path.is_file())
     assert size < 0.4 * build.SITE_LIMIT  # most of it are the API's pages and the theme; a notebook adds 0.5 MB
@@ -165,15 +271,17 @@ def test_an_unknown_profile_is_refused_in_makes_words(capsys):
     assert capsys.readouterr().err == "report: PROFILE=foo: there are quick, full, extended\n"
 
 
-def test_blocks_of_the_page_for_users_run(capsys):
-    text = (ROOT / "docs" / "use.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(("page", "least"), [("use.md", 3), ("index.md", 1)])
+def test_blocks_of_the_pages_for_users_run(page, least, capsys):
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.S)
-    assert len(blocks) >= 3
+    assert len(blocks) >= least
     namespace: dict = {}
     with torch.random.fork_rng():
         for block in blocks:
-            exec(compile(block, "docs/use.md", "exec"), namespace)
-    assert "2 layers decorrelated" in capsys.readouterr().out
+            exec(compile(block, f"docs/{page}", "exec"), namespace)
+    assert ("2 layers decorrelated" in capsys.readouterr().out) == (page == "use.md")
+    assert not any("decorrelation" in name for name, _ in namespace["plain"].named_modules())
 
 
 def test_the_landing_page_says_what_made_the_records(tmp_path, monkeypatch, png):
@@ -184,7 +292,7 @@ def test_the_landing_page_says_what_made_the_records(tmp_path, monkeypatch, png)
     records["07"].made_by["seconds"] = 90.0
     foot = generated.site_foot(records)
     assert "&lt;fast &amp; new&gt;" in foot
-    assert "1.5 min for 1 notebook(s)" in foot
+    assert foot.rstrip("\n`").endswith("1.5 min for 1 notebook</p>")
     assert f"torch {records['07'].made_by['versions']['torch']}" in foot
 
 

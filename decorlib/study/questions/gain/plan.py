@@ -19,6 +19,7 @@ from decorlib.data import inputs
 from decorlib.data.datasets import DataUnavailable
 from decorlib.layers import bp_parameters, decor_parameters
 from decorlib.study.experiments import flops, networks, timing
+from decorlib.study.experiments.arms import spread
 from decorlib.study.experiments.experiment import OPTIMIZERS, Experiment, arrays, build
 from decorlib.study.experiments.halving import whole
 from decorlib.training.train import train
@@ -140,8 +141,8 @@ def rates(arms: Mapping[str, Experiment], lr: Sequence[float], decor_lr: Sequenc
     def own(spec: Experiment) -> dict[str, list]:
         weights = [rate * (2 if spec.model == "convnet" else 1) for rate in lr]
         if spec.rule is None:
-            low, high = min(weights) / 2, max(weights) * 2  # wider, to be kind to the arms with nothing else to choose
-            return {"lr": [low * (high / low) ** (i / max(count - 1, 1)) for i in range(count)]}
+            # wider, to be kind to the arms with nothing else to choose
+            return {"lr": spread(weights, count, beyond=2)}
         factor = 0.1 if spec.rule == "notebook" else 10
         return {"lr": weights, "decor_lr": [factor * value for value in decor_lr]}
 

@@ -34,7 +34,7 @@ def answer(accuracy: pd.DataFrame, times: pd.DataFrame, scales: dict[str, str]) 
             at = known["level"].iloc[-1]
             first = known.iloc[-1]
             ratios = "; ".join(opening.ratio(row) for _, row in own[own["level"] == at].iterrows())
-            said.append(f"{first['network']} on {first['data']}, rate {first['schedule']}, to {at}: {ratios}.")
+            said.append(f"{first['network']} on {first['data']}, rate {first['schedule']}, seconds to {at}: {ratios}.")
         else:
             row = own.iloc[0]
             where = f"{row['network']} on {row['data']}, rate {row['schedule']}"

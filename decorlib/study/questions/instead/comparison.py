@@ -197,6 +197,16 @@ def together(effects: Mapping[str, Pairs]) -> dict[str, Pairs]:
     return {name: widened(one, len(effects)) for name, one in effects.items()}
 
 
+def cell_table(found: Mapping[str, Cell], margin: float) -> pd.DataFrame:
+    """The best arm with R minus the best peer, a row for each cell, with intervals that hold for all cells together."""
+    rows = []
+    for name, one in together({name: cell.effect for name, cell in found.items()}).items():
+        row = {"cell": name, "ours": found[name].ours, "peer": found[name].peer}
+        row |= {"estimate": one.estimate, "low": one.low, "high": one.high, "n": one.n, "left out": one.left_out}
+        rows.append(row | {"outcome": one.outcome(margin)})
+    return pd.DataFrame(rows)
+
+
 def uses(found: Mapping[str, Cell], margin: float) -> tuple[str, str]:
     """(the best use of decorrelation that was found, when not to use it): of all cells, with simultaneous intervals.
 
@@ -208,10 +218,7 @@ def uses(found: Mapping[str, Cell], margin: float) -> tuple[str, str]:
     def said(name: str) -> str:
         one, cell = effects[name], found[name]
         lost = f", {one.left_out} left out since a run diverged" if one.left_out else ""
-        return (
-            f"{name}: '{cell.ours}' minus '{cell.peer}', the best of its peers, {points(one)}{lost}, "
-            f"interval for all {len(effects)} cells together"
-        )
+        return f"{name}: '{cell.ours}' minus '{cell.peer}', the best of its peers, {points(one)}{lost}"
 
     best = max(effects, key=lambda name: effects[name].low)
     worst = min((name for name in effects if name != best or len(effects) == 1), key=lambda name: effects[name].high)
@@ -219,14 +226,13 @@ def uses(found: Mapping[str, Cell], margin: float) -> tuple[str, str]:
     counts = f"{100 * margin:g} points"
     meaning = {
         "supported": f"a gain of more than {counts}",
-        "refuted": f"within {counts} either way, so that the cheaper one is the better one",
+        "refuted": f"no difference of {counts}",
         "harmful": f"a loss of more than {counts}",
         "undecided": f"undecided about {counts}",
     }
-    without = [name for name, outcome in outcomes.items() if outcome != "supported"]
-    where = "in any of the cells" if len(without) == len(effects) else "elsewhere than there: " + "; ".join(without)
-    shown = f"do not count on a gain of {counts} {where}" if without else "every cell shows a gain"
+    without = [name for name, outcome in outcomes.items() if outcome != "supported" and name != worst]
+    more = f"; a gain of {counts} was not shown either for {'; '.join(without)}" if without else ""
     return (
-        f"The best use found is {said(best)}: {meaning[outcomes[best]]}.",
-        f"Do not use it when your case is {said(worst)}: {meaning[outcomes[worst]]}; {shown}.",
+        f"The best use found is {said(best)}: {meaning[outcomes[best]]} (intervals of {len(effects)} cells together).",
+        f"Do not use it for {said(worst)}: {meaning[outcomes[worst]]}{more}.",
     )

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from decorlib.data import inputs, own
 from decorlib.data.datasets import DataUnavailable
 from decorlib.study.experiments import timing
+from decorlib.study.experiments.arms import spread
 from decorlib.study.questions.instead.networks import NORMALISATIONS, network
 from decorlib.study.questions.instead.optimizers import missing
 from decorlib.study.questions.instead.peers import SETS, Batches, Peer, arrays, owners
@@ -145,8 +146,8 @@ def rates(
     for name in ("damping", "shrinkage"):
         if len(others[name]) != len(decor_lr):
             raise ValueError(f"{len(decor_lr)} rates of R but {len(others[name])} of {name}: give as many of each")
-    count, low, high = len(lr) * len(decor_lr), min(lr) / 2, max(lr) * 2
-    many = [low * (high / low) ** (i / max(count - 1, 1)) for i in range(count)] if count > 1 else list(lr)
+    count = len(lr) * len(decor_lr)
+    many = spread(lr, count, beyond=2) if count > 1 else list(lr)
 
     def own_rates(spec: Peer) -> dict[str, list]:
         scale = SCALE[spec.optimizer]
