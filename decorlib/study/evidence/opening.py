@@ -67,8 +67,8 @@ def paragraph(records: dict[str, Record], root: Path = ROOT, escaped: Callable[[
     told = studies(records, root)[-1].frame("protocol")
     networks, data, controls = (list(dict.fromkeys(told[name])) for name in ("network", "data", "control"))
     text = (
-        f"**Does decorrelation help?** {lead(rows)} Networks with a learned R ({escaped(', '.join(networks))}; "
-        f"{escaped(', '.join(data))}) were compared with {len(controls)} controls without it "
+        f"**Does decorrelation help?** {escaped(lead(rows))} Networks with a learned R "
+        f"({escaped(', '.join(networks))}; {escaped(', '.join(data))}) were compared with {len(controls)} controls without it "
         f"({escaped('; '.join(controls))}), each tuned by as many tries. Of {len(rows)} comparisons: {counted(rows)}. "
         f"What counts is a difference of {100 * margin:g} percentage points of test accuracy."
     )
@@ -98,11 +98,19 @@ def meanings(rows: pd.DataFrame, escaped: Callable[[str], str] = str) -> str:
 
 
 def lead(rows: pd.DataFrame) -> str:
-    """The answer in a few words; it is no before it is yes."""
-    better = int((rows["outcome"] == "supported").sum())
-    if not better:
+    """The answer in a few words; it is no before it is yes, and says over which controls."""
+    better = (rows["outcome"] == "supported").groupby(rows["control"], sort=False).agg(["sum", "size"])
+    if not better["sum"].any():
         return "No gain was shown."
-    return "Yes." if better == len(rows) else f"In {better} of {len(rows)} comparisons."
+    if (better["sum"] == better["size"]).all():
+        return "Yes."
+    none, some = better[better["sum"] == 0], better[better["sum"] > 0]
+    gains = ", ".join(
+        f"over {control} in {row['sum']} of {row['size']} comparisons" for control, row in some.iterrows()
+    )
+    if none.empty:
+        return f"In some cases: {gains}."
+    return f"No gain was shown over {' or '.join(none.index)} (0 of {none['size'].sum()} comparisons); {gains}."
 
 
 def counted(rows: pd.DataFrame) -> str:
