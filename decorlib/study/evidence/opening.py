@@ -69,7 +69,8 @@ def paragraph(records: dict[str, Record], root: Path = ROOT, escaped: Callable[[
     text = (
         f"**Does decorrelation help?** {escaped(lead(rows))} Networks with a learned R "
         f"({escaped(', '.join(networks))}; {escaped(', '.join(data))}) were compared with {len(controls)} controls "
-        f"without it ({escaped('; '.join(controls))}), each tuned by as many tries. Of {len(rows)} comparisons: {counted(rows)}. "
+        f"without it ({escaped('; '.join(controls))}), each tuned by as many tries. Of "
+        f"{len(rows)} comparisons: {counted(rows)}. "
         f"What counts is a difference of {100 * margin:g} percentage points of test accuracy."
     )
     lines = [f"least favourable: {escaped(one(rows.iloc[0]))}"]
