@@ -185,7 +185,7 @@ class DecorMultiheadAttention(nn.MultiheadAttention):
         if padding is not None:
             padding = padding if padding.dtype == torch.bool else padding.float().exp() == 0  # -inf, -1e9, finfo.min
             padding = padding.mT if padding.dim() == 2 and not self.batch_first else padding
-        rests, means = not any(W.requires_grad for W in self._weights()), {}
+        means = {}
         for name, x in self.inputs_of(query, key, value).items():
             d = self.decorrelations[name]
             if not x.is_floating_point():
@@ -194,7 +194,7 @@ class DecorMultiheadAttention(nn.MultiheadAttention):
                 raise ValueError(
                     f"{name} of shape {tuple(x.shape)} does not fit: its last size must be {d.in_features}"
                 )
-            d.frozen, mask = rests and frozen(self, d.frozen, WEIGHTS), d.padding_mask
+            d.frozen, mask = frozen(self, d.frozen, WEIGHTS), d.padding_mask
             if name in ("memory", "key", "value"):  # of other tokens than decorlib.padding() speaks of
                 d.padding_mask = padding
             try:

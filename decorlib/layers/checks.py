@@ -122,10 +122,12 @@ def features_last(input: Tensor, in_features: Whole) -> Tensor:
 def frozen(layer: nn.Module, before: bool, kinds: tuple[str, ...] = ("weight",)) -> bool:
     """Whether backpropagation leaves the weights of a layer alone; ``before`` is what was last known.
 
-    Asked of the Parameters. A weight that is computed of others at each forward (a parametrization, pruning, a
-    hypernetwork) or lent by :func:`torch.func.functional_call` needs no gradient under ``torch.no_grad()`` either, and
-    a look at the layer must not stop R.
+    Where none of them needs a gradient now, the Parameters are asked. A weight that is computed of others at each
+    forward (a parametrization, pruning, a hypernetwork) or lent by :func:`torch.func.functional_call` needs no gradient
+    under ``torch.no_grad()`` either, and a look at the layer must not stop R.
     """
+    if any(isinstance(w := getattr(layer, kind, None), Tensor) and w.requires_grad for kind in kinds):
+        return False
     found: list[Tensor] = []
     for kind in kinds:
         held = layer._parameters.get(kind)
@@ -135,10 +137,7 @@ def frozen(layer: nn.Module, before: bool, kinds: tuple[str, ...] = ("weight",))
             starts = f"{kind}_", f"parametrizations.{kind}."
             own = [p for name, p in layer.named_parameters() if name.startswith(starts)]
             found += [p for p in own if isinstance(p, nn.Parameter)]  # what is lent is a plain tensor
-    if found:
-        return not any(p.requires_grad for p in found)
-    weights = [w for kind in kinds if isinstance(w := getattr(layer, kind, None), Tensor)]
-    return before and not any(w.requires_grad for w in weights)
+    return not any(p.requires_grad for p in found) if found else before
 
 
 def called(layer: nn.Module) -> str:

@@ -23,7 +23,7 @@ class Decorrelated:
     def enter(self, x: Tensor) -> None:
         """Begin a forward. Where backpropagation leaves the weights alone, R stands still, too."""
         d = self.decorrelation
-        frozen = not self.weight.requires_grad and checks.frozen(self, d.frozen)
+        frozen = checks.frozen(self, d.frozen)
         if d.frozen is not frozen:  # setting an attribute of a module is not free
             d.frozen = frozen
         d.enter(x)

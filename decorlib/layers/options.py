@@ -71,10 +71,8 @@ if TYPE_CHECKING:
         groups: int
 
 else:
-    AnyRule = AttentionInputs = Bound = Center = Flag = Layers = Mask = Momentum = Padding = Part = Rate = Reduction = (
-        object
-    )
-    RuleName = Size = Span = Variance = Whole = object
+    AnyRule = AttentionInputs = Bound = Center = Flag = Layers = Mask = Momentum = Padding = Part = object
+    Rate = Reduction = RuleName = Size = Span = Variance = Whole = object
 
     class ConversionOptions(TypedDict, total=False):
         """See above; what is no option is refused by the layer."""

@@ -38,7 +38,7 @@ class SharedDecorrelation(Decorrelation):
     def read_by(self, reader: nn.Module, x: Tensor) -> None:
         """Note the forward of one of the layers on x."""
         rested = self._rest.get(id(reader), False)
-        self._rest[id(reader)] = not reader.weight.requires_grad and frozen(reader, rested)
+        self._rest[id(reader)] = frozen(reader, rested)
         self.frozen = len(self._rest) >= self.sharers and all(self._rest.values())
         if self.training and (torch.compiler.is_compiling() or compiled_around_checkpoint()):
             raise RuntimeError(  # while compiling, the layers then run as they are, but for fullgraph=True

@@ -69,7 +69,7 @@ def frozen(model: nn.Module) -> set[str]:
     for module in model.modules():
         inner = getattr(module, "decorrelation", None)
         if is_decorrelation(inner) and not is_decorrelation(module):
-            trains.setdefault(id(inner), []).append(module.weight.requires_grad or not rests(module, False))
+            trains.setdefault(id(inner), []).append(not rests(module, False))
         for inner in getattr(module, "decorrelations", {}).values():  # of attention
             trains.setdefault(id(inner), []).append(any(W.requires_grad for W in module._weights()))
     return {name for name, layer in learners(model) if not any(trains.get(id(layer), [True]))}
