@@ -21,7 +21,7 @@ from decorlib.study.evidence.verdicts import Answer, Verdict, family
 
 START = re.compile(r"(<!-- answers:[^\n]*-->\n).*?(<!-- /answers -->)", re.S)
 OPENING = re.compile(r"(<!-- opening:[^\n]*-->\n).*?(<!-- /opening -->)", re.S)
-CAME_OUT = re.compile(r"\n*<!-- came out:[^\n]*-->\n.*?<!-- /came out -->", re.S)
+CAME_OUT = re.compile(r"\n*<!-- came out:[^\n]*-->\n(.*?)\n?<!-- /came out -->", re.S)
 OTHERWISE = "; other runs say otherwise, see below"
 
 

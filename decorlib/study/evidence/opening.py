@@ -11,11 +11,10 @@ import pandas as pd
 
 from decorlib.study.evidence.provenance import ROOT
 from decorlib.study.evidence.records import EXTENDED, Record
-from decorlib.study.evidence.shared import points
-from decorlib.study.evidence.stats import Interval
+from decorlib.study.evidence.shared import of_row, points
+from decorlib.study.evidence.stats import WORST_FIRST
 
 NOTEBOOK = "07"
-ORDER = ("harmful", "refuted", "undecided", "supported")  # in which outcomes are told
 WORDS = {"refuted": "no different by as much as counts", "supported": "better", "harmful": "worse"}
 EXPECTED = "BatchNorm"  # the control that most readers have already
 FEW = 3  # pairs of runs, below which a ratio's interval says nothing
@@ -63,8 +62,8 @@ def paragraph(records: dict[str, Record], root: Path = ROOT, escaped: Callable[[
     rows = comparisons(records, root)
     if rows.empty:
         return ""
-    margin = studies(records, root)[0].parameters["margin"]
-    told = studies(records, root)[-1].frame("protocol")
+    made = studies(records, root)
+    margin, told = made[0].parameters["margin"], made[-1].frame("protocol")
     networks, data, controls = (list(dict.fromkeys(told[name])) for name in ("network", "data", "control"))
     text = (
         f"**Does decorrelation help?** {escaped(lead(rows))} Networks with a learned R "
@@ -80,7 +79,7 @@ def paragraph(records: dict[str, Record], root: Path = ROOT, escaped: Callable[[
         lines.append(f"over {escaped(EXPECTED)}: {low:+.2f} to {high:+.2f} points; of {len(own)}: {counted(own)}")
     lines.append(f"most favourable: {escaped(one(rows.iloc[-1]))}")
     lines += [escaped(sentence) for sentence in seconds(records, root)]
-    factor = studies(records, root)[-1].parameters.get("factor")
+    factor = made[-1].parameters.get("factor")
     tail = (
         "In brackets are 95% intervals that hold together for all rows of a study; n is the number of pairs of runs, "
         "with R and without, that start from the same random seed. With R the best of its arms stands, picked on "
@@ -116,7 +115,7 @@ def lead(rows: pd.DataFrame) -> str:
 
 def counted(rows: pd.DataFrame) -> str:
     """How many rows have each outcome, the worst first."""
-    return ", ".join(f"{n} {word(name)}" for name in ORDER if (n := int((rows["outcome"] == name).sum())))
+    return ", ".join(f"{n} {word(name)}" for name in WORST_FIRST if (n := int((rows["outcome"] == name).sum())))
 
 
 def advice(records: dict[str, Record], escaped: Callable[[str], str] = str) -> str:
@@ -137,9 +136,8 @@ def cost(records: dict[str, Record], escaped: Callable[[str], str] = str) -> str
 
 def one(row: pd.Series) -> str:
     """A row in a few words, with its numbers."""
-    found = Interval(row["estimate"], row["low"], row["high"], int(row["n"]), 1.0)
     where = f"{row['network']} on {row['data']}, rate {row['schedule']}, {row['budget']}"
-    return f"{where}, '{row['arm']}' minus {row['control']}: {points(found)} ({row['outcome']})"
+    return f"{where}, '{row['arm']}' minus {row['control']}: {points(of_row(row))} ({row['outcome']})"
 
 
 def word(outcome: str) -> str:

@@ -4,6 +4,7 @@ Which they are is data, ``docs/shared.yaml``; their numbers are computed from th
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +72,11 @@ def points(found: Interval) -> str:
     """An accuracy's difference as percentage points."""
     low, high = (100 * end for end in (found.low, found.high))
     return f"{100 * found.estimate:+.2f} points [{low:.2f}, {high:.2f}], n = {found.n}"
+
+
+def of_row(row: Mapping | pd.Series) -> Interval:
+    """The interval that a row of a table holds in its columns estimate, low, high, n and, where it is there, p."""
+    return Interval(row["estimate"], row["low"], row["high"], int(row["n"]), row.get("p", 1.0))
 
 
 def read(records: dict[str, Record], root: Path = ROOT) -> list[Shared]:

@@ -16,6 +16,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
 Outcome = Literal["supported", "refuted", "harmful", "undecided"]
+WORST_FIRST: tuple[Outcome, ...] = ("harmful", "refuted", "undecided", "supported")  # the order they are told in
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ def site_foot(records: dict[str, Record]) -> str:
 def answer_table(records: dict[str, Record], pages: dict[str, Path], results: str, root: Path) -> str:
     """The answer sheet, each row with its notebook's page and its record.
 
-    As HTML, because each cell carries the name of its column: on a phone a row becomes a card. Seven columns where the
+    As HTML, because each cell carries the name of its column (:func:`_table`). Seven columns where the
     README has ten, so that the whole table fits a window of 1280 pixels: the way to the evidence stands below the
     hypothesis; scale, schedule and control are one.
     """
@@ -104,22 +104,17 @@ def answer_table(records: dict[str, Record], pages: dict[str, Path], results: st
     if not rows:
         return answers.markdown(records, str, root)
 
-    def evidence(notebook: str) -> str:
-        name = pages[notebook].with_suffix(".html").name if notebook in pages else None
-        page = f'<a href="notebooks/{name}">{notebook}</a>' if name else notebook
-        return f'{page}, <a href="{results}/records/{notebook}.json">record</a>'
-
     names = [name for name in rows[0] if name not in (*SETTING, "notebook")]
     names.insert(2, SETTING_NAME)
-    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in names)
-    lines = ['<table class="answers table">', f"<thead><tr>{head}</tr></thead>", "<tbody>"]
+    filled = []
     for row in rows:
+        notebook = row["notebook"]
         row = {**row, SETTING_NAME: "; ".join(row[name] for name in SETTING if row[name] != "–")}
         cells = {name: html.escape(str(row[name])) for name in names}
-        cells["hypothesis"] += f" <small>({evidence(row['notebook'])})</small>"
-        label = "<td data-label="
-        lines.append("<tr>" + "".join(f'{label}"{html.escape(k)}">{v}</td>' for k, v in cells.items()) + "</tr>")
-    return "```{raw} html\n" + "\n".join([*lines, "</tbody></table>"]) + "\n```\n"
+        record = f'<a href="{results}/records/{notebook}.json">record</a>'
+        cells["hypothesis"] += f" <small>({_page(notebook, pages)}, {record})</small>"
+        filled.append(cells)
+    return _table(filled)
 
 
 def verdict_line(row: dict[str, str]) -> str:
@@ -144,21 +139,34 @@ def opening(records: dict[str, Record], root: Path) -> str:
     return text and text + "\n"
 
 
-def decisions(records: dict[str, Record], pages: dict[str, Path]) -> str:
+def decisions(records: dict[str, Record], pages: dict[str, Path], root: Path) -> str:
     """The decision table of the page "Should I use it?", each row with a way to its notebook."""
-    rows = [case.cells() for case in advice.cases(records)]
+    rows = [case.cells() for case in advice.cases(records, root)]
     if not rows:
         return "No record of notebooks 07, 10 or 11 is there yet.\n"
-    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in advice.COLUMNS)
-    lines = ['<table class="answers table">', f"<thead><tr>{head}</tr></thead>", "<tbody>"]
-    for row in rows:
-        cells = {name: html.escape(text) for name, text in row.items()}
-        if row["notebook"] in pages:
-            page = pages[row["notebook"]].with_suffix(".html").name
-            cells["notebook"] = f'<a href="notebooks/{page}">{row["notebook"]}</a>'
-        filled = "".join(f'<td data-label="{html.escape(name)}">{text}</td>' for name, text in cells.items())
-        lines.append(f"<tr>{filled}</tr>")
-    return "```{raw} html\n" + "\n".join([*lines, "</tbody></table>"]) + "\n```\n"
+    filled = [{name: html.escape(text) for name, text in row.items()} for row in rows]
+    for cells in filled:
+        cells["notebook"] = _page(cells["notebook"], pages)
+    return _table(filled)
+
+
+def _page(notebook: str, pages: dict[str, Path]) -> str:
+    """A notebook's number, as a link where it has a page."""
+    if notebook not in pages:
+        return notebook
+    return f'<a href="notebooks/{pages[notebook].with_suffix(".html").name}">{notebook}</a>'
+
+
+def _table(rows: list[dict[str, str]]) -> str:
+    """Rows of safe HTML as a table; each cell carries the name of its column: on a phone a row becomes a card."""
+    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in rows[0])
+    label = "<td data-label="
+    lines = [
+        "<tr>" + "".join(f'{label}"{html.escape(name)}">{cell}</td>' for name, cell in row.items()) + "</tr>"
+        for row in rows
+    ]
+    opened = ['<table class="answers table">', f"<thead><tr>{head}</tr></thead>", "<tbody>"]
+    return "```{raw} html\n" + "\n".join([*opened, *lines, "</tbody></table>"]) + "\n```\n"
 
 
 def first_figure(notebook: NotebookNode) -> tuple[bytes, str] | None:

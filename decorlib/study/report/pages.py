@@ -131,7 +131,7 @@ def answer_first(title: str, verdicts: list[dict[str, str]]) -> str:
         verdicts: rows of the answer table that are this notebook's (:func:`decorlib.study.evidence.answers.rows`).
     """
     heading, _, rest = title.partition("\n")
-    came_out = re.search(r"<!-- came out:[^\n]*-->\n(.*?)\n<!-- /came out -->", rest, re.S)
+    came_out = CAME_OUT.search(rest)
     parts = [heading]
     if came_out:
         parts.append(came_out.group(1))
@@ -223,7 +223,7 @@ def write_sources(root: Path, results: Path, target: Path) -> int:
         "opening.md": generated.opening(records, root) or generated.plain_answer(records),
         "answers.md": generated.answer_table(records, executed, way(site, results), root)
         + generated.below_answers(records, root),
-        "decisions.md": generated.decisions(records, executed),
+        "decisions.md": generated.decisions(records, executed, root),
         "gallery.md": generated.gallery(notebooks, executed, table, target),
         "headline.md": generated.headline(notebooks, executed, target),
         "foot.md": generated.site_foot(records),

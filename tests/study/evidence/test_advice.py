@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from decorlib.study.evidence import advice
-from decorlib.study.evidence.records import Record, load_records
+from decorlib.study.evidence.records import EXTENDED, Record, load_records
 
 PROTOCOL = ("network", "data", "schedule", "budget", "arm", "control", "estimate", "low", "high", "n", "outcome")
 WHERE = ["MLP", "MNIST", "constant", "equal seconds", "kappa"]
@@ -12,7 +12,9 @@ WHERE = ["MLP", "MNIST", "constant", "equal seconds", "kappa"]
 
 def gain(rows):
     made = Record("07", question="Is there a gain?", parameters={"margin": 0.002})
-    made.table("protocol", pd.DataFrame(rows, columns=PROTOCOL), 0.001)
+    frame = pd.DataFrame(rows, columns=PROTOCOL)
+    frame.insert(0, "comparison", frame["network"] + ", minus " + frame["control"])
+    made.table("protocol", frame, 0.001)
     return made
 
 
@@ -34,7 +36,7 @@ def where(margin=0.002):
     return made
 
 
-def test_of_three_controls_the_worst_outcome_is_told_and_then_the_smallest_gain():
+def test_of_three_controls_the_worst_outcome_is_told_and_then_the_smallest_gain(tmp_path):
     rows = [
         (*WHERE, "BatchNorm", -0.010, -0.030, 0.010, 5, "undecided"),
         (*WHERE, "demeaned, every layer", -0.005, -0.007, -0.003, 5, "harmful"),
@@ -42,15 +44,15 @@ def test_of_three_controls_the_worst_outcome_is_told_and_then_the_smallest_gain(
         ("ConvNet", *WHERE[1:], "BatchNorm", 0.004, 0.003, 0.005, 5, "supported"),
         ("ConvNet", *WHERE[1:], "inputs in [0, 1]", None, None, None, 0, "undecided"),
     ]
-    told = [case.cells() for case in advice.cases({"07": gain(rows)})]
+    told = [case.cells() for case in advice.cases({"07": gain(rows)}, tmp_path)]
     assert [row["with R, minus"] for row in told] == ["'kappa' minus demeaned, every layer", "'kappa' minus BatchNorm"]
     assert [row["so"] for row in told] == ["do not (harmful)", "use it (supported)"]
     assert told[0]["your case"] == "MLP on MNIST, Adam, rate constant, equal seconds"
     assert told[0]["gain in test accuracy [95%], n"] == "-0.50 points [-0.70, -0.30], n = 5"
 
 
-def test_cases_of_all_notebooks_stand_in_one_order_with_the_picked_control():
-    found = advice.cases({"10": instead(), "11": where()})
+def test_cases_of_all_notebooks_stand_in_one_order_with_the_picked_control(tmp_path):
+    found = advice.cases({"10": instead(), "11": where()}, tmp_path)
     assert [(case.notebook, case.outcome) for case in found] == [
         ("11", "harmful"),
         ("11", "supported"),
@@ -62,13 +64,29 @@ def test_cases_of_all_notebooks_stand_in_one_order_with_the_picked_control():
 
 
 @pytest.mark.parametrize(("margin", "outcome"), [(0.002, "supported"), (0.005, "undecided"), (0.05, "refuted")])
-def test_the_margin_of_the_record_decides(margin, outcome):
-    [case] = [case for case in advice.cases({"11": where(margin)}) if case.case.startswith("MLP, batch size 8")]
+def test_the_margin_of_the_record_decides(margin, outcome, tmp_path):
+    [case] = [
+        case for case in advice.cases({"11": where(margin)}, tmp_path) if case.case.startswith("MLP, batch size 8")
+    ]
     assert case.outcome == outcome
 
 
-def test_without_records_there_is_no_case_and_the_committed_ones_have_every_cell_of_11():
-    assert advice.cases({}) == []
+def test_cases_of_the_longer_study_are_there_too(tmp_path, monkeypatch):
+    folder = tmp_path / EXTENDED
+    monkeypatch.setenv("DECORLIB_RESULTS", str(folder))
+    gain([(*WHERE, "BatchNorm", 0.004, 0.003, 0.005, 10, "supported")]).write()  # the same one, more favourable
+    full = gain([(*WHERE, "BatchNorm", -0.005, -0.007, -0.003, 5, "harmful")])
+    found = advice.cases({"07": full}, tmp_path)
+    assert [(case.gain.n, case.outcome) for case in found] == [(5, "harmful")]
+    gain([("ConvNet", *WHERE[1:], "BatchNorm", 0.004, 0.003, 0.005, 10, "supported")]).write()
+    assert [(case.gain.n, case.outcome) for case in advice.cases({"07": full}, tmp_path)] == [
+        (5, "harmful"),
+        (10, "supported"),
+    ]
+
+
+def test_without_records_there_is_no_case_and_the_committed_ones_have_every_cell_of_11(tmp_path):
+    assert advice.cases({}, tmp_path) == []
     records = load_records()
     told = [case for case in advice.cases(records) if case.notebook == "11"]
     assert len(told) == records["11"].parameters["cells"]

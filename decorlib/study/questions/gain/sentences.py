@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from decorlib.study.evidence import opening
+from decorlib.study.evidence.stats import WORST_FIRST
 from decorlib.study.evidence.verdicts import Verdict
 from decorlib.study.experiments.experiment import Experiment
 from decorlib.study.questions.gain.rows import Row, least
@@ -25,7 +26,7 @@ def answer(accuracy: pd.DataFrame, times: pd.DataFrame, scales: dict[str, str]) 
         return ["Nothing can be said: every pair of runs has one that diverged."]
     said = [f"Least favourable: {opening.one(told.iloc[0])}."]
     for control, own in told.groupby("control", sort=False):
-        counts = ", ".join(f"{name} in {n}" for name in opening.ORDER if (n := (own["outcome"] == name).sum()))
+        counts = ", ".join(f"{name} in {n}" for name in WORST_FIRST if (n := (own["outcome"] == name).sum()))
         said.append(f"Over {control}: {counts} of {len(own)} comparisons.")
     said.append(f"Most favourable: {opening.one(told.iloc[-1])}.")
     for _, own in times[times["measure"] == "seconds"].groupby(["network", "data", "schedule"], sort=False):

@@ -10,13 +10,12 @@ from dataclasses import asdict
 
 import pandas as pd
 
-from decorlib.study.evidence.shared import points
-from decorlib.study.evidence.stats import Interval, decide, paired, simultaneous
+from decorlib.study.evidence.shared import of_row, points
+from decorlib.study.evidence.stats import WORST_FIRST, Interval, decide, paired, simultaneous
 from decorlib.study.experiments.arms import by_seed
 from decorlib.study.questions.where.plan import ALONE, CONTROLS, CREDITS, OURS, Cell, named
 
 GUESS = 0.1  # of ten classes
-OUTCOMES = ("harmful", "refuted", "undecided")  # that are no gain
 
 
 def accuracies(table: pd.DataFrame) -> pd.DataFrame:
@@ -91,7 +90,7 @@ def over_best(found: pd.DataFrame) -> pd.DataFrame:
 
 def outcome(row: Mapping | pd.Series, margin: float) -> str:
     """What a row's interval says about a gain beyond the margin."""
-    return decide(_interval(row), better="higher", margin=margin)
+    return decide(of_row(row), better="higher", margin=margin)
 
 
 def where(row: Mapping | pd.Series) -> str:
@@ -103,11 +102,7 @@ def where(row: Mapping | pd.Series) -> str:
 
 def told(row: Mapping | pd.Series) -> str:
     """A row's gain in points, with its interval and n."""
-    return points(_interval(row))
-
-
-def _interval(row: Mapping | pd.Series) -> Interval:
-    return Interval(row["estimate"], row["low"], row["high"], int(row["n"]), row["p"])
+    return points(of_row(row))
 
 
 def pays_most(found: pd.DataFrame, margin: float) -> str:
@@ -125,7 +120,7 @@ def pays_most(found: pd.DataFrame, margin: float) -> str:
 def do_not_use(found: pd.DataFrame, margin: float) -> str:
     """One sentence: the cells where R is worse or no different by as much as counts, and how many are undecided."""
     best = over_best(found).sort_values("estimate", kind="stable")
-    by = {word: [row for _, row in best.iterrows() if outcome(row, margin) == word] for word in OUTCOMES}
+    by = {word: [row for _, row in best.iterrows() if outcome(row, margin) == word] for word in WORST_FIRST}
     costs = "; ".join(f"{where(row)}, {told(row)} over {row['minus']}" for row in by["harmful"])
     same = ", ".join(where(row) for row in by["refuted"])
     parts = [f"where it costs accuracy ({costs})"] * bool(costs)
