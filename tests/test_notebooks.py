@@ -1,7 +1,9 @@
 """The form of the notebooks (what they print is checked by nbval, see `make test`)."""
 
+import ast
 import re
 from pathlib import Path
+from types import ModuleType
 
 import nbformat
 import pytest
@@ -67,6 +69,43 @@ def problems(notebook: nbformat.NotebookNode) -> list[str]:
 @every_notebook
 def test_form(source):
     assert not problems(source.read())
+
+
+def missing(notebook: nbformat.NotebookNode) -> list[str]:
+    """Names that the cells ask of decorlib's modules and that are not there (nbval would say so after minutes)."""
+    tree = ast.parse("\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code"))
+    modules, found = {}, []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "decorlib":
+            for alias in node.names:
+                scope: dict = {}
+                try:
+                    exec(f"from {node.module} import {alias.name} as it", scope)  # as Python finds it, submodules too
+                except ImportError:
+                    found.append(f"{node.module}.{alias.name}")
+                    continue
+                if isinstance(scope["it"], ModuleType):
+                    modules[alias.asname or alias.name] = scope["it"]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+            module = modules[node.value.id]
+            if not hasattr(module, node.attr):
+                found.append(f"{module.__name__}.{node.attr}")
+    return found
+
+
+@every_notebook
+def test_asks_for_nothing_that_is_not_there(source):
+    assert not missing(source.read())
+
+
+def test_a_name_that_was_taken_away_is_found():
+    cells = [
+        "from decorlib.study.evidence import opening, nowhere",
+        "print(opening.ORDER, opening.paragraph)\nopening = 1",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    assert missing(notebook) == ["decorlib.study.evidence.nowhere", "decorlib.study.evidence.opening.ORDER"]
 
 
 @every_notebook
