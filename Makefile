@@ -26,7 +26,7 @@ SHELL := bash
 ENDED = { status=$$?; test $$status -ne 130 || { kill -INT $$PPID; exit 0; }; exit $$status; }
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup reproduce report lab refresh test test-shapes test-slow test-interop test-notebooks wheel soak lint imports format lock clean
+.PHONY: help setup reproduce report lab refresh test test-shapes test-slow test-interop test-notebooks wheel before soak lint imports format lock clean
 
 # Each on its own line: `export A=0 B=1` would make A the text "0 B=1".
 export PYTHONHASHSEED = 0
@@ -107,6 +107,10 @@ test-interop: $(INTEROP)  ## beside peft, transformers, timm, accelerate, lightn
 # Downloads torch once more, several GB on Linux; TORCH=2.14.1 names a version.
 wheel: $(STAMP)  ## build the wheel and run README's code and the examples for trainers from it, in a new environment
 	$(PY) tests/helpers/from_wheel.py $(if $(TORCH),--torch $(TORCH))
+
+# Minutes; timings, so nothing else should run beside it. Needs the repository's history.
+before: $(STAMP)  ## a training step of COMMIT=46d481b beside today's, into results/benchmarks/
+	$(PY) tests/helpers/before.py $(or $(COMMIT),46d481b)
 
 # In a clone of its own: an edit of the library in the middle ends it.
 soak: $(STAMP)  ## sweeps under random faults for MINUTES=30, memory watched
