@@ -38,7 +38,8 @@ class Case:
 
     def cells(self) -> dict[str, str]:
         """Its row of the table."""
-        told = (self.case, self.compared, points(self.gain), f"{FOLLOWS[self.outcome]} ({self.outcome})", self.notebook)
+        so = FOLLOWS[self.outcome] + (f" ({self.outcome})" if self.outcome != "undecided" else "")
+        told = (self.case, self.compared, points(self.gain), so, self.notebook)
         return dict(zip(COLUMNS, told, strict=True))
 
 

@@ -132,6 +132,13 @@ def arm_table(table: pd.DataFrame, value: str, best: Mapping[str, Experiment]) -
     return pd.DataFrame(rows).T.rename_axis("arm")
 
 
+def shown(table: pd.DataFrame) -> pd.DataFrame:
+    """An :func:`arm_table` in words: rates to three digits however small, measurements to four places, counts whole."""
+    formats = dict.fromkeys(("rate of weights", "rate of R"), "{:.3g}") | {"diverged": "{:.0f}"}
+    told = {name: column.map(formats.get(name, "{:.4f}").format, na_action="ignore") for name, column in table.items()}
+    return pd.DataFrame(told).astype(object).where(table.notna(), "–")
+
+
 def spread(values: Sequence[float], count: int, beyond: float = 2**0.5) -> list[float]:
     """So many rates over the range of the given ones and further by a factor at each end, evenly on a log scale.
 

@@ -21,7 +21,8 @@ import pandas as pd
 
 from decorlib.study.experiments import side_by_side
 
-MOVING = ("lr", "decor_lr", "damping")  # rates; a shrinkage or an option has a range of its own
+MOVING = ("lr", "decor_lr", "damping")  # rates; an option has a range of its own
+SHARES = ("shrinkage",)  # parts, between 0 and 1, of which s / (1 - s) moves as a rate does
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,28 @@ def moved_grid(values: Sequence[float], up: bool, seen: Sequence[float] = (), di
     return sorted(known[len(known) - (len(values) - beyond) :] + new)
 
 
+def moved_parts(
+    values: Sequence[float], up: bool, seen: Sequence[float] = (), digits: int | None = None
+) -> list[float]:
+    """:func:`moved_grid` of parts s between 0 and 1, by s / (1 - s): beyond 0.8 and 0.9 comes 0.947.
+
+    Args:
+        values: the grid.
+        up: towards 1.
+        seen: all that were tried. Default: only the grid.
+        digits: of s / (1 - s) of the new ones. Default: all.
+    """
+    known = {value / (1 - value): value for value in (*values, *seen)}
+    moved = moved_grid([v / (1 - v) for v in values], up, [v / (1 - v) for v in seen], digits)
+    return [known.get(odds, odds / (1 + odds)) for odds in moved]
+
+
 # ---------------------------------------------------------------------------------------------------------- internals
+
+
+def _can_move(field: str, seen: Sequence[float]) -> bool:
+    """Whether there is anything beyond the edges of what was tried of a field."""
+    return min(seen) > 0 and (field in MOVING or (field in SHARES and max(seen) < 1))
 
 
 class _Arm:
@@ -256,9 +278,11 @@ class _Arm:
         best = self.best
         grid = {field: [best[field]] for field in self.grid} if moves.alone else self.grid
         there = {
-            field: moved_grid(grid[field], end == "largest", numbers(self.seen[field]), moves.digits)
+            field: (moved_parts if field in SHARES else moved_grid)(
+                grid[field], end == "largest", numbers(self.seen[field]), moves.digits
+            )
             for field, end in self._edges(best).items()
-            if field in MOVING and min(numbers(self.seen[field])) > 0
+            if _can_move(field, numbers(self.seen[field]))
         }
         if not there:
             return False

@@ -240,3 +240,20 @@ def test_records_come_back_in_order_whatever_order_they_were_made_in():
 
     assert arms.in_order_of([2, 1, 2, 0], ["a", "b", "c", "d"], run) == [{"of": spec} for spec in "abcd"]
     assert asked == ["d", "b", "a", "c"]
+
+
+def test_a_table_is_shown_with_small_rates_and_whole_counts():
+    rows = {
+        "a": {
+            "rate of weights": 1e-3,
+            "rate of R": 1e-6,
+            "mean": 0.912345,
+            "lowest": 0.9,
+            "highest": 1.0,
+            "diverged": 0,
+        },
+        "b": {"rate of weights": 2e-3, "rate of R": None, "mean": float("nan"), "lowest": None, "highest": None},
+    }
+    told = arms.shown(pd.DataFrame(rows | {"b": rows["b"] | {"diverged": 2}}).T.rename_axis("arm"))
+    assert told.loc["a"].tolist() == ["0.001", "1e-06", "0.9123", "0.9000", "1.0000", "0"]
+    assert told.loc["b"].tolist() == ["0.002", "–", "–", "–", "–", "2"]

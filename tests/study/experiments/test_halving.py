@@ -158,12 +158,19 @@ def test_only_the_arm_on_its_edge_moves_and_only_in_that_rate(fake):
     assert {spec.rule for these in asked[4:] for spec in these} == {None}
 
 
-def test_names_and_shrinkages_do_not_move(fake):
+def test_shrinkages_move_between_0_and_1(fake):
     fake(lambda spec: spec.shrinkage)
     best, tries = halving.halve({"a": BASE}, {"shrinkage": [0.1, 0.5, 0.9]}, [0, 1], quiet=True)
-    assert best["a"].shrinkage == 0.9
-    assert tries["moved"].max() == 0
-    assert "shrinkage = 0.9 is the largest of 3" in tries[tries["chosen"]]["edge"].item()
+    assert tries["moved"].max() == 3
+    assert best["a"].shrinkage == tries["shrinkage"].max() == pytest.approx(9**4 / (1 + 9**4))
+    assert "is the largest of 6" in tries[tries["chosen"]]["edge"].item()
+
+
+@pytest.mark.parametrize("limit", [0.0, 1.0])
+def test_nothing_lies_beyond_a_limit_of_shrinkage(fake, limit):
+    fake(lambda spec: -abs(spec.shrinkage - limit))
+    best, tries = halving.halve({"a": BASE}, {"shrinkage": [limit, 0.5]}, [0, 1], quiet=True)
+    assert (best["a"].shrinkage, tries["moved"].max()) == (limit, 0)
 
 
 @pytest.mark.parametrize(("split", "after"), [("both", "both"), ("validation", "test"), ("test", "test")])

@@ -7,7 +7,7 @@ import pytest
 
 from decorlib.study.experiments import side_by_side, tuning
 from decorlib.study.experiments.experiment import Experiment
-from decorlib.study.experiments.tuning import Moves, choose, moved_grid
+from decorlib.study.experiments.tuning import Moves, choose, moved_grid, moved_parts
 
 BASE = Experiment(train_size=1000, epochs=8, hidden=(8,))
 RATES = {"lr": [1e-3, 2e-3, 4e-3], "decor_lr": [3e-5, 1e-4, 3e-4]}
@@ -205,6 +205,20 @@ def test_moves_that_say_nothing_are_refused():
         Moves(-1)
     with pytest.raises(ValueError, match="alone and forget exclude each other"):
         Moves(3, alone=True, forget=True)
+
+
+def test_moved_parts_stay_between_0_and_1_and_keep_what_was_tried_to_the_bit():
+    odds = [0.5 / 0.5, 0.8 / 0.2, 0.95 / 0.05]
+    beyond = odds[2] ** 2 / odds[1]
+    up = moved_parts([0.5, 0.8, 0.95], up=True)
+    assert up[:2] == [0.8, 0.95]
+    assert up[2] == pytest.approx(beyond / (1 + beyond))
+    assert moved_parts([0.95], up=True, seen=[0.5, 0.8, 0.95]) == [pytest.approx(up[2])]
+    assert moved_parts([0.5, 0.8], up=False) == [pytest.approx(0.2), 0.5]
+    grown = [0.5, 0.8]
+    for _ in range(8):
+        grown = moved_parts(grown, up=True)
+        assert 0 < grown[0] < grown[1] < 1
 
 
 def test_moved_grids_go_on_in_the_ratio_at_their_end():

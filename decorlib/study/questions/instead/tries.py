@@ -22,7 +22,7 @@ def choose(
     seeds: Iterable[int],
     rounds: Sequence[float] = ROUNDS,
     keep: float = 1 / 3,
-    moves: int = 3,
+    moves: int = 8,
     desc: str = "tries",
 ) -> tuple[dict[Any, Peer], pd.DataFrame]:
     """:func:`decorlib.study.experiments.tuning.choose` for these runs.
@@ -36,7 +36,7 @@ def choose(
         seeds: of the tries; use others for the comparison.
         rounds: parts of the steps, rising to 1. Default: 1/8, 1/2, 1.
         keep: part of the tries that go on, at least one. Default: 1/3.
-        moves: how often at most a grid moves. Default: 3.
+        moves: how often at most a grid moves. Default: 8.
         desc: text before the progress bar.
     """
     options = {"moves": tuning.Moves(moves, alone=True), "trial": _trial, "sweep": by_seed, "quiet": True}

@@ -225,16 +225,23 @@ def draw_laws(table: pd.DataFrame, factors: Sequence[float], parts: Mapping[str,
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.9))
     for (kind, rows), style in zip(table.groupby("mean"), arm_styles(["a", "b"]).values(), strict=True):
         left.loglog(rows["rms"], rows["loss"], style["marker"], color=style["color"], label=kind)
-        for (how, _), row in rows.iterrows():
-            left.annotate(how, (row["rms"], row["loss"]), xytext=(4, -3), textcoords="offset points", fontsize=7)
+    # Scalings that differ in a constant are one point once they are demeaned.
+    for _, same in table.groupby([table["rms"].map("{:.2g}".format), table["loss"].map("{:.2g}".format)]):
+        names = ", ".join(same.index.get_level_values("scaling"))
+        place = same["rms"].iloc[0], same["loss"].iloc[0]
+        left.annotate(names, place, xytext=(4, -3), textcoords="offset points", fontsize=7)
     reach = torch.logspace(-1.1, 0.5, 20)
     for rank in (1, 10, 100):
         left.loglog(reach, reach**4 / rank, color="grey", lw=0.8)
         left.text(float(reach[0]), float(reach[0] ** 4 / rank), f"ratio {rank} ", fontsize=7, ha="right")
     left.set(xlabel="root mean square of the inputs", ylabel="initial loss, no target")
     left.legend()
-    for (name, losses), style in zip(parts.items(), arm_styles(parts).values(), strict=True):
-        right.loglog(factors, losses, label=name, ls="none" if name != "with target 1" else "-", **_dots(style))
+    for (name, losses), style, size in zip(
+        parts.items(), arm_styles(parts).values(), (15, 10, 5)[-len(parts) :], strict=True
+    ):
+        # One inside the other, open but for the smallest: they lie on each other.
+        marks = _dots(style) | {"ms": size, "mew": 1.5, "mfc": style["color"] if size == 5 else "none"}
+        right.loglog(factors, losses, label=name, ls="none" if name != "with target 1" else "-", **marks)
     first = next(iter(parts.values()))
     right.loglog(factors, [first[0] * (f / factors[0]) ** 4 for f in factors], "k-", lw=0.8, label="slope 4")
     right.set(xlabel="factor on the 2024 notebook's inputs", ylabel="initial loss")
