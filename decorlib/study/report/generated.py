@@ -3,6 +3,7 @@
 import hashlib
 import html
 import io
+import json
 import re
 from base64 import b64decode
 from pathlib import Path
@@ -148,6 +149,31 @@ def decisions(records: dict[str, Record], pages: dict[str, Path], root: Path) ->
     for cells in filled:
         cells["notebook"] = _page(cells["notebook"], pages)
     return _table(filled)
+
+
+def before_and_now(root: Path) -> str:
+    """Steps of older commits beside those of the one that measured them (``make before``), a table for each file."""
+    told = []
+    for file in sorted((root / "results" / "benchmarks").glob("before_*.json")):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        made, rows = found["made_by"], [row for row in found["rows"] if row["step"] != "plain"]
+        cells = [
+            {
+                "workload": f"{row['workload']}; {row['threads']} thread(s)",
+                "step": row["step"],
+                "of a plain step, before": f"{row['of plain, before']:.2f}",
+                "now": f"{row['of plain, now']:.2f}",
+                "seconds, now over before": f"{row['milliseconds, now over before']:.2f}",
+            }
+            for row in rows
+        ]
+        now, rounds = made["commit"] or "", len(rows[0]["rounds"]["now"])
+        told.append(
+            f"`{found['before']}` beside `{now[:7]}`, medians of {rounds} rounds of processes in turn, "
+            f"{made['machine']['cpu']}, torch {made['versions']['torch']}:\n\n"
+            + _table([{name: html.escape(text) for name, text in row.items()} for row in cells])
+        )
+    return "\n".join(told) or "Not measured: `make before`.\n"
 
 
 def _page(notebook: str, pages: dict[str, Path]) -> str:

@@ -224,6 +224,7 @@ def write_sources(root: Path, results: Path, target: Path) -> int:
         "answers.md": generated.answer_table(records, executed, way(site, results), root)
         + generated.below_answers(records, root),
         "decisions.md": generated.decisions(records, executed, root),
+        "before.md": generated.before_and_now(root),
         "gallery.md": generated.gallery(notebooks, executed, table, target),
         "headline.md": generated.headline(notebooks, executed, target),
         "foot.md": generated.site_foot(records),

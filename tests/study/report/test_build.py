@@ -316,3 +316,23 @@ def test_every_public_name_has_a_section_and_a_line():
 )
 def test_roles_become_code_in_a_line(text, shown):
     assert api_pages.as_markdown(text) == shown
+
+
+def test_the_page_of_history_shows_what_a_step_cost_before(tmp_path):
+    """Read from what `make before` wrote; the plain step, which is 1 by definition, is left out."""
+    assert "make before" in generated.before_and_now(tmp_path)
+    steps = [("plain", 1.0, 1.0), ("R <everywhere>", 5.04, 4.5)]
+    rows = [
+        {"workload": "MLP", "step": step, "threads": 2, "of plain, before": before, "of plain, now": now}
+        | {"milliseconds, now over before": 0.875, "rounds": {"before": [{}] * 3, "now": [{}] * 3}}
+        for step, before, now in steps
+    ]
+    made = {"commit": "0123456789abcdef", "machine": {"cpu": "A processor"}, "versions": {"torch": "2.14.1"}}
+    file = tmp_path / "results" / "benchmarks" / "before_46d481b.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"before": "46d481b", "made_by": made, "rows": rows}))
+    told = generated.before_and_now(tmp_path)
+    assert "`46d481b` beside `0123456`, medians of 3 rounds" in told
+    assert told.count("<tr>") == 2  # its head and one row
+    for cell in ("R &lt;everywhere&gt;", ">5.04<", ">4.50<", ">0.88<", "MLP; 2 thread(s)"):
+        assert cell in told
