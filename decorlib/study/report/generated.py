@@ -163,6 +163,7 @@ def before_and_now(root: Path) -> str:
                 "step": row["step"],
                 "of a plain step, before": f"{row['of plain, before']:.2f}",
                 "now": f"{row['of plain, now']:.2f}",
+                "operations": f"{row['counted']:.2f}" if row.get("counted") else "not counted",
                 "seconds, now over before": f"{row['milliseconds, now over before']:.2f}",
             }
             for row in rows

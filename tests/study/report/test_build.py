@@ -333,6 +333,7 @@ def test_the_page_of_history_shows_what_a_step_cost_before(tmp_path):
     file.write_text(json.dumps({"before": "46d481b", "made_by": made, "rows": rows}))
     told = generated.before_and_now(tmp_path)
     assert "`46d481b` beside `0123456`, medians of 3 rounds" in told
+    assert "not counted" in told
     assert told.count("<tr>") == 2  # its head and one row
     for cell in ("R &lt;everywhere&gt;", ">5.04<", ">4.50<", ">0.88<", "MLP; 2 thread(s)"):
         assert cell in told
