@@ -145,7 +145,7 @@ def counted():
 
     work = instead.work()
     plain = Experiment(model="convnet", rule=None, rule_options=(), batch_size=64)
-    patches = plain.but(rule="kappa", rule_options=(("kappa", 0.5),), update_every=25)
+    patches = plain.but(rule="kappa", rule_options=(("kappa", 0.5),), layer_options=(("update_every", 25),))
     return {
         "R in all layers but the first, every 25th step": work["R, every 25th"] / work["plain"],
         "R everywhere, every step": work["R everywhere, every step"] / work["plain"],
