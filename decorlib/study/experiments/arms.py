@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from decorlib.study.evidence.stats import Interval, holm, paired
-from decorlib.study.experiments import side_by_side, tuning
+from decorlib.study.experiments import grids, side_by_side, tuning
 from decorlib.study.experiments.experiment import Experiment, preparation
 
 OPTIONS = ("rule_options", "layer_options")
@@ -31,8 +31,8 @@ def grid(base: Experiment, **lists: Iterable) -> list[Experiment]:
 
         >>> specs = grid(Experiment(model="decorrelation"), decor_lr=[1e-5, 1e-4], seed=range(5))
     """
-    tuning.check_fields(base, lists)
-    return [base.but(**values) for values in tuning.combinations(lists)]
+    grids.check_fields(base, lists)
+    return [base.but(**values) for values in grids.combinations(lists)]
 
 
 def frame(specs: Sequence[Experiment], records: Sequence[dict], arm: Sequence[str] | None = None) -> pd.DataFrame:

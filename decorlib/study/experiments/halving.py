@@ -9,6 +9,7 @@ import pandas as pd
 
 from decorlib.study.experiments import tuning
 from decorlib.study.experiments.experiment import Experiment
+from decorlib.study.experiments.grids import grids_of
 
 ROUNDS = (1 / 8, 1 / 4, 1 / 2, 1)
 MOST_MOVES = 3
@@ -70,7 +71,7 @@ def halve(
     moves = tuning.Moves(MOST_MOVES if move is True else int(move))
     options = {"rounds": rounds, "keep": keep, "moves": moves, "trial": _trial, "quiet": quiet, "desc": desc}
     best, tries = tuning.choose(tested, rates, seeds, metric, **options, **engine)
-    grids = tuning.grids_of(arms, rates)
+    grids = grids_of(arms, rates)
     rows = [(row["part"], best[arm := row["arm"]].but(**row[list(grids[arm])])) for _, row in tries.iterrows()]
     tries.insert(2, "epochs", [shortened(spec, part).epochs for part, spec in rows])
     return best, tries

@@ -4,7 +4,7 @@ A *try* is one combination of an arm's rates, run with every seed. In a *round* 
 of their arm's length; by their *rank* (fewest diverged seeds, then the best mean, then the smaller rates) the better
 ones go on. The last round is of full length, and the choice is among its tries. A chosen rate that is the smallest or
 the largest that was tried lies on an *edge*: a wider grid might have served its arm better. So the grid *moves* there,
-and its tries begin anew.
+and its tries begin anew; or it stays, and what lies *beside* the best try is tried, too (:class:`Moves`).
 
 :func:`decorlib.study.experiments.arms.tune` is one round and no moves,
 :func:`decorlib.study.experiments.halving.halve` has several of both.
@@ -13,16 +13,13 @@ and its tries begin anew.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from itertools import product
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from decorlib.study.experiments import side_by_side
-
-MOVING = ("lr", "decor_lr", "damping")  # rates; an option has a range of its own
-SHARES = ("shrinkage",)  # parts, between 0 and 1, of which s / (1 - s) moves as a rate does
+from decorlib.study.experiments.grids import beyond, can_move, combinations, edge, grids_of, neighbour, numbers
 
 
 @dataclass(frozen=True)
@@ -31,8 +28,9 @@ class Moves:
 
     Args:
         times: how often, at most. Default: 0, grids stay.
-        alone: of the grid only the best try moves, and runs in full length. Default: False, all of it, from the first
-            round.
+        alone: the grid stays where it is. Neighbours of the best try, one rate changed by one step, that were not tried
+            yet run in full length, and an edge is one beside the chosen values of the other rates. Default: False, all
+            of it moves, from the first round.
         forget: what a grid left behind is no more in the table, nor does it count for an edge. Default: False.
         digits: of new rates, as somebody would type them: rounding must not make another run of one. Default: all.
     """
@@ -110,7 +108,7 @@ def choose(
         raise ValueError(f"rounds are {rounds}: give parts that rise to 1, the full length")
     if not 0 < keep < 1:
         raise ValueError(f"keep is {keep}; it must be between 0 and 1")
-    tuned = [_Arm(name, arms[name], grid, metric) for name, grid in grids_of(arms, rates).items()]
+    tuned = [_Arm(name, arms[name], grid, metric, moves.alone) for name, grid in grids_of(arms, rates).items()]
     counts = {arm.name: len(arm.left) for arm in tuned}
     if len(set(counts.values())) > 1:
         raise ValueError(f"arms get unequal numbers of tries, {counts}: give each as many, or it is not a fair choice")
@@ -131,32 +129,6 @@ def choose(
     return chosen, pd.DataFrame([row for arm in tuned for row in arm.rows])
 
 
-def combinations(values: Mapping[str, Iterable]) -> list[dict[str, Any]]:
-    """Every combination of the listed values of fields, the last field changing fastest."""
-    listed = {field: list(these) for field, these in values.items()}
-    if empty := [field for field, these in listed.items() if not these]:
-        raise ValueError(f"no value is given for {', '.join(empty)}: the grid would be empty")
-    return [dict(zip(listed, these, strict=True)) for these in product(*listed.values())]
-
-
-def check_fields(spec: Any, names: Iterable[str]) -> None:
-    """Raise where a specification has no such field."""
-    kind, known = type(spec).__name__, [field.name for field in fields(spec)]
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"{', '.join(unknown)}: no such field of {kind}; it has {', '.join(known)}")
-
-
-def grids_of(arms: Mapping[Any, Any], rates: Mapping[Any, Any]) -> dict[Any, dict[str, list]]:
-    """The grid of each arm, where rates are given for all of them or for each."""
-    by_arm = bool(rates) and all(isinstance(value, Mapping) for value in rates.values())
-    if by_arm and set(rates) != set(arms):
-        raise ValueError(f"rates are given for {', '.join(rates)}, but the arms are {', '.join(arms)}")
-    grids = {name: {field: list(v) for field, v in (rates[name] if by_arm else rates).items()} for name in arms}
-    for name, grid in grids.items():
-        check_fields(arms[name], grid)
-    return grids
-
-
 def rank(row: Mapping, seen: Mapping[str, list], metric: str) -> tuple:
     """What tries are ordered by, the best first; names among the rates count by their place in the list."""
     value = float("inf") if row["diverged"] else -row[metric] if metric.endswith("accuracy") else row[metric]
@@ -164,63 +136,7 @@ def rank(row: Mapping, seen: Mapping[str, list], metric: str) -> tuple:
     return row["diverged"], value, *sizes
 
 
-def edge(value: Any, seen: Iterable) -> str:
-    """Which edge of what was tried a value lies on: "smallest", "largest", or "" for none, as where it stood alone."""
-    known = numbers(seen)
-    if len(set(known)) < 2 or value not in (min(known), max(known)):
-        return ""
-    return "smallest" if value == min(known) else "largest"
-
-
-def numbers(values: Iterable) -> list:
-    """Those that have a size, without names and switches."""
-    return [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
-
-
-def moved_grid(values: Sequence[float], up: bool, seen: Sequence[float] = (), digits: int | None = None) -> list[float]:
-    """As many rates, half of them, at least one, beyond the end that was tried so far, in the ratio of the two there.
-
-    Args:
-        values: the grid.
-        up: towards larger rates.
-        seen: all that were tried. Default: only the grid.
-        digits: of the new ones. Default: all.
-
-    Example::
-
-        >>> moved_grid([1.0, 2.0, 4.0, 8.0], up=True)
-        [4.0, 8.0, 16.0, 32.0]
-    """
-    known = sorted({*values, *seen}, reverse=not up)
-    ratio, beyond = known[-1] / known[-2], max(1, len(values) // 2)
-    new = [known[-1] * ratio**k for k in range(1, beyond + 1)]
-    if digits is not None:
-        new = [float(f"{rate:.{digits}g}") for rate in new]
-    return sorted(known[len(known) - (len(values) - beyond) :] + new)
-
-
-def moved_parts(
-    values: Sequence[float], up: bool, seen: Sequence[float] = (), digits: int | None = None
-) -> list[float]:
-    """:func:`moved_grid` of parts s between 0 and 1, by s / (1 - s): beyond 0.8 and 0.9 comes 0.947.
-
-    Args:
-        values: the grid.
-        up: towards 1.
-        seen: all that were tried. Default: only the grid.
-        digits: of s / (1 - s) of the new ones. Default: all.
-    """
-    known = {value / (1 - value): value for value in (*values, *seen)}
-    moved = moved_grid([v / (1 - v) for v in values], up, [v / (1 - v) for v in seen], digits)
-    return [known.get(odds, odds / (1 + odds)) for odds in moved]
-
-
 # ---------------------------------------------------------------------------------------------------------- internals
-
-
-def _can_move(field: str, seen: Sequence[float]) -> bool:
-    """Whether there is anything beyond the edges of what was tried of a field."""
-    return min(seen) > 0 and (field in MOVING or (field in SHARES and max(seen) < 1))
 
 
 class _Arm:
@@ -230,12 +146,13 @@ class _Arm:
         name, spec: of the arm.
         grid: field -> values, as it is now.
         metric: measurement to choose by.
+        alone: of :class:`Moves`.
 
     ``seen`` has the values of which the smallest and the largest are edges, ``left`` the tries of the next round.
     """
 
-    def __init__(self, name: Any, spec: Any, grid: dict[str, list], metric: str):
-        self.name, self.spec, self.metric = name, spec, metric
+    def __init__(self, name: Any, spec: Any, grid: dict[str, list], metric: str, alone: bool):
+        self.name, self.spec, self.metric, self.alone = name, spec, metric, alone
         self.seen: dict[str, list] = grid
         self.rows: list[dict] = []
         self._begin(grid)
@@ -275,31 +192,53 @@ class _Arm:
 
     def move(self, moves: Moves) -> bool:
         """Move the grid where the best try is on an edge; whether it is."""
-        best = self.best
-        grid = {field: [best[field]] for field in self.grid} if moves.alone else self.grid
+        if self.alone:
+            return self._look_beside()
         there = {
-            field: (moved_parts if field in SHARES else moved_grid)(
-                grid[field], end == "largest", numbers(self.seen[field]), moves.digits
-            )
-            for field, end in self._edges(best).items()
-            if _can_move(field, numbers(self.seen[field]))
+            field: beyond(field, self.grid[field], end == "largest", numbers(self.seen[field]), moves.digits)
+            for field, end in self._edges(self.best).items()
+            if can_move(field, numbers(self.seen[field]))
         }
         if not there:
             return False
-        self._begin(grid | there)
+        self._begin(self.grid | there)
         if moves.forget:
             self.seen, self.rows = self.grid, []
         else:
             self.seen = {f: [*seen, *(v for v in self.grid[f] if v not in seen)] for f, seen in self.seen.items()}
         return True
 
+    def _look_beside(self) -> bool:
+        """Leave the neighbours of the best try that were not tried yet; whether there are any."""
+        best, new = self.best, []
+        for field in self.grid:
+            tried, everywhere = self._beside(best, field), numbers(self.seen[field])
+            for up in (False, True):
+                outermost = tried and best[field] == (max(tried) if up else min(tried))
+                if outermost and (value := neighbour(field, best[field], up, everywhere)) is not None:
+                    new.append({name: best[name] for name in self.grid} | {field: value})
+        self.left = [self.spec.but(**values) for values in new]
+        self.seen = {f: [*seen, *{v[f]: 0 for v in new if v[f] not in seen}] for f, seen in self.seen.items()}
+        return bool(new)
+
+    def _beside(self, row: Mapping, field: str) -> list:
+        """What was tried of a field while the others were as in a row."""
+        others = [name for name in self.grid if name != field]
+        return numbers({r[field]: 0 for r in self.rows if all(r[name] == row[name] for name in others)})
+
+    def _tried(self, row: Mapping, field: str) -> list:
+        """The values of a field among which that of a row may lie on an edge."""
+        return self._beside(row, field) if self.alone else numbers(self.seen[field])
+
     def _edges(self, row: Mapping) -> dict[str, str]:
-        return {field: end for field, seen in self.seen.items() if (end := edge(row[field], seen))}
+        ends = {field: edge(row[field], self._tried(row, field)) for field in self.grid}
+        lonely = [f for f in self.grid if len(self._tried(row, f)) == 1 < len(numbers(self.seen[f]))]
+        return {field: end for field, end in (ends | dict.fromkeys(lonely, "only one")).items() if end}
 
     def settle(self, quiet: bool) -> dict[str, Any]:
         """Mark the best try, say what a reader of the choice has to know, and return its rates."""
         best, moved = self.best, max(row["moved"] for row in self.rows)
-        told = (f"{f} = {best[f]:g} is the {e} of {len(numbers(self.seen[f]))}" for f, e in self._edges(best).items())
+        told = (f"{f} = {best[f]:g} is the {e} of {len(self._tried(best, f))}" for f, e in self._edges(best).items())
         best |= {"chosen": True, "edge": "; ".join(told)}
         said = [f"its grid moved {moved} times"] * (moved > 0)
         said += [f"the best try is on the edge of the grid: {best['edge']}"] * bool(best["edge"])

@@ -7,7 +7,8 @@ import pytest
 
 from decorlib.study.experiments import side_by_side, tuning
 from decorlib.study.experiments.experiment import Experiment
-from decorlib.study.experiments.tuning import Moves, choose, moved_grid, moved_parts
+from decorlib.study.experiments.grids import edge, moved_grid, moved_parts, neighbour
+from decorlib.study.experiments.tuning import Moves, choose
 
 BASE = Experiment(train_size=1000, epochs=8, hidden=(8,))
 RATES = {"lr": [1e-3, 2e-3, 4e-3], "decor_lr": [3e-5, 1e-4, 3e-4]}
@@ -98,27 +99,63 @@ def test_a_grid_that_moves_and_forgets_is_tuned_again_and_again(fake, score):
 
 
 @pytest.mark.parametrize("score", SCORES.values(), ids=SCORES)
-def test_alone_the_best_try_moves_on_while_it_is_on_an_edge_of_all(fake, score):
+def test_alone_every_neighbour_of_the_best_try_is_tried(fake, score):
+    """One rate changed by one step, the other held; the slow way, point after point."""
     asked = fake(score)
     best, tries = choose({"a": BASE}, RATES, SEEDS, "test_loss", moves=ALONE, quiet=True)
-    points, moved = points_of(RATES), 0
-    while True:
-        expected = best_of(score, points)
-        there = dict(expected)
+    points, moved = points_of(RATES), [0] * 9
+    for turn in range(1, 5):
+        expected, new = best_of(score, points), []
         for i, field in enumerate(RATES):
             known = sorted({point[i] for point in points})
-            if expected[field] == known[0]:
-                there[field] = known[0] * (known[0] / known[1])
-            elif expected[field] == known[-1]:
-                there[field] = known[-1] * (known[-1] / known[-2])
-        if there == expected or moved == 3:
+            place = known.index(expected[field])
+            below = known[place - 1] if place else known[0] * (known[0] / known[1])
+            above = known[place + 1] if place + 1 < len(known) else known[-1] * (known[-1] / known[-2])
+            for value in (below, above):
+                there = tuple((expected | {field: value}).values())
+                held = [p[i] for p in points if p[1 - i] == there[1 - i]]
+                # on the way out, or where nothing was tried on that side
+                if there not in points and not any(
+                    (v < expected[field]) == (value < expected[field]) for v in held if v != expected[field]
+                ):
+                    new.append(there)
+        if turn == 4 or not new:
             break
-        points, moved = [*points, tuple(there.values())], moved + 1
+        points, moved = [*points, *new], moved + [turn] * len(new)
     assert best == {"a": BASE.but(**expected)}
     assert list(zip(tries["lr"], tries["decor_lr"], strict=True)) == points
     assert len(asked) == len(set(asked)) == 2 * len(points)
-    assert tries["moved"].tolist() == [0] * 9 + list(range(1, moved + 1))
-    assert (tries.loc[tries["chosen"], "edge"].item() != "") == (there != expected)
+    assert tries["moved"].tolist() == moved
+    assert (tries.loc[tries["chosen"], "edge"].item() != "") == bool(new)
+
+
+def test_a_corner_is_left_in_one_rate_at_a_time(fake):
+    """The best beyond the corner in one rate only: a step in both at once would miss it, and show no edge."""
+    asked = fake(lambda spec: abs(math.log(spec.lr / 8e-3)) + 9 * abs(math.log(spec.decor_lr / 1e-3)))
+    rates = {"lr": [1e-3, 2e-3, 4e-3], "decor_lr": [1e-5, 1e-4, 1e-3]}
+    best, tries = choose({"a": BASE}, rates, SEEDS, "test_loss", moves=Moves(8, alone=True), quiet=True)
+    assert (best["a"].lr, best["a"].decor_lr) == (8e-3, 1e-3)
+    tried = {(f"{spec.lr:g}", f"{spec.decor_lr:g}") for spec in asked}
+    assert tried >= {("0.008", "0.0001"), ("0.008", "0.01"), ("0.016", "0.001")}
+    assert tries.loc[tries["chosen"], "edge"].item() == ""
+
+
+def test_a_value_counts_as_tried_beside_the_others_only(fake):
+    fake(lambda spec: abs(math.log(spec.lr / 8e-3)) + 9 * abs(math.log(spec.decor_lr / 1e-3)))
+    rates = {"lr": [1e-3, 2e-3, 4e-3], "decor_lr": [1e-5, 1e-4, 1e-3]}
+    _, tries = choose({"a": BASE}, rates, SEEDS, "test_loss", moves=Moves(1, alone=True), quiet=True)
+    said = tries.loc[tries["chosen"], "edge"].item()
+    assert said == "lr = 0.008 is the largest of 4; decor_lr = 0.001 is the only one of 1"
+
+
+def test_neighbours():
+    assert neighbour("lr", 2.0, True, [1.0, 2.0, 4.0]) == 4
+    assert neighbour("lr", 4.0, True, [1.0, 2.0, 4.0]) == 8
+    assert neighbour("lr", 1.0, False, [1.0, 2.0, 4.0]) == 0.5
+    assert neighbour("shrinkage", 0.9, True, [0.5, 0.9]) == pytest.approx(81 / 82)
+    assert neighbour("shrinkage", 1.0, True, [0.5, 1.0]) is None
+    assert neighbour("lr", 1.0, True, [1.0]) is None
+    assert neighbour("width", 64, True, [32, 64]) is None
 
 
 @pytest.mark.parametrize("moves", [tuning.STAY, Moves(3), AGAIN, ALONE], ids=["stay", "half", "again", "alone"])
@@ -141,8 +178,13 @@ def by_half(spec, part):
 def test_a_moved_try_alone_runs_in_full_length_only(fake):
     asked = fake(lambda spec: off(spec, 3e-2, 1e-4))
     _, tries = choose({"a": BASE}, RATES, SEEDS, "test_loss", rounds=(0.5, 1), moves=ALONE, trial=by_half, quiet=True)
-    assert tries.groupby("moved")["part"].apply(list).to_dict() == {0: [0.5] * 9 + [1] * 4, 1: [1], 2: [1], 3: [1]}
-    assert [spec.epochs for spec in asked] == [4] * 18 + [8] * (8 + 6)
+    assert tries.groupby("moved")["part"].apply(list).to_dict() == {
+        0: [0.5] * 9 + [1] * 4,
+        1: [1],
+        2: [1] * 3,
+        3: [1] * 3,
+    }
+    assert [spec.epochs for spec in asked] == [4] * 18 + [8] * (8 + 14)
     half = tries[(tries["part"] == 1) & (tries["moved"] == 0)]
     assert half["lr"].tolist() == [2e-3, 4e-3, 4e-3, 4e-3]  # as the grid has them, not best first
 
@@ -235,7 +277,7 @@ def test_new_rates_have_as_many_digits_as_asked_for():
 
 
 def test_an_edge_is_one_of_several_numbers():
-    assert [tuning.edge(value, [3, 1, 2]) for value in (1, 2, 3)] == ["smallest", "", "largest"]
-    assert tuning.edge(1, [1]) == tuning.edge(1, [1, 1]) == tuning.edge("auto", ["auto", 1, 2]) == ""
-    assert tuning.edge(1, ["auto", 1, 2]) == "smallest"
-    assert tuning.edge(True, [False, True]) == ""
+    assert [edge(value, [3, 1, 2]) for value in (1, 2, 3)] == ["smallest", "", "largest"]
+    assert edge(1, [1]) == edge(1, [1, 1]) == edge("auto", ["auto", 1, 2]) == ""
+    assert edge(1, ["auto", 1, 2]) == "smallest"
+    assert edge(True, [False, True]) == ""

@@ -509,7 +509,7 @@ def test_updates_that_preserve_the_function_leave_the_outputs_as_they_were():
 # ---------------------------------------------------------------------------------------------------------- comparison
 
 
-def cell(ours, peer, name="MLP, mnist", other=None):
+def cell(ours, peer, name="MLP, mnist", other=None, learned=0.5, scores=()):
     """A cell with given accuracies of 'R' and 'Muon' by seed; validation prefers these two."""
     accuracies = {"Adam": [0.9] * len(ours) if other is None else other, "Muon": peer, "R": ours}
     table = pd.DataFrame(
@@ -521,7 +521,8 @@ def cell(ours, peer, name="MLP, mnist", other=None):
         ]
     )
     table[list(comparison.COLUMNS)] = table[list(comparison.COLUMNS)].astype(float)
-    scores = {"Adam": 0.5, "Muon": 0.7, "R": 0.6}
+    table[comparison.LEARNED] = learned
+    scores = {"Adam": 0.5, "Muon": 0.7, "R": 0.6} | dict(scores)
     chosen = pd.DataFrame([{"arm": a, tries.METRIC: v, "chosen": True} for a, v in scores.items()])
     return comparison.Cell(name, dict.fromkeys(accuracies, Peer()), chosen, table, [])
 
@@ -578,16 +579,46 @@ def test_best_use_and_when_not_to_use_it_are_computed():
     good = cell([0.97, 0.98, 0.975, 0.972], [0.95, 0.961, 0.955, 0.952], "ConvNet")
     bad = cell([0.95, 0.961, 0.955, 0.952], [0.97, 0.98, 0.975, 0.972], "MLP")
     best, worst = comparison.uses({"ConvNet": good, "MLP": bad}, 0.002)
-    assert best.startswith("The best use found is ConvNet: 'R' minus 'Muon', the best of its peers, +1.98 points [1.")
+    assert best.startswith(
+        "The best use found is ConvNet: 'R' minus 'Muon', the hardest of its best peers, +1.98 points [1."
+    )
     assert "a gain of more than 0.2 points" in best
-    assert "MLP: 'R' minus 'Muon', the best of its peers, -1.98" in worst
+    assert "MLP: 'R' minus 'Muon', the hardest of its best peers, -1.98" in worst
     assert "a loss of more than 0.2 points" in worst
     assert worst.startswith("Do not use it for MLP: ")
     assert worst.endswith("a loss of more than 0.2 points.")
     open_ = cell([0.95, 0.96, 0.97], [0.96, 0.95, 0.969], "transformer")
     _, worst = comparison.uses({"ConvNet": good, "MLP": bad, "transformer": open_}, 0.002)
     assert worst.startswith("Do not use it for MLP: ")
-    assert worst.endswith("; a gain of 0.2 points was not shown either for transformer.")
+    assert worst.endswith("; a gain of 0.2 points was not shown for transformer.")
+    less = cell([0.955, 0.965, 0.975], [0.96, 0.97, 0.98], "transformer")
+    _, worst = comparison.uses({"ConvNet": good, "MLP": bad, "transformer": less}, 0.002)
+    assert "of more than 0.2 points; nor for transformer (-0.50 points [" in worst
+    assert "was not shown" not in worst
+
+
+def test_where_r_stayed_at_the_identity_nothing_is_said_for_it():
+    """Whatever made the difference, it was not R: no best use, and a row that is undecided."""
+    still = cell([0.97, 0.98, 0.975, 0.972], [0.90, 0.911, 0.905, 0.902], "transformer", learned=0.0003)
+    less = cell([0.97, 0.98, 0.975, 0.972], [0.95, 0.961, 0.955, 0.952], "MLP", learned=0.3)
+    assert (still.stayed, less.stayed) == (True, False)
+    best, worst = comparison.uses({"transformer": still, "MLP": less}, 0.002)
+    assert best.startswith("The best use found is MLP: ")
+    assert worst.endswith("R stayed within 1% of the identity, and decides nothing, in transformer.")
+    table = comparison.cell_table({"transformer": still, "MLP": less}, 0.002).set_index("cell")
+    assert table["outcome"].to_dict() == {"transformer": "undecided", "MLP": "supported"}
+    assert table["|R - I| / |I|"].to_dict() == {"transformer": pytest.approx(0.0003), "MLP": pytest.approx(0.3)}
+    best, _ = comparison.uses({"transformer": still}, 0.002)
+    assert "undecided about 0.2 points" in best
+
+
+def test_of_peers_that_validation_cannot_tell_apart_the_least_favourable_one_decides():
+    scores = {"Adam": 0.9605, "BatchNorm": 0.9610, "Muon": 0.9560}
+    chosen = pd.DataFrame([{"arm": a, tries.METRIC: v, "chosen": True} for a, v in scores.items()])
+    assert comparison.as_good(chosen, list(scores), 2000) == ["Adam", "BatchNorm"]  # a standard error is 0.43 points
+    assert comparison.as_good(chosen, list(scores), 200_000) == ["BatchNorm"]
+    one = cell([0.97, 0.98, 0.975], [0.96, 0.97, 0.966], other=[0.99, 1.0, 0.995], scores={"Adam": 0.699})
+    assert one.peer == "Adam"
 
 
 def test_curves_have_the_seconds_of_their_steps_and_figures_show_every_arm_and_cell(monkeypatch, tmp_path):

@@ -18,6 +18,8 @@ from decorlib.study.questions.instead.tries import by_seed as runs_by_seed
 
 MEASURES = ("test_accuracy", "test_loss", "test_calibration")
 COLUMNS = (*MEASURES, LEARNED)
+#: |R - I| / |I| below which R stayed where it was, so that what differs is not its doing.
+STAYED = 0.01
 
 
 @dataclass(frozen=True)
@@ -103,14 +105,15 @@ def differences(wide: pd.DataFrame, ours: str, others: Sequence[str]) -> dict[st
     return dict(sorted(found.items(), key=lambda item: item[1].estimate))
 
 
-def difference_table(found: Mapping[str, Pairs], margin: float) -> pd.DataFrame:
+def difference_table(found: Mapping[str, Pairs], margin: float, of: int | None = None) -> pd.DataFrame:
     """One row per peer in points, with simultaneous intervals over all rows and what they say by the margin.
 
-    *Left out* are pairs in which a run diverged; where there are any, the outcome is "undecided".
+    *Left out* are pairs in which a run diverged; where there are any, the outcome is "undecided". ``of`` is the number of
+    rows where these are a part of a larger table.
     """
     rows = {}
     for name, one in found.items():
-        wide = widened(one, len(found))
+        wide = widened(one, of or len(found))
         rows[name] = {
             "points": 100 * one.estimate,
             "low": 100 * one.low,
@@ -130,6 +133,17 @@ def added(wide: pd.DataFrame) -> dict[str, Pairs]:
     return {f"{name} minus {other}": pairs(wide[name], wide[other]) for name, other in there.items()}
 
 
+def as_good(tries: pd.DataFrame, among: Sequence[str], images: int) -> list[str]:
+    """The arms whose chosen try is the best on validation images, or within one standard error of it.
+
+    So many images tell no finer: of 2,000, one more that is right is no reason to compare with this peer and not that.
+    """
+    best = best_try(tries, among, METRIC)
+    scores = tries[tries["chosen"]].set_index("arm")[METRIC].astype(float)
+    error = (scores[best] * (1 - scores[best]) / images) ** 0.5
+    return [arm for arm in among if arm in scores.index and scores[arm] >= scores[best] - error]
+
+
 class Cell:
     """One network, data set and schedule: arms with their rates, tries, runs; which two are compared, and the result.
 
@@ -144,12 +158,23 @@ class Cell:
         self.name, self.chosen, self.tries, self.table, self.records = name, dict(chosen), tries, table, records
         self.wide = by_seed(table, "test_accuracy")
         self.ours = best_try(tries, [arm for arm in OURS if arm in chosen], METRIC)
-        self.peer = best_try(tries, [arm for arm in PEERS if arm in chosen], METRIC)
+        rivals = as_good(tries, [arm for arm in PEERS if arm in chosen], min(p.validation for p in chosen.values()))
+        self.peer = next(iter(differences(self.wide, self.ours, rivals)))
+        self.learned = float(table.loc[table["arm"] == self.ours, LEARNED].mean())
 
     @property
     def effect(self) -> Pairs:
-        """Accuracy of the arm with R minus the peer, both picked on validation images."""
+        """Accuracy of the arm with R, picked on validation images, minus the hardest of the best peers there."""
         return pairs(self.wide[self.ours], self.wide[self.peer])
+
+    @property
+    def stayed(self) -> bool:
+        """Whether R of the arm with R hardly moved."""
+        return self.learned < STAYED
+
+    def outcome(self, effect: Pairs, margin: float) -> Outcome:
+        """What a difference says about R above the margin; where R stayed it says nothing."""
+        return "undecided" if self.stayed else effect.outcome(margin)
 
     @property
     def diverged(self) -> int:
@@ -174,12 +199,12 @@ def cells(
 
 
 def verdict(cell: Cell, margin: float, scale: str, schedule: str) -> Verdict:
-    """The row of the answer table: the best of ours over the best peer, both picked on validation images."""
+    """The row of the answer table: the arm with R minus the peer, see :class:`Cell`."""
     return Verdict.from_interval(
         cell.effect.interval,
         left_out=cell.effect.left_out,
         hypothesis=f"over what I would use instead, {schedule}",
-        claim=f"a decorrelated MLP ('{cell.ours}') ends more accurate than the best of its peers ('{cell.peer}')",
+        claim=f"a decorrelated MLP ('{cell.ours}') ends more accurate than the hardest of its best peers ('{cell.peer}')",
         criterion=f"test accuracy higher by more than {margin}, paired by seed, 95% interval; refuted inside ±{margin}",
         better="higher",
         margin=margin,
@@ -198,31 +223,33 @@ def together(effects: Mapping[str, Pairs]) -> dict[str, Pairs]:
 
 
 def cell_table(found: Mapping[str, Cell], margin: float) -> pd.DataFrame:
-    """The best arm with R minus the best peer, a row for each cell, with intervals that hold for all cells together."""
+    """The arm with R minus the peer, a row for each cell, with intervals that hold for all cells together."""
     rows = []
     for name, one in together({name: cell.effect for name, cell in found.items()}).items():
         row = {"cell": name, "ours": found[name].ours, "peer": found[name].peer}
         row |= {"estimate": one.estimate, "low": one.low, "high": one.high, "n": one.n, "left out": one.left_out}
-        rows.append(row | {"outcome": one.outcome(margin)})
+        row["|R - I| / |I|"] = found[name].learned
+        rows.append(row | {"outcome": found[name].outcome(one, margin)})
     return pd.DataFrame(rows)
 
 
 def uses(found: Mapping[str, Cell], margin: float) -> tuple[str, str]:
     """(the best use of decorrelation that was found, when not to use it): of all cells, with simultaneous intervals.
 
-    The best use is the cell with the highest lower end, the worst, of the others, the one with the lowest upper end;
-    since they were looked for among all cells, the intervals are those that hold for all together.
+    The best use is the cell with the highest lower end in which R moved, the worst, of the others, the one with the
+    lowest upper end; since they were looked for among all, the intervals are those that hold for all cells together.
     """
     effects = together({name: cell.effect for name, cell in found.items()})
 
     def said(name: str) -> str:
         one, cell = effects[name], found[name]
         lost = f", {one.left_out} left out since a run diverged" if one.left_out else ""
-        return f"{name}: '{cell.ours}' minus '{cell.peer}', the best of its peers, {points(one)}{lost}"
+        return f"{name}: '{cell.ours}' minus '{cell.peer}', the hardest of its best peers, {points(one)}{lost}"
 
-    best = max(effects, key=lambda name: effects[name].low)
+    moved = [name for name in effects if not found[name].stayed]
+    best = max(moved or effects, key=lambda name: effects[name].low)
     worst = min((name for name in effects if name != best or len(effects) == 1), key=lambda name: effects[name].high)
-    outcomes: dict[str, Outcome] = {n: e.outcome(margin) for n, e in effects.items()}
+    outcomes: dict[str, Outcome] = {n: found[n].outcome(e, margin) for n, e in effects.items()}
     counts = f"{100 * margin:g} points"
     meaning = {
         "supported": f"a gain of more than {counts}",
@@ -230,8 +257,13 @@ def uses(found: Mapping[str, Cell], margin: float) -> tuple[str, str]:
         "harmful": f"a loss of more than {counts}",
         "undecided": f"undecided about {counts}",
     }
-    without = [name for name, outcome in outcomes.items() if outcome != "supported" and name != worst]
-    more = f"; a gain of {counts} was not shown either for {'; '.join(without)}" if without else ""
+    left = {name: outcome for name, outcome in outcomes.items() if name != worst}
+    harmed = [f"{name} ({points(effects[name])})" for name, outcome in left.items() if outcome == "harmful"]
+    without = [name for name, outcome in left.items() if outcome in ("refuted", "undecided")]
+    more = f"; nor for {'; '.join(harmed)}" if harmed else ""
+    more += f"; a gain of {counts} was not shown for {'; '.join(without)}" if without else ""
+    if still := [name for name in effects if name not in moved]:
+        more += f"; R stayed within {STAYED:.0%} of the identity, and decides nothing, in {'; '.join(still)}"
     return (
         f"The best use found is {said(best)}: {meaning[outcomes[best]]} (intervals of {len(effects)} cells together).",
         f"Do not use it for {said(worst)}: {meaning[outcomes[worst]]}{more}.",
