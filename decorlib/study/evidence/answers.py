@@ -22,6 +22,7 @@ from decorlib.study.evidence.verdicts import Answer, Verdict, family
 START = re.compile(r"(<!-- answers:[^\n]*-->\n).*?(<!-- /answers -->)", re.S)
 OPENING = re.compile(r"(<!-- opening:[^\n]*-->\n).*?(<!-- /opening -->)", re.S)
 CAME_OUT = re.compile(r"\n*<!-- came out:[^\n]*-->\n(.*?)\n?<!-- /came out -->", re.S)
+MANY = 500  # seeds; of more, the number is that of a spread known from a few, and nobody will run them
 OTHERWISE = "; other runs say otherwise, see below"
 
 
@@ -75,6 +76,8 @@ def outcome(answer: Answer) -> str:
         return answer.outcome
     if left_out := answer.verdict.left_out:
         return f"undecided ({left_out} of {left_out + answer.verdict.n} pairs left out: runs diverged)"
+    if answer.seeds and answer.seeds > MANY:
+        return f"undecided (n > {MANY} would decide)"
     return "undecided" + (f" (n = {answer.seeds} would decide)" if answer.seeds else "")
 
 
@@ -120,11 +123,16 @@ def below(records: dict[str, Record], root: Path = ROOT, escaped: Callable[[str]
         parts.append(head + "\n\n" + "\n".join(lines))
     if records and (open_ones := shared.waiting(root)):
         parts.append(
-            "**Not run yet**: the longer study (`make reproduce PROFILE=extended`), which alone makes "
-            f"{len(open_ones)} of the comparisons that bear on these rows: every hypothesis on 60,000 digits, and the "
-            "gain with more seeds and on Fashion-MNIST."
+            "**Not run yet**, of the longer study (`make reproduce PROFILE=extended`): "
+            f"{len(open_ones)} of the comparisons that bear on these rows, {waiting_for(open_ones)}."
         )
     return "".join(f"\n{part}\n" for part in parts)
+
+
+def waiting_for(comparisons: Sequence[tuple[str, str]]) -> str:
+    """What is still to be compared, by the notebook that will."""
+    notebooks = sorted({notebook for notebook, _ in comparisons})
+    return f"those of notebook{'s' * (len(notebooks) > 1)} {', '.join(notebooks)}"
 
 
 def failed_run(records: dict[str, Record]) -> str:

@@ -17,6 +17,7 @@ from decorlib.study.evidence.stats import WORST_FIRST
 NOTEBOOK = "07"
 WORDS = {"refuted": "no different by as much as counts", "supported": "better", "harmful": "worse"}
 EXPECTED = "BatchNorm"  # the control that most readers have already
+ALL = 50_000  # training images of both data sets but those of validation
 FEW = 3  # pairs of runs, below which a ratio's interval says nothing
 ADVICE = ("10", "11")  # what one would use instead; where it pays
 COST = "08"
@@ -32,7 +33,7 @@ MEANINGS = {
     "equal seconds": "as many epochs as fit into the same time",
     "equal epochs": "as many passes over the data",
 }
-TIMED = {"network": "MLP", "data": "MNIST", "measure": "seconds"}  # whose seconds to a level are told
+TIMED = {"network": "MLP", "measure": "seconds"}  # whose seconds to a level are told
 
 
 def studies(records: dict[str, Record], root: Path = ROOT) -> list[Record]:
@@ -66,13 +67,13 @@ def paragraph(records: dict[str, Record], root: Path = ROOT, escaped: Callable[[
     margin, told = made[0].parameters["margin"], made[-1].frame("protocol")
     networks, data, controls = (list(dict.fromkeys(told[name])) for name in ("network", "data", "control"))
     text = (
-        f"**Does decorrelation help?** {escaped(lead(rows))} Networks with a learned R "
-        f"({escaped(', '.join(networks))}; {escaped(', '.join(data))}) were compared with {len(controls)} controls "
-        f"without it ({escaped('; '.join(controls))}), each tuned by as many tries. Of "
-        f"{len(rows)} comparisons: {counted(rows)}. "
-        f"What counts is a difference of {100 * margin:g} percentage points of test accuracy."
+        f"**Does decorrelation help?** {escaped(lead(rows, margin))} Networks with a learned R "
+        f"({escaped(', '.join(networks))}; {escaped(', '.join(data))}; {size(made[-1])}) were compared with "
+        f"{len(controls)} controls without it ({escaped('; '.join(controls))}). The rates of each came from a grid of "
+        "as many tries, which moved on where the best lay on its edge."
     )
-    lines = [f"least favourable: {escaped(one(rows.iloc[0]))}"]
+    lines = [f"{name}: {found}" for name, found in by_study(made)]
+    lines.append(f"least favourable: {escaped(one(rows.iloc[0]))}{escaped(otherwise(rows.iloc[0], made))}")
     own = rows[rows["control"] == EXPECTED]
     if len(own):
         low, high = 100 * own["estimate"].min(), 100 * own["estimate"].max()
@@ -81,11 +82,15 @@ def paragraph(records: dict[str, Record], root: Path = ROOT, escaped: Callable[[
     lines += [escaped(sentence) for sentence in seconds(records, root)]
     factor = made[-1].parameters.get("factor")
     tail = (
-        "In brackets are 95% intervals that hold together for all rows of a study; n is the number of pairs of runs, "
-        "with R and without, that start from the same random seed. With R the best of its arms stands, picked on "
-        "validation images."
+        "In brackets are 95% intervals that hold together for all rows of their study; n is the number of pairs of "
+        "runs, with R and without, that start from the same random seed. With R the best of its arms stands, picked on "
+        "validation images. Where both studies made a comparison, the less favourable of the two is told."
     )
-    fewer = f"Seconds count as fewer below {1 / factor:g} of the control's." if factor else ""
+    fewer = (
+        f"Seconds count as fewer below {1 / factor:g} of the control's: *refuted* is faster by less, or not at all."
+        if factor
+        else ""
+    )
     told_last = (tail, fewer, meanings(rows, escaped))
     return "\n".join([text, "", *(f"* {line}" for line in lines), "", " ".join(filter(None, told_last))])
 
@@ -97,20 +102,53 @@ def meanings(rows: pd.DataFrame, escaped: Callable[[str], str] = str) -> str:
     return f"The names: {'; '.join(said)}." if said else ""
 
 
-def lead(rows: pd.DataFrame) -> str:
+def size(record: Record) -> str:
+    """How large runs were: images (0 means all but those of validation) and epochs of plain backpropagation."""
+    networks = list(dict.fromkeys(record.frame("protocol")["network"]))
+    images, epochs = (record.parameters.get(name, []) for name in ("images", "epochs"))
+    if len(images) != len(networks) or len(epochs) != len(networks):
+        return "small ones"
+    told = zip(networks, images, epochs, strict=True)
+    return "; ".join(f"{name}: {n or ALL:,} images, {e} epochs" for name, n, e in told)
+
+
+def by_study(made: list[Record]) -> list[tuple[str, str]]:
+    """Each study, the longest first, and how its comparisons came out."""
+    names = ["longer study" if record is not made[0] else "full run" for record in made]
+    return [
+        (
+            f"{name}, {record.parameters.get('seeds', '?')} random seeds",
+            f"of {len(rows := record.frame('protocol').dropna(subset=['estimate']))} comparisons {counted(rows)}",
+        )
+        for name, record in reversed(list(zip(names, made, strict=True)))
+    ]
+
+
+def otherwise(row: pd.Series, made: list[Record]) -> str:
+    """What the other study found in the comparison of a row, where there is one that made it."""
+    for record in made:
+        frame = record.frame("protocol")
+        same = frame[(frame["comparison"] == row["comparison"]) & (frame["estimate"] != row["estimate"])]
+        if len(same.dropna(subset=["estimate"])):
+            other = same.iloc[0]
+            return f"; in the other study {points(of_row(other))} ({other['outcome']})"
+    return ""
+
+
+def lead(rows: pd.DataFrame, margin: float) -> str:
     """The answer in a few words; it is no before it is yes, and says over which controls."""
     better = (rows["outcome"] == "supported").groupby(rows["control"], sort=False).agg(["sum", "size"])
     if not better["sum"].any():
-        return "No gain was shown."
+        return f"No gain of more than {100 * margin:g} percentage points of test accuracy was shown."
     if (better["sum"] == better["size"]).all():
         return "Yes."
     none, some = better[better["sum"] == 0], better[better["sum"] > 0]
-    gains = ", ".join(
-        f"over {control} in {row['sum']} of {row['size']} comparisons" for control, row in some.iterrows()
-    )
+    shown = f"of more than {100 * margin:g} percentage points of test accuracy was shown"
+    gains = "; ".join(f"one was over '{control}' in {row['sum']} of {row['size']}" for control, row in some.iterrows())
     if none.empty:
-        return f"In some cases: {gains}."
-    return f"No gain was shown over {' or '.join(none.index)} (0 of {none['size'].sum()} comparisons); {gains}."
+        return f"In some comparisons. A gain {shown}: {gains}."
+    without, count = " or over ".join(f"'{control}'" for control in none.index), none["size"].sum()
+    return f"Hardly. No gain {shown} over {without} (0 of {count} comparisons); {gains}."
 
 
 def counted(rows: pd.DataFrame) -> str:
@@ -146,28 +184,51 @@ def word(outcome: str) -> str:
 
 
 def seconds(records: dict[str, Record], root: Path = ROOT) -> list[str]:
-    """Seconds to a level over each control's (:data:`TIMED`): a sentence for each schedule, of the longest study."""
+    """Seconds to a level over each control's, of the longest study: where R is slowest, and where quickest."""
     for record in reversed(studies(records, root)):
         frame = record.frame("time to levels")
         for name, value in TIMED.items():
             frame = frame[frame[name] == value]
-        if len(frame):
-            return [timed(schedule, own) for schedule, own in frame.groupby("schedule", sort=False)]
+        cases = [own for _, own in frame.groupby(["data", "schedule"], sort=False)]
+        if cases:
+            known = sorted((case for case in cases if len(at_level(case))), key=_slowest, reverse=True)
+            if len(known) < 2:
+                return [timed(case) for case in known or cases[:1]]
+            ends = (("slowest", known[0]), ("quickest", known[-1]))
+            return [f"{timed(case)} ({name} of {len(cases)} cases)" for name, case in ends]
     return []
 
 
-def timed(schedule: str, rows: pd.DataFrame) -> str:
-    """The ratios at the highest level at which most are known, the least favourable first."""
-    where = f"seconds of training, {TIMED['network']} on {TIMED['data']}, rate {schedule}"
+def at_level(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the highest level at which most ratios are known, the least favourable first; none, where none is."""
     known = rows[rows["n"] >= FEW].groupby("level", sort=False).size()
     if known.empty:
-        lowest = rows["level"].iloc[0]
+        return rows.iloc[:0]
+    level = known[known == known.max()].index[-1]
+    return rows[rows["level"] == level].sort_values("estimate", ascending=False)
+
+
+def _slowest(rows: pd.DataFrame) -> float:
+    return at_level(rows)["estimate"].max()
+
+
+def timed(rows: pd.DataFrame) -> str:
+    """The ratios at a level; and at the highest level of all, where more runs of a control get there than with R."""
+    first, shown = rows.iloc[0], at_level(rows)
+    where = f"seconds of training, {TIMED['network']} on {first['data']}, rate {first['schedule']}"
+    if shown.empty:
+        lowest = first["level"]
         return (
             f"{where}: too few pairs of runs pass a validation accuracy of {lowest}, the lowest level, to tell a ratio"
         )
-    level = known[known == known.max()].index[-1]
-    shown = rows[rows["level"] == level].sort_values("estimate", ascending=False)
-    return f"{where}, to a validation accuracy of {level}: {'; '.join(ratio(row) for _, row in shown.iterrows())}"
+    level, top = shown["level"].iloc[0], rows[rows["level"] == rows["level"].iloc[-1]]
+    text = f"{where}, to a validation accuracy of {level}: {'; '.join(ratio(row) for _, row in shown.iterrows())}"
+    behind = top[top["control never"] < top["arm never"]]
+    if level == top["level"].iloc[0] or behind.empty:
+        return text
+    reached = ", ".join(f"{row['of'] - row['control never']} with {row['control']}" for _, row in behind.iterrows())
+    with_R = behind["of"].iloc[0] - behind["arm never"].iloc[0]
+    return f"{text}; to {top['level'].iloc[0]}: {with_R} of {behind['of'].iloc[0]} runs with R, {reached}"
 
 
 def ratio(row: pd.Series) -> str:

@@ -107,11 +107,11 @@ def read(records: dict[str, Record], root: Path = ROOT) -> list[Shared]:
     return found
 
 
-def waiting(root: Path = ROOT) -> list[str]:
-    """The comparisons of the registry that only the longer study makes, where it has no record: in words."""
+def waiting(root: Path = ROOT) -> list[tuple[str, str]]:
+    """What of the registry only the longer study compares, where it has no record: notebook, and in words."""
     longer = load_records(root / EXTENDED / "records")
     return [
-        entry["what"]
+        (entry["record"], entry["what"])
         for entries in _registry(root).values()
         for entry in entries
         if entry.get("study") == "longer" and entry["record"] not in longer

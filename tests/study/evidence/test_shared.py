@@ -46,7 +46,7 @@ def test_every_entry_of_the_registry_is_found_in_some_record(records):
         for entry in entries:
             among = [source[entry["record"]] for source in (records, longer, elsewhere) if entry["record"] in source]
             if entry.get("study") == "longer" and entry["record"] not in longer:
-                assert entry["what"] in shared.waiting()
+                assert (entry["record"], entry["what"]) in shared.waiting()
                 continue
             assert any(shared.find(record, entry) for record in among), entry
 
@@ -126,8 +126,10 @@ def test_what_only_the_longer_study_makes_is_said_to_wait(clone):
     entry = ENTRY | {"study": "longer", "what": "a minus b, 60,000 digits"}
     root = clone()
     (root / shared.REGISTRY).write_text(yaml.safe_dump({"zero pixels": [ENTRY, entry]}))
-    assert shared.waiting(root) == ["a minus b, 60,000 digits"]
-    assert "alone makes 1 of" in answers.below({"01": small_record()}, root)
+    assert shared.waiting(root) == [(ENTRY["record"], "a minus b, 60,000 digits")]
+    assert ": 1 of the comparisons that bear on these rows, those of notebook 01." in answers.below(
+        {"01": small_record()}, root
+    )
     (root / EXTENDED / "records" / "01.json").write_text("{}")
     with pytest.raises(RecordDamaged):
         shared.waiting(root)

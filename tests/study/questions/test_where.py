@@ -199,6 +199,10 @@ def test_the_two_sentences_say_where_it_pays_and_where_not():
         "Do not use it where it costs accuracy (feedback alignment, annealed rate, -15.00 points [-20.00, -10.00], n = "
     )
     assert gains.do_not_use(harmed, 0.002).startswith(costs)
+    row = gains.over_best(harmed).iloc[0]
+    plain = found[(found["value"] == row["value"]) & (found["axis"] == row["axis"]) & (found["minus"] == plan.ALONE)]
+    means = f"({100 * row['accuracy']:.1f}% with R, {100 * row['control']:.1f}% with it, {100 * plain['control'].item():.1f}% with"
+    assert means in gains.do_not_use(harmed, 0.002)
     gained = found.assign(low=0.1, high=0.2, estimate=0.15)
     said = gains.do_not_use(gained, 0.002)
     assert said.startswith("No cell says when not to use it; the smallest gain is that at feedback alignment")

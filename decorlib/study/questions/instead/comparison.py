@@ -108,8 +108,8 @@ def differences(wide: pd.DataFrame, ours: str, others: Sequence[str]) -> dict[st
 def difference_table(found: Mapping[str, Pairs], margin: float, of: int | None = None) -> pd.DataFrame:
     """One row per peer in points, with simultaneous intervals over all rows and what they say by the margin.
 
-    *Left out* are pairs in which a run diverged; where there are any, the outcome is "undecided". ``of`` is the number of
-    rows where these are a part of a larger table.
+    *Left out* are pairs in which a run diverged; where there are any, the outcome is "undecided". ``of`` is the number
+    of rows where these are a part of a larger table.
     """
     rows = {}
     for name, one in found.items():
@@ -204,7 +204,7 @@ def verdict(cell: Cell, margin: float, scale: str, schedule: str) -> Verdict:
         cell.effect.interval,
         left_out=cell.effect.left_out,
         hypothesis=f"over what I would use instead, {schedule}",
-        claim=f"a decorrelated MLP ('{cell.ours}') ends more accurate than the hardest of its best peers ('{cell.peer}')",
+        claim=f"a decorrelated MLP ('{cell.ours}') ends more accurate than the hardest of its peers ('{cell.peer}')",
         criterion=f"test accuracy higher by more than {margin}, paired by seed, 95% interval; refuted inside ±{margin}",
         better="higher",
         margin=margin,

@@ -117,11 +117,18 @@ def pays_most(found: pd.DataFrame, margin: float) -> str:
     )
 
 
+def _means(row: pd.Series, found: pd.DataFrame) -> str:
+    """Mean accuracies of a cell: with R, with its control, and with neither, which may be no better than with R."""
+    same = found[(found["axis"] == row["axis"]) & (found["value"] == row["value"]) & (found["minus"] == ALONE)]
+    plain = f", {100 * same['control'].iloc[0]:.1f}% with neither" if len(same) else ""
+    return f" ({100 * row['accuracy']:.1f}% with R, {100 * row['control']:.1f}% with it{plain})"
+
+
 def do_not_use(found: pd.DataFrame, margin: float) -> str:
     """One sentence: the cells where R is worse or no different by as much as counts, and how many are undecided."""
     best = over_best(found).sort_values("estimate", kind="stable")
     by = {word: [row for _, row in best.iterrows() if outcome(row, margin) == word] for word in WORST_FIRST}
-    costs = "; ".join(f"{where(row)}, {told(row)} over {row['minus']}" for row in by["harmful"])
+    costs = "; ".join(f"{where(row)}, {told(row)} over {row['minus']}{_means(row, found)}" for row in by["harmful"])
     same = ", ".join(where(row) for row in by["refuted"])
     parts = [f"where it costs accuracy ({costs})"] * bool(costs)
     parts += [f"where it makes no difference of {100 * margin:g} points ({same})"] * bool(same)
