@@ -126,8 +126,8 @@ def test_seconds_are_told_where_r_is_slowest_and_where_it_is_quickest(nowhere):
             levels.append(level)
     slowest, quickest = opening.seconds({"07": record(times=times, never=never, levels=levels)}, nowhere)
     assert slowest == (
-        "seconds of training, MLP on MNIST, rate cosine to zero, to a validation accuracy of 97.5%: 1.30 [0.50, 3.00] of "
-        "BatchNorm's (n = 5, undecided); to 98.2%: 0 of 5 runs with R, 3 with BatchNorm (slowest of 3 cases)"
+        "seconds of training, MLP on MNIST, rate cosine to zero, to a validation accuracy of 97.5%: 1.30 [0.50, "
+        "3.00] of BatchNorm's (n = 5, undecided); to 98.2%: 0 of 5 runs with R, 3 with BatchNorm (slowest of 3 cases)"
     )
     assert quickest.startswith(
         "seconds of training, MLP on MNIST, rate constant, to a validation accuracy of 97.5%: 0.90"
