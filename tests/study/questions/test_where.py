@@ -201,7 +201,8 @@ def test_the_two_sentences_say_where_it_pays_and_where_not():
     assert gains.do_not_use(harmed, 0.002).startswith(costs)
     row = gains.over_best(harmed).iloc[0]
     plain = found[(found["value"] == row["value"]) & (found["axis"] == row["axis"]) & (found["minus"] == plan.ALONE)]
-    means = f"({100 * row['accuracy']:.1f}% with R, {100 * row['control']:.1f}% with it, {100 * plain['control'].item():.1f}% with"
+    means = [f"{100 * mean:.1f}%" for mean in (row["accuracy"], row["control"], plain["control"].item())]
+    means = f"({means[0]} with R, {means[1]} with it, {means[2]} with neither)"
     assert means in gains.do_not_use(harmed, 0.002)
     gained = found.assign(low=0.1, high=0.2, estimate=0.15)
     said = gains.do_not_use(gained, 0.002)
