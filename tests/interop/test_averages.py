@@ -60,3 +60,14 @@ def test_update_bn_passes_running_means_by_and_a_training_pass_sets_them():
         for x in batches:
             average(x)
     torch.testing.assert_close(layers[0].running_mean, torch.cat(batches).mean(0))
+
+
+def test_an_average_of_what_requires_a_gradient_leaves_r_out():
+    """As many hand-written ones do; that over all of state_dict has it."""
+    model, _, (R, _) = trained()
+    requiring = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert not any("decorrelation" in name for name in requiring)
+    kept = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
+    assert torch.equal(kept["2.decorrelation.weight"], R[-1])
+    assert torch.equal(kept["2.decorrelation.running_mean"], model[2].decorrelation.running_mean)
+    assert requiring < set(kept)
