@@ -277,19 +277,22 @@ class Record:
             raise RecordDamaged(f"{path} is not JSON, and was not executed; {way_out}") from error
 
 
-def load_records(folder: str | Path | None = None, before: str | None = None) -> dict[str, Record]:
+def load_records(
+    folder: str | Path | None = None, before: str | None = None, without: str | None = None
+) -> dict[str, Record]:
     """All records of a results folder by notebook number.
 
-    A notebook that calls this is run again when an earlier record has changed.
+    A notebook that calls this is run after all that do not, and again when one of their records has changed.
 
     Args:
         folder: the folder that holds ``NN.json``. Default: ``None``, the records that the running
             ``make reproduce`` has made so far, else those in the repository.
         before: only notebooks with a smaller number. Default: ``None``, all
+        without: a notebook to leave out, most often the one that asks. Default: ``None``, none
     """
     folder = Path(folder or os.environ.get("DECORLIB_RECORDS") or provenance.ROOT / "results" / "records")
     found = {path.stem: Record.load(path) for path in sorted(folder.glob("[0-9][0-9].json"))}
-    return {number: record for number, record in found.items() if before is None or number < before}
+    return {n: record for n, record in found.items() if (before is None or n < before) and n != without}
 
 
 def load_extended(number: str) -> Record | None:

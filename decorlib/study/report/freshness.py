@@ -24,7 +24,7 @@ PACKAGE = DATA.parent
 class Job:
     """A notebook on its way through ``reproduce``: what will be run, from what, and where it leaves things.
 
-    Settled by :func:`settle` when its turn comes (a notebook may read the records of those before it) and carried
+    Settled by :func:`settle` when its turn comes (it may read records that others have just written) and carried
     through execution, publishing and the note of what the results were made from.
 
     Args:
@@ -123,9 +123,9 @@ def inputs(source: Source, values: dict, options: Namespace) -> dict[str, str]:
     for name, path in sorted(modules.items()):
         found[name] = sha(code.code_of(path.read_text(encoding="utf-8")))
     text = "\n".join(cell.source for cell in cells)
-    if "load_records" in text:
+    if source.reads_records:
         for path in sorted((options.results / "records").glob("[0-9][0-9].json")):
-            if path.stem < source.number:
+            if path.stem != source.number:
                 found[f"record {path.stem}"] = _findings(path)
         for path in sorted((options.root / EXTENDED / "records").glob("[0-9][0-9].json")):
             found[f"extended record {path.stem}"] = _findings(path)

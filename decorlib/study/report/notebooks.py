@@ -36,6 +36,11 @@ class Source:
     def read(self) -> nbformat.NotebookNode:
         return nbformat.read(self.path, as_version=4)
 
+    @property
+    def reads_records(self) -> bool:
+        """Whether it calls ``load_records``, and so depends on what the others found."""
+        return any(cell.cell_type == "code" and "load_records" in cell.source for cell in self.read().cells)
+
 
 def find(folder: Path, only: list[str] | None = None) -> list[Source]:
     """Notebooks ``NN_question_in_words.ipynb`` of a folder in numeric order.
@@ -61,6 +66,11 @@ def find(folder: Path, only: list[str] | None = None) -> list[Source]:
                 )
         found = [source for source in found if source.number in wanted]
     return found
+
+
+def readers_last(sources: list[Source]) -> list[Source]:
+    """The order in which to run: those that read the records of others come after them, whatever their number."""
+    return sorted(sources, key=lambda source: (source.reads_records, source.number))
 
 
 def with_extended(sources: list[Source]) -> list[Source]:

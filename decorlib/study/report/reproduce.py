@@ -138,6 +138,7 @@ def reproduce(options: argparse.Namespace) -> int:
     except RecordDamaged as error:
         print(f"note: {error}", file=sys.stderr)
         before = {}
+    sources = notebooks.readers_last(sources)
     failures = run_all(sources, values, options, TimeLeft([source.number for source in sources], before))
     if failures:
         print("\n".join(["", f"{len(failures)} notebook(s) FAILED:", *failures.values()]), file=sys.stderr)
@@ -148,7 +149,7 @@ def reproduce(options: argparse.Namespace) -> int:
 
 
 def run_all(sources: list[Source], values: dict, options: argparse.Namespace, progress: TimeLeft) -> dict[str, str]:
-    """Run the notebooks in order; a failure does not stop the others. Returns number -> message."""
+    """Run notebooks one after the other; a failure does not stop the others. Returns number -> message."""
     failures: dict[str, str] = {}
     for source in sources:
         begin = time.perf_counter()

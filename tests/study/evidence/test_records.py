@@ -162,6 +162,7 @@ def test_load_records(results, monkeypatch):
     assert list(load_records(results / "records")) == ["01", "03", "09"]
     monkeypatch.setenv("DECORLIB_RECORDS", str(results / "records"))
     assert list(load_records(before="09")) == ["01", "03"]
+    assert list(load_records(without="03")) == ["01", "09"]
     assert load_records(results / "nowhere") == {}
 
 

@@ -276,6 +276,20 @@ def test_a_changed_verdict_sets_the_exit_status_and_reruns_who_reads_it(tmp_path
     assert "5 values compared, 1 outside" in out
 
 
+def test_who_reads_records_runs_after_all_others_whatever_its_number(tmp_path, capsys):
+    put(tmp_path, "09", "import os  # load_records\nprint(sorted(os.listdir(os.environ['DECORLIB_RECORDS'])))")
+    for number in ("01", "11"):
+        put(tmp_path, number, RECORD.replace("'01'", repr(number)), parameters="value = 1.0\noutcome = 'supported'")
+    assert make(tmp_path) == 0
+    assert printed(tmp_path / "results" / "notebooks" / "09_why.ipynb") == ["['01.json', '11.json']\n"]
+    (tmp_path / "notebooks" / "params" / "11.yaml").write_text("value: 2.0\n")
+    capsys.readouterr()
+    make(tmp_path)
+    out = capsys.readouterr().out
+    assert out.index("11  why (full: its parameters changed)") < out.index("09  why (full: record 11 changed)")
+    assert "01  nothing to be done" in out
+
+
 def test_what_ran_is_compared_and_what_did_not_is_named(tmp_path, capsys):
     """A failed notebook's record is that of another day: it is not compared, or it would be "within"."""
     for number in ("01", "02", "03"):
