@@ -555,6 +555,7 @@ def test_a_diverged_run_leaves_out_its_pair_and_decides_nothing():
     verdict = comparison.verdict(one, 0.002, "", "annealed")
     assert (verdict.outcome, verdict.left_out, verdict.n) == ("undecided", 1, 2)
     best, _ = comparison.uses({"only": one}, 0.002)
+    assert best.startswith("No gain of 0.2 points was found in any cell; the nearest to one is only: ")
     assert "n = 2, 1 left out since a run diverged" in best
     assert "undecided" in best
     assert set(comparison.added(one.wide)) == {"R minus Adam"}

@@ -264,7 +264,11 @@ def uses(found: Mapping[str, Cell], margin: float) -> tuple[str, str]:
     more += f"; a gain of {counts} was not shown for {'; '.join(without)}" if without else ""
     if still := [name for name in effects if name not in moved]:
         more += f"; R stayed within {STAYED:.0%} of the identity, and decides nothing, in {'; '.join(still)}"
+    found_one = outcomes[best] == "supported"
+    first = (
+        "The best use found is" if found_one else f"No gain of {counts} was found in any cell; the nearest to one is"
+    )
     return (
-        f"The best use found is {said(best)}: {meaning[outcomes[best]]} (intervals of {len(effects)} cells together).",
+        f"{first} {said(best)}: {meaning[outcomes[best]]} (intervals of {len(effects)} cells together).",
         f"Do not use it for {said(worst)}: {meaning[outcomes[worst]]}{more}.",
     )
