@@ -58,7 +58,11 @@ def provenance_lines(record: Record | None, path: Path, to_root: str, results: s
         ("Versions", esc(versions)),
         ("Data (sha256)", sums),
         ("Machine", esc(f"{machine['device']}, {machine['cpu']}, {machine['cores']} cores, {machine['platform']}")),
-        ("Run", f"{esc(made['started'])}, {made['seconds']:g} s until the record was written"),
+        (
+            "Run",
+            f"{esc(made['started'])}, {made['seconds']:g} s until the record was written, "
+            "without runs that were stored already",
+        ),
         ("Parameters", esc(parameters) or "–"),
         ("Files", f'{source} · {executed} · <a href="{results}/records/{record.notebook}.json">record</a>'),
     ]
@@ -89,7 +93,8 @@ def site_foot(records: dict[str, Record]) -> str:
         versions,
         f"data {data.hexdigest()[:12]}",
         machine,
-        f"{minutes:.1f} min for {len(made)} {'notebook' if len(made) == 1 else 'notebooks'}",
+        f"{minutes:.1f} min for {len(made)} {'notebook' if len(made) == 1 else 'notebooks'}, "
+        "without runs that were stored already",
     )
     return f'```{{raw}} html\n<p class="made-by">{" · ".join(parts)}</p>\n```\n'
 
