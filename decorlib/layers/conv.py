@@ -151,8 +151,9 @@ class DecorConvNd(DecorConvolution):
         if d.due:
             states = _pixels(y, chosen)
             d.remember_samples(_pixels(x, chosen), mean, states if constant is None else states + constant.detach())
-        shifts = [] if constant is None else [(constant, self.weight.flatten(2).sum(2))]
-        return self._conv_forward(y, self.weight, self.shifted_bias(shifts))
+        weight = self.weight  # once: one that is computed (a parametrization) may be another at each look
+        shifts = [] if constant is None else [(constant, weight.flatten(2).sum(2))]
+        return self._conv_forward(y, weight, self.shifted_bias(shifts))
 
     def _constant(self, mean: Tensor | None) -> Tensor | None:
         """b_R - R mean, (C_in), or None where there is neither."""
@@ -162,12 +163,12 @@ class DecorConvNd(DecorConvolution):
 
     def fused(self, mean: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of the plain convolution that does the same."""
-        d = self.decorrelation
+        d, plain = self.decorrelation, self.weight
         if self.span == "patch" and self.groups == 1:
-            weight, bias = fused_linear(self.weight.flatten(1), self.bias, d, mean)
-            return shaped_like(self.weight, weight), bias
-        weight = self.composed(d.weight.detach().to(self.weight.dtype), self.weight)
-        shifts = [] if d.bias is None else [(d.bias, self._taps(self.weight))]
+            weight, bias = fused_linear(plain.flatten(1), self.bias, d, mean)
+            return shaped_like(plain, weight), bias
+        weight = self.composed(d.weight.detach().to(plain.dtype), plain)
+        shifts = [] if d.bias is None else [(d.bias, self._taps(plain))]
         shifts += [] if mean is None else [(-mean, self._taps(weight))]
         return weight, self.shifted_bias(shifts)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from decorlib.layers.checks import EMPTY, called, check_fraction
 from decorlib.layers.distributed import distributed
 from decorlib.layers.options import Mask
-from decorlib.layers.recompute import only_once, recomputing
+from decorlib.layers.recompute import first_pass, only_once, recomputing
 
 #: Forwards that ``accumulate=True`` keeps; of more, the oldest are dropped, with one warning.
 ACCUMULATED = 64
@@ -76,7 +76,8 @@ class BatchMemory:
         lent: Tensor | None = None,
     ) -> None:
         """Keep a batch; ``source`` is (x, mean) where y leaves the layer as its output."""
-        compiling, learning = torch.compiler.is_compiling(), torch.is_grad_enabled()
+        compiling = torch.compiler.is_compiling()
+        learning = torch.is_grad_enabled() or (not compiling and first_pass())
         if self.batches:
             if self.batches[0].with_gradients and not learning:
                 return
@@ -86,6 +87,9 @@ class BatchMemory:
             # Compiled backward writes over what it believes is needed no more, also where a batch is kept beyond it.
             # Where batches are added up, one that is computed again would count twice.
             y, x, source = (only_once if accumulate else kept)(y), None if x is None else kept(x), None
+        else:
+            x = x if x is None else _countable(x)
+            y, source = (y, None) if source is None else (_countable(y), (_countable(source[0]), source[1]))
         versions = (None,) * 3 if compiling else (_version(y), _version(x), _version(source and source[0]))
         batch = Batch(y, x, learning, source, versions, lent)
         if not accumulate:
@@ -151,6 +155,11 @@ class BatchMemory:
                 )
             y = transform(*source)
         return y, x
+
+
+def _countable(t: Tensor) -> Tensor:
+    """The tensor, or a copy that nobody else writes to where torch counts no writes (inference mode)."""
+    return t.clone() if t.is_inference() else t
 
 
 def _version(t: Tensor | None) -> int | None:

@@ -33,6 +33,22 @@ def recomputing() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
+def first_pass() -> bool:
+    """Whether this code runs without gradients in the forward of an autograd.Function that will be differentiated.
+
+    Reentrant checkpointing (``use_reentrant=True``, and its likes in other libraries) is one: its first pass is without
+    gradients, and is trained on all the same.
+    """
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "forward" and frame.f_code.co_varnames[:1] == ("ctx",):
+            ctx = frame.f_locals["ctx"]
+            if isinstance(ctx, torch.autograd.function.FunctionCtx):
+                return bool(ctx.next_functions)
+        frame = frame.f_back
+    return False
+
+
 def _called_again() -> bool:
     """Whether an operation of compiled code runs in a compiled forward that checkpointing calls a second time.
 

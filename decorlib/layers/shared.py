@@ -50,7 +50,9 @@ class SharedDecorrelation(Decorrelation):
             return
         if self._source is None or id(reader) in self._seen:
             # Detached, it keeps its memory from being used for another tensor, and counts the same writes.
-            self._seen, self._mean, self._source = set(), None, (x.detach(), _what(x))
+            # Of a tensor of inference mode nobody counts the writes, so that its values are compared.
+            seen = x.clone() if x.is_inference() else x.detach()
+            self._seen, self._mean, self._source = set(), None, (seen, _what(x))
         elif not _same(x, *self._source):
             self.forget_source()
             raise RuntimeError(
@@ -108,5 +110,6 @@ def _what(x: Tensor) -> tuple:
 
 
 def _same(x: Tensor, before: Tensor, what: tuple) -> bool:
-    version = None if before.is_inference() else before._version
-    return _what(x) == what and version == what[-2]
+    if _what(x) != what:
+        return False
+    return torch.equal(x, before) if x.is_inference() else before._version == x._version

@@ -194,7 +194,10 @@ def _layers(model: nn.Module) -> dict[str, str]:
     """What of each layer is no tensor but changes its next step."""
     also = ("momentum", "bias_reduction")
     return {
-        name: ", ".join([repr(layer), *(f"{setting}={getattr(layer, setting)!r}" for setting in also)])
+        name: ", ".join(
+            [repr(layer), *(f"{setting}={getattr(layer, setting)!r}" for setting in also)]
+            + ([] if layer.learning else ["learning=False"])  # said only where it rests: files of before have no word
+        )
         for name, layer in decor_modules(model)
     }
 

@@ -466,3 +466,23 @@ def test_transposed_bad_images_are_named():
         layer(draw(2, 3, 2, 2))  # 3 * 2 * 2 = 12, but these are not 12 channels
     with pytest.raises(NonFiniteInput):
         layer(torch.full((1, 12, 2, 2), float("inf"), dtype=torch.float64))
+
+
+class Dropped(nn.Module):
+    """A weight that is another one at each look at it."""
+
+    def forward(self, weight):
+        return F.dropout(weight, 0.5)
+
+
+@pytest.mark.parametrize("fused", [None, True, False])
+@pytest.mark.parametrize("options", [{"center": "batch"}, {"center": "running", "momentum": 1.0}, {"decor_bias": True}])
+@pytest.mark.parametrize(("span", "groups"), [("channel", 1), ("channel", 2), ("patch", 1), ("patch", 2)])
+def test_a_weight_that_is_computed_at_each_look_is_one_in_a_forward(span, groups, options, fused):
+    """A constant input is what the mean, or b_R, takes away: the plain bias is left, by whatever weight."""
+    layer = DecorConv2d(4, 4, 1, groups=groups, span=span, fuse=fused, **options)
+    if layer.decorrelation.bias is not None:
+        layer.decorrelation.bias.data.fill_(-3.0)
+    nn.utils.parametrize.register_parametrization(layer, "weight", Dropped())
+    out = layer(torch.full((6, 4, 5, 5), 3.0))
+    torch.testing.assert_close(out, layer.bias[:, None, None].expand_as(out), rtol=0, atol=1e-5)

@@ -232,6 +232,46 @@ def test_r_alone_learns_without_gradients():
         assert torch.equal(layer.weight, expected)
 
 
+def test_writes_that_inference_mode_does_not_count_do_not_change_what_is_learned():
+    x = draw(8, D)
+    for layer, write in (
+        (Decorrelation(D), lambda x, y: y.relu_()),
+        (Decorrelation(D, rule="adaptive_gain"), lambda x, y: x.zero_()),
+        (DecorLinear(D, D, rule="adaptive_gain"), lambda x, y: x.zero_()),
+    ):
+        layer.double()
+        inner, expected = getattr(layer, "decorrelation", layer), copy.deepcopy(layer)
+        with torch.inference_mode():
+            given = x.clone()
+            write(given, layer(given))
+        layer.step(0.01)
+        expected(x)
+        expected.step(0.01)
+        assert torch.equal(inner.weight, getattr(expected, "decorrelation", expected).weight)
+
+
+@pytest.mark.parametrize("looks", ["before", "after", "before, through a checkpoint"])
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_the_first_pass_of_a_reentrant_checkpoint_is_no_look(accumulate, looks):
+    """It runs without gradients, and is trained on all the same."""
+    x, other = draw(8, D).requires_grad_(), 5 * draw(8, D, seed=1).requires_grad_()
+    expected = after_a_step(layer_of(accumulate=accumulate), x)
+    layer = layer_of(accumulate=accumulate)
+
+    def look():
+        with torch.no_grad():
+            checkpoint(layer, other, use_reentrant=True) if "checkpoint" in looks else layer(other)
+
+    if "before" in looks:
+        look()
+    loss = checkpoint(layer, x, use_reentrant=True).sum()
+    if looks == "after":
+        look()
+    loss.backward()
+    layer.step(0.1)
+    assert torch.equal(layer.weight, expected)
+
+
 # ------------------------------------------------------------------------------ several forwards, and none too many
 
 

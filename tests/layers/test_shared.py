@@ -146,6 +146,21 @@ def test_an_input_that_was_written_to_between_the_layers_is_refused():
         model(draw(1, 6))
 
 
+def test_a_write_that_inference_mode_does_not_count_is_refused_too():
+    model, write = built(accumulate=True), []
+    model.query.register_forward_hook(lambda _layer, inputs, _output: write[0](inputs[0]) if write else None)
+    with torch.inference_mode():
+        x = draw(8, 6)
+    for within in (True, False):  # a tensor of inference mode is one outside of it as well
+        write.clear()
+        with torch.inference_mode(within), torch.no_grad():
+            model(x)
+        DecorSGD(model, 0.05).step()
+        write.append(lambda x: x.add_(1) is None or None)
+        with torch.inference_mode(), pytest.raises(RuntimeError, match="must read the same tensor, unchanged"):
+            model(x)
+
+
 def test_views_and_two_forwards_on_one_tensor():
     model = built(given=lambda x: (x[0], x[0], x[0]), accumulate=True)
     x = draw(2, 8, 6)

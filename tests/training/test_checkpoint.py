@@ -238,11 +238,14 @@ def test_a_checkpoint_of_something_else_is_refused_and_nothing_is_changed(saved,
     wider = nn.Sequential(DecorLinear(6, 8))
     other = Run(seed=1)
     other.model[6].decorrelation.rule = decorlib.KappaRule(kappa=0.7)
+    resting = Run(seed=1)
+    resting.model[6].decorrelation.learning = False
     for load, message in [
         (lambda: load_checkpoint(path, run.model), r"holds optimizers \['R', 'weights'\], given are \[\]"),
         (lambda: load_checkpoint(path, wider, **run.parts), r"layers with a generator \['0\.decorrelation'\]"),
         (lambda: load_checkpoint(path, run.model[:-1], **run.parts), r"another model: \['6\.bias', "),
         (lambda: other.load(path), r"layer '6\.decorrelation' was .*kappa=0\.3.*kappa=0\.7.*read_checkpoint"),
+        (lambda: resting.load(path), r"layer '6\.decorrelation' was .*here it is .*learning=False.*read_checkpoint"),
     ]:
         with pytest.raises(ValueError, match=message):
             load()
