@@ -119,7 +119,7 @@ def features_last(input: Tensor, in_features: Whole) -> Tensor:
     )
 
 
-def frozen(layer: nn.Module, before: bool, kinds: tuple[str, ...] = ("weight",)) -> bool:
+def frozen(layer: nn.Module, before: bool, kinds: tuple = ("weight",)) -> bool:  # of names
     """Whether backpropagation leaves the weights of a layer alone; ``before`` is what was last known.
 
     Where none of them needs a gradient now, the Parameters are asked. A weight that is computed of others at each
