@@ -72,7 +72,7 @@ def paragraph(records: dict[str, Record], root: Path = ROOT, escaped: Callable[[
         f"{len(controls)} controls without it ({escaped('; '.join(controls))}). The rates of each came from a grid of "
         "as many tries, which moved on where the best lay on its edge."
     )
-    lines = [f"{name}: {found}" for name, found in by_study(made)]
+    lines = [f"{name}: {found}" for name, found in by_study(made, records.get(NOTEBOOK))]
     lines.append(f"least favourable: {escaped(one(rows.iloc[0]))}{escaped(otherwise(rows.iloc[0], made))}")
     own = rows[rows["control"] == EXPECTED]
     if len(own):
@@ -112,15 +112,14 @@ def size(record: Record) -> str:
     return "; ".join(f"{name}: {n or ALL:,} images, {e} epochs" for name, n, e in told)
 
 
-def by_study(made: list[Record]) -> list[tuple[str, str]]:
+def by_study(made: list[Record], full: Record | None) -> list[tuple[str, str]]:
     """Each study, the longest first, and how its comparisons came out."""
-    names = ["longer study" if record is not made[0] else "full run" for record in made]
     return [
         (
-            f"{name}, {record.parameters.get('seeds', '?')} random seeds",
+            f"{'full run' if record is full else 'longer study'}, {record.parameters.get('seeds', '?')} random seeds",
             f"of {len(rows := record.frame('protocol').dropna(subset=['estimate']))} comparisons {counted(rows)}",
         )
-        for name, record in reversed(list(zip(names, made, strict=True)))
+        for record in reversed(made)
     ]
 
 
@@ -137,13 +136,13 @@ def otherwise(row: pd.Series, made: list[Record]) -> str:
 
 def lead(rows: pd.DataFrame, margin: float) -> str:
     """The answer in a few words; it is no before it is yes, and says over which controls."""
+    shown = f"of more than {100 * margin:g} percentage points of test accuracy was shown"
     better = (rows["outcome"] == "supported").groupby(rows["control"], sort=False).agg(["sum", "size"])
     if not better["sum"].any():
-        return f"No gain of more than {100 * margin:g} percentage points of test accuracy was shown."
+        return f"No gain {shown}."
     if (better["sum"] == better["size"]).all():
         return "Yes."
     none, some = better[better["sum"] == 0], better[better["sum"] > 0]
-    shown = f"of more than {100 * margin:g} percentage points of test accuracy was shown"
     gains = "; ".join(f"one was over '{control}' in {row['sum']} of {row['size']}" for control, row in some.iterrows())
     if none.empty:
         return f"In some comparisons. A gain {shown}: {gains}."
