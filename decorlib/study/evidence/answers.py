@@ -23,6 +23,7 @@ START = re.compile(r"(<!-- answers:[^\n]*-->\n).*?(<!-- /answers -->)", re.S)
 OPENING = re.compile(r"(<!-- opening:[^\n]*-->\n).*?(<!-- /opening -->)", re.S)
 CAME_OUT = re.compile(r"\n*<!-- came out:[^\n]*-->\n(.*?)\n?<!-- /came out -->", re.S)
 MANY = 500  # seeds; of more, the number is that of a spread known from a few, and nobody will run them
+IN_REPORT = "results/report/should.html"  # from README
 OTHERWISE = "; other runs say otherwise, see below"
 
 
@@ -74,6 +75,8 @@ def outcome(answer: Answer) -> str:
     """The outcome in a word or two, with the seeds that would decide."""
     if answer.outcome != "undecided":
         return answer.outcome
+    if answer.verdict.unsaid:
+        return f"undecided ({answer.verdict.unsaid})"
     if left_out := answer.verdict.left_out:
         return f"undecided ({left_out} of {left_out + answer.verdict.n} pairs left out: runs diverged)"
     if answer.seeds and answer.seeds > MANY:
@@ -146,17 +149,20 @@ def failed_run(records: dict[str, Record]) -> str:
     return f"Run 3 is the 2024 notebook's third, which did not decorrelate; {'; '.join(told)}." if told else ""
 
 
-def plain(records: dict[str, Record], root: Path = ROOT, escaped: Callable[[str], str] = str) -> str:
+def plain(
+    records: dict[str, Record], root: Path = ROOT, escaped: Callable[[str], str] = str, page: str = "should.md"
+) -> str:
     """Does it help, over what, when not, at what cost? The least favourable first; empty without records.
 
     Args:
         records: by notebook.
         root: the clone.
+        page: where the decision table is. Default: beside the pages of the report
         escaped: text of records made safe for the page that it is for. Default: as it is
     """
     parts = (
         opening.paragraph(records, root, escaped),
-        opening.advice(records, escaped),
+        opening.advice(records, page, escaped),
         opening.cost(records, escaped),
     )
     return "\n\n".join(part for part in parts if part)
@@ -177,7 +183,7 @@ def in_readme(records: dict[str, Record], text: str, notebooks: Path = ROOT / "n
 
     root = notebooks.parent
     table = markdown(records, link, root) + below(records, root)
-    text = OPENING.sub(lambda found: found[1] + "\n" + plain(records, root) + "\n\n" + found[2], text)
+    text = OPENING.sub(lambda found: found[1] + "\n" + plain(records, root, page=IN_REPORT) + "\n\n" + found[2], text)
     return START.sub(lambda found: found[1] + "\n" + table + "\n" + found[2], text)
 
 

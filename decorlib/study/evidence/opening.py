@@ -155,13 +155,20 @@ def counted(rows: pd.DataFrame) -> str:
     return ", ".join(f"{n} {word(name)}" for name in WORST_FIRST if (n := int((rows["outcome"] == name).sum())))
 
 
-def advice(records: dict[str, Record], escaped: Callable[[str], str] = str) -> str:
-    """Should a reader use it? What notebooks 10 and 11 found, when not to use it first; empty without their records."""
+def advice(records: dict[str, Record], page: str, escaped: Callable[[str], str] = str) -> str:
+    """Should a reader use it? What notebooks 10 and 11 found, when not to use it first; empty without their records.
+
+    Args:
+        records: by notebook.
+        page: where the decision table is, from where this is read.
+        escaped: text of records made safe for the page that it is for. Default: as it is
+    """
     told = [(number, records[number].came_out) for number in ADVICE if number in records and records[number].came_out]
     if not told:
         return ""
     lines = [f"* {escaped(said[place])} (notebook {number})" for place in (0, 1) for number, said in told]
-    return "\n".join(["**Should you use it?** Every case is on the page *Should I use it?* of the report.", "", *lines])
+    head = f"**Should you use it?** Every case is on the page [*Should I use it?*]({page}) of the report."
+    return "\n".join([head, "", *lines])
 
 
 def cost(records: dict[str, Record], escaped: Callable[[str], str] = str) -> str:

@@ -43,7 +43,8 @@ class Verdict:
             Default: False.
         left_out: pairs that are not in the estimate since a run diverged; where there are any, nothing but "undecided"
             is drawn from the others. Default: 0.
-            Default: ``False``.
+        unsaid: why the numbers, whole as they are, are not about the claim (an R that stayed at the identity); then
+            nothing but "undecided" is drawn from them. Default: "", they are.
 
     Raises:
         ValueError: naming the field and what it may hold; also an estimate outside its interval.
@@ -70,6 +71,7 @@ class Verdict:
     tolerance: float | None = None
     ratio: bool = False
     left_out: int = 0
+    unsaid: str = ""
 
     def __post_init__(self):
         for name in ("hypothesis", "claim", "criterion"):
@@ -121,15 +123,16 @@ class Verdict:
             explains_failed_run: answer to question (a). Default: None.
             evidence: what that rests on. Default: "".
             remedy: what helps. Default: "".
-            about: scale, schedule, control, tolerance, ratio, left_out.
+            about: scale, schedule, control, tolerance, ratio, left_out, unsaid.
         """
+        outcome = decide(interval, better=better, margin=margin, left_out=about.get("left_out", 0))
         return cls(
             **{**asdict(interval), "p_value": beyond(interval, better=better, margin=margin)},
             hypothesis=hypothesis,
             claim=claim,
             criterion=criterion,
             unit=unit,
-            outcome=decide(interval, better=better, margin=margin, left_out=about.get("left_out", 0)),
+            outcome="undecided" if about.get("unsaid") else outcome,
             explains_failed_run=explains_failed_run,
             evidence=evidence,
             remedy=remedy,
@@ -145,7 +148,8 @@ class Verdict:
         Raises:
             ValueError: fields are missing or unknown.
         """
-        content = {"ratio": False, "left_out": 0, **(_of_format_1(content) if "cure" in content else content)}
+        content = _of_format_1(content) if "cure" in content else content
+        content = {"ratio": False, "left_out": 0, "unsaid": "", **content}
         names = {field.name for field in fields(cls)}
         if names != set(content):
             missing, unknown = sorted(names - set(content)), sorted(set(content) - names)
@@ -239,8 +243,9 @@ def family(verdicts: Iterable[Verdict], level: float = LEVEL) -> list[Answer]:
             continue
         wide = simultaneous(verdict.interval, len(tested), level)
         outcome = decide(wide, better=verdict.better, margin=verdict.margin, left_out=verdict.left_out)
-        seeds = None
-        if outcome == "undecided" and not verdict.left_out:  # neither p nor more seeds make up for runs that diverge
+        outcome, seeds = "undecided" if verdict.unsaid else outcome, None
+        # Neither p nor more seeds make up for runs that diverge, or for numbers that are about something else.
+        if outcome == "undecided" and not verdict.left_out and not verdict.unsaid:
             if adjusted[i] <= (1 - level) / 2:
                 outcome = "supported"
             else:

@@ -195,13 +195,13 @@ def test_the_names_of_the_committed_records_are_all_explained():
 def test_advice_tells_when_not_to_use_it_first(nowhere):
     """After the paragraph, a line for each sentence of notebooks 10 and 11; without them nothing."""
     instead, where = (Record(number, question="What then?", parameters={}) for number in ("10", "11"))
-    assert opening.advice({"10": instead}) == ""
+    assert opening.advice({"10": instead}, "should.md") == ""
     instead.sentences("Do not use it when Muon is at hand.", "Use it under Adam.")
     where.sentences("Not where batches are large.", "Where they are small.")
     text = answers.plain({"07": record(), "10": instead, "11": where}, nowhere)
     assert text.startswith("**Does decorrelation help?**")
     assert text.endswith(
-        "**Should you use it?** Every case is on the page *Should I use it?* of the report.\n\n"
+        "**Should you use it?** Every case is on the page [*Should I use it?*](should.md) of the report.\n\n"
         "* Do not use it when Muon is at hand. (notebook 10)\n"
         "* Not where batches are large. (notebook 11)\n* Use it under Adam. (notebook 10)\n"
         "* Where they are small. (notebook 11)"

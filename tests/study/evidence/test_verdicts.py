@@ -32,6 +32,7 @@ FIELDS = {
     "tolerance": None,
     "ratio": False,
     "left_out": 0,
+    "unsaid": "",
 }
 
 
@@ -194,4 +195,19 @@ def test_pairs_left_out_since_runs_diverged_leave_it_undecided():
     assert answers[1].seeds is None
     assert Verdict.from_dict(some.as_dict()) == some
     before = {name: value for name, value in whole.as_dict().items() if name != "left_out"}
+    assert Verdict.from_dict(before) == whole  # of a record that was made before there was this field
+
+
+def test_numbers_that_are_not_about_the_claim_leave_it_undecided_in_a_family_too():
+    """All pairs are there and far beyond the margin, by something else than what the claim names."""
+    found = Interval(0.01, 0.008, 0.012, 6, 1e-5)
+    about = {"claim": "c", "criterion": "k", "better": "higher", "margin": 0.002}
+    whole = Verdict.from_interval(found, hypothesis="whole", **about)
+    still = Verdict.from_interval(found, hypothesis="still", unsaid="R stayed", **about)
+    assert (whole.outcome, still.outcome) == ("supported", "undecided")
+    both = family([whole, still])
+    assert [(answer.outcome, answer.seeds) for answer in both] == [("supported", None), ("undecided", None)]
+    assert answers.outcome(both[1]) == "undecided (R stayed)"
+    assert Verdict.from_dict(still.as_dict()) == still
+    before = {name: value for name, value in whole.as_dict().items() if name != "unsaid"}
     assert Verdict.from_dict(before) == whole  # of a record that was made before there was this field

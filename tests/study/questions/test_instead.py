@@ -611,6 +611,9 @@ def test_where_r_stayed_at_the_identity_nothing_is_said_for_it():
     assert table["|R - I| / |I|"].to_dict() == {"transformer": pytest.approx(0.0003), "MLP": pytest.approx(0.3)}
     best, _ = comparison.uses({"transformer": still}, 0.002)
     assert "undecided about 0.2 points" in best
+    rows = [comparison.verdict(one, 0.002, "1,000 images", "annealed") for one in (still, less)]
+    assert [row.outcome for row in rows] == ["undecided", "supported"]
+    assert rows[0].unsaid == "R stayed within 1% of the identity"
 
 
 def test_of_peers_that_validation_cannot_tell_apart_the_least_favourable_one_decides():

@@ -281,3 +281,15 @@ def test_patches_are_the_rows_that_the_layer_sees():
     assert p.shape == (2, 9, 27)
     assert metrics.second_moment(p.flatten(0, 1)).shape == (27, 27)
     torch.testing.assert_close(p[1, 4], x[1, :, 1:4, 1:4].flatten())
+
+
+# ------------------------------------------------------------------------------------------- on all digits (protocol)
+
+
+def test_rates_of_the_comparison_with_three_controls_come_from_the_middle_of_the_protocols():
+    assert convnet.controlled_rates(3, 6) == ([0.002, 0.004, 0.008], [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3])
+    assert convnet.controlled_rates(1, 1) == ([0.004], [1e-4])
+    assert convnet.controlled_rates(2, 4) == ([0.002, 0.004], [3e-5, 1e-4, 3e-4, 1e-3])
+    for counts in ((0, 1), (1, 7)):
+        with pytest.raises(ValueError, match=r"allowed: 1 to [36]"):
+            convnet.controlled_rates(*counts)

@@ -22,6 +22,10 @@ from decorlib.training.train import train
 
 CENTRED = (("center", "batch"),)
 NEVER = 10**9  # an update_every that leaves R at the identity
+TUNING_SEED = 1000  # of all tries; none of the seeds that are compared
+#: Rates of docs/protocol.md, question 6, in the units of notebook 07: a ConvNet's weights take twice these, an R that
+#: learns at every 25th step ten times.
+WEIGHTS, OF_R = (2e-3, 4e-3, 8e-3), (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 
 
 def designs(base: Experiment, longer: int) -> dict[str, Experiment]:
@@ -41,6 +45,20 @@ def designs(base: Experiment, longer: int) -> dict[str, Experiment]:
         "patches": decorrelated.but(layer_options=CENTRED),
         "channels": decorrelated.but(layer_options=(*CENTRED, ("span", "channel"))),
     }
+
+
+def controlled_rates(weights: int, of_R: int) -> tuple[list[float], list[float]]:
+    """So many rates of the weights and of R for the comparison with three controls, from the middle of the protocol's.
+
+    Raises:
+        ValueError: fewer than one, or more than three and six.
+    """
+    for name, count, there in (("weights", weights, WEIGHTS), ("R", of_R, OF_R)):
+        if not 1 <= count <= len(there):
+            raise ValueError(f"{count} rates of {name}; allowed: 1 to {len(there)}, those of docs/protocol.md")
+    return tuple(
+        list(there[(len(there) - count) // 2 :][:count]) for count, there in ((weights, WEIGHTS), (of_R, OF_R))
+    )
 
 
 # --------------------------------------------------------------------------------------------------- a look inside

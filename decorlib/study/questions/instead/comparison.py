@@ -203,6 +203,7 @@ def verdict(cell: Cell, margin: float, scale: str, schedule: str) -> Verdict:
     return Verdict.from_interval(
         cell.effect.interval,
         left_out=cell.effect.left_out,
+        unsaid=f"R stayed within {STAYED:.0%} of the identity" if cell.stayed else "",
         hypothesis=f"over what I would use instead, {schedule}",
         claim=f"a decorrelated MLP ('{cell.ours}') ends more accurate than the hardest of its peers ('{cell.peer}')",
         criterion=f"test accuracy higher by more than {margin}, paired by seed, 95% interval; refuted inside ±{margin}",
