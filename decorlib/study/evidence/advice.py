@@ -1,17 +1,17 @@
 """The decision table "Should I use it?": every case that notebooks 07, 10 and 11 compared, and what follows from each.
 
 A case is a network, data, optimizer and budget; its number is the gain of the arm with R over what one would use in
-its place: in 07, of the full and of the longer study, the least favourable of its three controls, in 10 the best peer
-and in 11 the better control, the last two picked on validation images. Intervals are simultaneous over the rows of
-their study.
+its place: in 07, of the full and of the longer study, the least favourable of its three controls (with those of 06 on
+all digits), in 10 the best peer and in 11 the better control, the last two picked on validation images. Of 10 and 11 a
+case is that of the longer study where there is one. Intervals are simultaneous over the rows of their study.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
-from decorlib.study.evidence.opening import NOTEBOOK, comparisons
+from decorlib.study.evidence.opening import comparisons, longer_study
 from decorlib.study.evidence.provenance import ROOT
 from decorlib.study.evidence.records import Record
 from decorlib.study.evidence.shared import of_row, points
@@ -47,9 +47,13 @@ def cases(records: dict[str, Record], root: Path = ROOT) -> list[Case]:
     """All cases of the records there are, the least favourable outcome first and within it the smallest gain."""
     found = [_of_gain(row) for _, row in _least_of_each(comparisons(records, root)).iterrows()]
     for number, table, read in (("10", "against the best peer", _of_instead), ("11", "gains", _of_where)):
-        if number in records and table in records[number].tables:
-            record = records[number]
-            found += [case for _, row in record.frame(table).iterrows() if (case := read(row, record)) is not None]
+        told = set()
+        for where, record in ((", longer study", longer_study(number, root)), ("", records.get(number))):
+            if record is None or table not in record.tables:
+                continue
+            own = [case for _, row in record.frame(table).iterrows() if (case := read(row, record)) is not None]
+            found += [replace(case, case=case.case + where) for case in own if case.case not in told]
+            told |= {case.case for case in own}
     return sorted(found, key=lambda one: (WORST_FIRST.index(one.outcome), one.gain.estimate))
 
 
@@ -64,7 +68,7 @@ def _least_of_each(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _of_gain(row: pd.Series) -> Case:
     case = f"{row['network']} on {row['data']}, Adam, rate {row['schedule']}, {row['budget']}"
-    return Case(case, f"'{row['arm']}' minus {row['control']}", of_row(row), row["outcome"], NOTEBOOK)
+    return Case(case, f"'{row['arm']}' minus {row['control']}", of_row(row), row["outcome"], row["notebook"])
 
 
 def _of_instead(row: pd.Series, record: Record) -> Case:

@@ -162,7 +162,7 @@ def plain(
     """
     parts = (
         opening.paragraph(records, root, escaped),
-        opening.advice(records, page, escaped),
+        opening.advice(records, page, root, escaped),
         opening.cost(records, escaped),
     )
     return "\n\n".join(part for part in parts if part)

@@ -1,7 +1,8 @@
 """The paragraph with which README and the landing page open: does decorrelation help, over what, and when not?
 
 It is made of the rows of the protocol (tables ``protocol`` and ``time to levels`` of the record of notebook 07), of the
-full and of the longer study; where both made a comparison, the less favourable one is told.
+full and of the longer study; where both made a comparison, the less favourable one is told. The longer study of
+notebook 06 adds those of a ConvNet on all digits.
 """
 
 from collections.abc import Callable
@@ -19,6 +20,7 @@ WORDS = {"refuted": "no different by as much as counts", "supported": "better", 
 EXPECTED = "BatchNorm"  # the control that most readers have already
 ALL = 50_000  # training images of both data sets but those of validation
 FEW = 3  # pairs of runs, below which a ratio's interval says nothing
+ON_ALL, ON_ALL_TABLE = "06", "against three controls, all digits"  # question 6 of the protocol, in the longer study
 ADVICE = ("10", "11")  # what one would use instead; where it pays
 COST = "08"
 # What the names in the rows mean, for a reader who has opened no notebook; told where they stand in one.
@@ -38,17 +40,32 @@ TIMED = {"network": "MLP", "measure": "seconds"}  # whose seconds to a level are
 
 def studies(records: dict[str, Record], root: Path = ROOT) -> list[Record]:
     """The records that have rows of the protocol: of these records, and of the longer study."""
-    longer = root / EXTENDED / "records" / f"{NOTEBOOK}.json"
-    both = [records.get(NOTEBOOK), Record.load(longer) if longer.exists() else None]
+    both = [records.get(NOTEBOOK), longer_study(NOTEBOOK, root)]
     return [record for record in both if record is not None and "protocol" in record.tables]
+
+
+def longer_study(number: str, root: Path = ROOT) -> Record | None:
+    """The longer study of a notebook; None where it was not run."""
+    path = root / EXTENDED / "records" / f"{number}.json"
+    return Record.load(path) if path.exists() else None
+
+
+def on_all_digits(root: Path = ROOT) -> tuple[pd.DataFrame, int]:
+    """The comparisons of a ConvNet on all digits, and random seeds of each; none of them where they were not run."""
+    record = longer_study(ON_ALL, root)
+    if record is None or ON_ALL_TABLE not in record.tables:
+        return pd.DataFrame(), 0
+    rows = record.frame(ON_ALL_TABLE)
+    rows = rows.assign(comparison="all digits, " + rows["comparison"], data=rows["data"] + " (all digits)")
+    return rows.assign(notebook=ON_ALL), record.parameters["controlled"][2]
 
 
 def comparisons(records: dict[str, Record], root: Path = ROOT) -> pd.DataFrame:
     """The rows of the protocol, each once, the less favourable of two studies; the least favourable first."""
-    frames = [record.frame("protocol") for record in studies(records, root)]
+    frames = [record.frame("protocol").assign(notebook=NOTEBOOK) for record in studies(records, root)]
     if not frames:
         return pd.DataFrame()
-    rows = pd.concat(frames, ignore_index=True).dropna(subset=["estimate"])
+    rows = pd.concat([*frames, on_all_digits(root)[0]], ignore_index=True).dropna(subset=["estimate"])
     return rows.sort_values("estimate", kind="stable").drop_duplicates("comparison").reset_index(drop=True)
 
 
@@ -72,7 +89,7 @@ def paragraph(records: dict[str, Record], root: Path = ROOT, escaped: Callable[[
         f"{len(controls)} controls without it ({escaped('; '.join(controls))}). The rates of each came from a grid of "
         "as many tries, which moved on where the best lay on its edge."
     )
-    lines = [f"{name}: {found}" for name, found in by_study(made, records.get(NOTEBOOK))]
+    lines = [f"{name}: {found}" for name, found in by_study(made, records.get(NOTEBOOK), *on_all_digits(root))]
     lines.append(f"least favourable: {escaped(one(rows.iloc[0]))}{escaped(otherwise(rows.iloc[0], made))}")
     own = rows[rows["control"] == EXPECTED]
     if len(own):
@@ -112,15 +129,19 @@ def size(record: Record) -> str:
     return "; ".join(f"{name}: {n or ALL:,} images, {e} epochs" for name, n, e in told)
 
 
-def by_study(made: list[Record], full: Record | None) -> list[tuple[str, str]]:
+def by_study(made: list[Record], full: Record | None, on_all: pd.DataFrame, seeds: int) -> list[tuple[str, str]]:
     """Each study, the longest first, and how its comparisons came out."""
-    return [
+    told = [
         (
             f"{'full run' if record is full else 'longer study'}, {record.parameters.get('seeds', '?')} random seeds",
-            f"of {len(rows := record.frame('protocol').dropna(subset=['estimate']))} comparisons {counted(rows)}",
+            record.frame("protocol"),
         )
         for record in reversed(made)
     ]
+    if len(on_all):
+        told.insert(0, (f"ConvNet on all {ALL:,} digits (notebook {ON_ALL}), {seeds} random seeds", on_all))
+    known = [(name, rows.dropna(subset=["estimate"])) for name, rows in told]
+    return [(name, f"of {len(rows)} comparisons {counted(rows)}") for name, rows in known]
 
 
 def otherwise(row: pd.Series, made: list[Record]) -> str:
@@ -155,18 +176,27 @@ def counted(rows: pd.DataFrame) -> str:
     return ", ".join(f"{n} {word(name)}" for name in WORST_FIRST if (n := int((rows["outcome"] == name).sum())))
 
 
-def advice(records: dict[str, Record], page: str, escaped: Callable[[str], str] = str) -> str:
-    """Should a reader use it? What notebooks 10 and 11 found, when not to use it first; empty without their records.
+def advice(records: dict[str, Record], page: str, root: Path = ROOT, escaped: Callable[[str], str] = str) -> str:
+    """Should a reader use it? What the longest studies of notebooks 10 and 11 found, when not to use it first.
+
+    Empty without their records.
 
     Args:
         records: by notebook.
         page: where the decision table is, from where this is read.
+        root: the clone, for the longer studies.
         escaped: text of records made safe for the page that it is for. Default: as it is
     """
-    told = [(number, records[number].came_out) for number in ADVICE if number in records and records[number].came_out]
+    told = []
+    for number in ADVICE:
+        longer, full = longer_study(number, root), records.get(number)
+        if longer is not None and longer.came_out:
+            told.append((f"notebook {number}, longer study", longer.came_out))
+        elif full is not None and full.came_out:
+            told.append((f"notebook {number}", full.came_out))
     if not told:
         return ""
-    lines = [f"* {escaped(said[place])} (notebook {number})" for place in (0, 1) for number, said in told]
+    lines = [f"* {escaped(said[place])} ({where})" for place in (0, 1) for where, said in told]
     head = f"**Should you use it?** Every case is on the page [*Should I use it?*]({page}) of the report."
     return "\n".join([head, "", *lines])
 
@@ -182,6 +212,18 @@ def one(row: pd.Series) -> str:
     """A row in a few words, with its numbers."""
     where = f"{row['network']} on {row['data']}, rate {row['schedule']}, {row['budget']}"
     return f"{where}, '{row['arm']}' minus {row['control']}: {points(of_row(row))} ({row['outcome']})"
+
+
+def in_one(rows: pd.DataFrame, where: str) -> str:
+    """How often R gains over the controls, and the least favourable comparison, in one sentence.
+
+    Args:
+        rows: of the protocol, each with an estimate.
+        where: network and images, which begin the sentence.
+    """
+    counts = ", ".join(f"{n} {name}" for name in WORST_FIRST if (n := (rows["outcome"] == name).sum()))
+    worst = rows.sort_values("estimate", kind="stable").iloc[0]
+    return f"{where}, R minus each control, {len(rows)} comparisons ({counts}): least favourable {one(worst)}."
 
 
 def word(outcome: str) -> str:

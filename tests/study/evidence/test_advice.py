@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from decorlib.study.evidence import advice
-from decorlib.study.evidence.records import EXTENDED, Record, load_records
+from decorlib.study.evidence.records import EXTENDED, Record, load_extended, load_records
 
 PROTOCOL = ("network", "data", "schedule", "budget", "arm", "control", "estimate", "low", "high", "n", "outcome")
 WHERE = ["MLP", "MNIST", "constant", "equal seconds", "kappa"]
@@ -85,8 +85,19 @@ def test_cases_of_the_longer_study_are_there_too(tmp_path, monkeypatch):
     ]
 
 
+def test_of_10_and_11_the_longer_study_stands_for_the_same_case_and_says_that_it_does(tmp_path, monkeypatch):
+    monkeypatch.setenv("DECORLIB_RESULTS", str(tmp_path / EXTENDED))
+    instead("undecided").write()
+    found = advice.cases({"10": instead(), "11": where()}, tmp_path)
+    assert [(case.case, case.outcome) for case in found if case.notebook == "10"] == [
+        ("ConvNet, MNIST, annealed rate, equal time, longer study", "undecided")
+    ]
+    assert len([case for case in found if case.notebook == "11"]) == 2
+
+
 def test_without_records_there_is_no_case_and_the_committed_ones_have_every_cell_of_11(tmp_path):
     assert advice.cases({}, tmp_path) == []
     records = load_records()
+    both = [record for record in (records["11"], load_extended("11")) if record is not None]
     told = [case for case in advice.cases(records) if case.notebook == "11"]
-    assert len(told) == records["11"].parameters["cells"]
+    assert len(told) == len({cell.split(", minus ")[0] for record in both for cell in record.frame("gains")["cell"]})

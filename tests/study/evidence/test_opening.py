@@ -195,7 +195,7 @@ def test_the_names_of_the_committed_records_are_all_explained():
 def test_advice_tells_when_not_to_use_it_first(nowhere):
     """After the paragraph, a line for each sentence of notebooks 10 and 11; without them nothing."""
     instead, where = (Record(number, question="What then?", parameters={}) for number in ("10", "11"))
-    assert opening.advice({"10": instead}, "should.md") == ""
+    assert opening.advice({"10": instead}, "should.md", nowhere) == ""
     instead.sentences("Do not use it when Muon is at hand.", "Use it under Adam.")
     where.sentences("Not where batches are large.", "Where they are small.")
     text = answers.plain({"07": record(), "10": instead, "11": where}, nowhere)
@@ -205,6 +205,53 @@ def test_advice_tells_when_not_to_use_it_first(nowhere):
         "* Do not use it when Muon is at hand. (notebook 10)\n"
         "* Not where batches are large. (notebook 11)\n* Use it under Adam. (notebook 10)\n"
         "* Where they are small. (notebook 11)"
+    )
+
+
+def test_advice_is_that_of_the_longer_study_where_there_is_one(nowhere, monkeypatch):
+    monkeypatch.setenv("DECORLIB_RESULTS", str(nowhere / EXTENDED))
+    longer, full = (Record("10", question="What then?", parameters={}) for _ in range(2))
+    longer.sentences("Do not use it for MLPs.", "Use it nowhere.")
+    longer.write()
+    full.sentences("Do not use it when Muon is at hand.", "Use it under Adam.")
+    text = opening.advice({"10": full}, "should.md", nowhere)
+    assert (
+        "* Do not use it for MLPs. (notebook 10, longer study)\n* Use it nowhere. (notebook 10, longer study)" in text
+    )
+    assert "Muon" not in text
+
+
+def on_all_digits(nowhere, monkeypatch, rows):
+    """A longer study of notebook 06, written where ``nowhere`` is the clone."""
+    monkeypatch.setenv("DECORLIB_RESULTS", str(nowhere / EXTENDED))
+    made = Record("06", question="How does it convolve?", parameters={"controlled": [0, 2, 18, 3, 6]})
+    made.table(opening.ON_ALL_TABLE, record(rows).frame("protocol"), 0.001)
+    made.write()
+
+
+def test_a_convnet_on_all_digits_counts_among_the_comparisons(nowhere, monkeypatch):
+    """Beside, not in place of, the same comparison on fewer digits; where R gains over no control, it says so."""
+    where = ("ConvNet", "MNIST", "constant", "equal epochs", "kappa")
+    on_all_digits(nowhere, monkeypatch, [(*where, "BatchNorm", -0.006, -0.007, -0.005, 18, "harmful")])
+    rows = opening.comparisons({"07": record([*ROWS[:3], (*where, "BatchNorm", 0.0, -1, 1, 5, "undecided")])}, nowhere)
+    assert rows["estimate"].tolist() == [-0.006, -0.005, 0.0, 0.001, 0.004]
+    assert rows["notebook"].tolist() == ["06", "07", "07", "07", "07"]
+    text = answers.plain({"07": record(seeds=5)}, nowhere)
+    assert "one was over 'BatchNorm' in 1 of 3." in text
+    lines = [line for line in text.splitlines() if line.startswith("* ")]
+    assert lines[0] == (
+        "* ConvNet on all 50,000 digits (notebook 06), 18 random seeds: of 1 comparisons 1 harmful (worse)"
+    )
+    assert lines[2].startswith("* least favourable: ConvNet on MNIST (all digits), rate constant, equal epochs")
+    assert answers.plain({}, nowhere) == ""  # there is nothing that it could stand beside
+
+
+def test_many_comparisons_in_one_sentence():
+    rows = record([*ROWS[:3], ROWS[1]]).frame("protocol")
+    assert opening.in_one(rows, "Two networks") == (
+        "Two networks, R minus each control, 4 comparisons (2 harmful, 1 refuted, 1 supported): least favourable MLP "
+        "on MNIST, rate cosine to zero, equal seconds, 'kappa' minus BatchNorm: -0.50 points [-0.70, -0.30], n = 5 "
+        "(harmful)."
     )
 
 

@@ -186,11 +186,11 @@ def test_the_better_control_is_that_of_the_validation_images():
 def test_the_two_sentences_say_where_it_pays_and_where_not():
     found = gains.gains(*tables())
     best, worst = gains.pays_most(found, 0.002), gains.do_not_use(found, 0.002)
-    assert best.startswith("R pays the most at feedback alignment, annealed rate: +5.12 points [")
+    assert best.startswith("At equal epochs R pays the most at feedback alignment, annealed rate: +5.12 points [")
     assert "over BatchNorm, the better control there" in best
-    assert "gains more than 0.2 points in 2 of 4 cells: feedback alignment, annealed rate, batch size 8." in best
+    assert "gains more than 0.2 points in 2 of 4 cells: feedback alignment (annealed rate); batch size 8." in best
     same = (
-        "Do not use it where it makes no difference of 0.2 points (backpropagation, annealed rate); the smallest gain "
+        "Do not use it where it makes no difference of 0.2 points (backpropagation (annealed rate)); the smallest gain "
     )
     assert worst.startswith(same + "is that at batch size 512: -22.75 points [")
     assert worst.endswith("; 1 of 4 cells are undecided.")
@@ -204,10 +204,20 @@ def test_the_two_sentences_say_where_it_pays_and_where_not():
     means = [f"{100 * mean:.1f}%" for mean in (row["accuracy"], row["control"], plain["control"].item())]
     means = f"({means[0]} with R, {means[1]} with it, {means[2]} with neither)"
     assert means in gains.do_not_use(harmed, 0.002)
+    all_four = gains.do_not_use(harmed, 0.002)
+    assert all_four.count("% with neither") == gains.SHOWN == 3
+    last = gains.over_best(harmed).iloc[3]
+    assert f"; and less at {gains.together([last])}); 0 of 4" in all_four
     gained = found.assign(low=0.1, high=0.2, estimate=0.15)
     said = gains.do_not_use(gained, 0.002)
     assert said.startswith("No cell says when not to use it; the smallest gain is that at feedback alignment")
     assert said.endswith("; 0 of 4 cells are undecided.")
+
+
+def test_cells_stand_behind_the_name_of_their_axis():
+    rows = [(plan.BATCH, 64), (plan.ANNEALED, FA), (plan.BATCH, 8), (plan.ANNEALED, "backpropagation")]
+    cells = [{"axis": axis, "value": value} for axis, value in rows]
+    assert gains.together(cells) == "batch size 8, 64; feedback alignment, backpropagation (annealed rate)"
 
 
 # --------------------------------------------------------------------------------------------------- the claims

@@ -44,19 +44,6 @@ def answer(accuracy: pd.DataFrame, times: pd.DataFrame, scales: dict[str, str]) 
     return said
 
 
-def in_one(accuracy: pd.DataFrame, where: str) -> str:
-    """How often R gains over the controls, and its least favourable comparison, in one sentence.
-
-    Args:
-        accuracy: rows of question 1 (:func:`decorlib.study.questions.gain.rows.table`), each with an estimate.
-        where: network and images, which begin the sentence.
-    """
-    counts = ", ".join(f"{n} {name}" for name in WORST_FIRST if (n := (accuracy["outcome"] == name).sum()))
-    worst = accuracy.sort_values("estimate", kind="stable").iloc[0]
-    head = f"{where}, R minus each control, {len(accuracy)} comparisons ({counts})"
-    return f"{head}: least favourable {opening.one(worst)}."
-
-
 def scale(base: Experiment) -> str:
     """Images and length of a network's runs, in words."""
     length = "1 epoch" if base.epochs == 1 else f"{base.epochs:g} epochs"

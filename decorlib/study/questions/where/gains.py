@@ -5,7 +5,7 @@ A run that diverged can tell nothing: it counts with the accuracy of a guess, an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 import pandas as pd
@@ -16,6 +16,7 @@ from decorlib.study.experiments.arms import by_seed
 from decorlib.study.questions.where.plan import ALONE, CONTROLS, CREDITS, OURS, Cell, named
 
 GUESS = 0.1  # of ten classes
+SHOWN = 3  # cells with a loss that are told with their numbers; all are in the notebook's table
 
 
 def accuracies(table: pd.DataFrame) -> pd.DataFrame:
@@ -100,6 +101,18 @@ def where(row: Mapping | pd.Series) -> str:
     return f"{row['axis']} {row['value']:g}"
 
 
+def together(rows: Iterable[Mapping | pd.Series]) -> str:
+    """Cells in words, those of an axis behind its name."""
+    rows, said = list(rows), []
+    for axis in dict.fromkeys(row["axis"] for row in rows):
+        own = [row for row in rows if row["axis"] == axis]
+        if axis in CREDITS:
+            said.append(f"{', '.join(row['value'] for row in own)} ({axis.removeprefix('credit, ')})")
+        else:
+            said.append(f"{axis} {', '.join(f'{value:g}' for value in sorted(row['value'] for row in own))}")
+    return "; ".join(said)
+
+
 def told(row: Mapping | pd.Series) -> str:
     """A row's gain in points, with its interval and n."""
     return points(of_row(row))
@@ -108,12 +121,12 @@ def told(row: Mapping | pd.Series) -> str:
 def pays_most(found: pd.DataFrame, margin: float) -> str:
     """One sentence: the cell with the largest gain over its better control, and every cell that gains at all."""
     best = over_best(found)
-    gained = [where(row) for _, row in best.iterrows() if outcome(row, margin) == "supported"]
+    gained = [row for _, row in best.iterrows() if outcome(row, margin) == "supported"]
     top = best.loc[best["estimate"].idxmax()]
-    named = f": {', '.join(gained)}" if gained else ""
+    named = f": {together(gained)}" if gained else ""
     return (
-        f"R pays the most at {where(top)}: {told(top)} over {top['minus']}, the better control there; it gains more "
-        f"than {100 * margin:g} points in {len(gained)} of {len(best)} cells{named}."
+        f"At equal epochs R pays the most at {where(top)}: {told(top)} over {top['minus']}, the better control there; "
+        f"it gains more than {100 * margin:g} points in {len(gained)} of {len(best)} cells{named}."
     )
 
 
@@ -125,11 +138,16 @@ def _means(row: pd.Series, found: pd.DataFrame) -> str:
 
 
 def do_not_use(found: pd.DataFrame, margin: float) -> str:
-    """One sentence: the cells where R is worse or no different by as much as counts, and how many are undecided."""
+    """One sentence: where R is worse or no different by as much as counts, and how many cells are undecided.
+
+    Of the cells where it is worse the first :data:`SHOWN` by size have their numbers.
+    """
     best = over_best(found).sort_values("estimate", kind="stable")
     by = {word: [row for _, row in best.iterrows() if outcome(row, margin) == word] for word in WORST_FIRST}
-    costs = "; ".join(f"{where(row)}, {told(row)} over {row['minus']}{_means(row, found)}" for row in by["harmful"])
-    same = ", ".join(where(row) for row in by["refuted"])
+    shown, more = by["harmful"][:SHOWN], by["harmful"][SHOWN:]
+    costs = "; ".join(f"{where(row)}, {told(row)} over {row['minus']}{_means(row, found)}" for row in shown)
+    costs += f"; and less at {together(more)}" if more else ""
+    same = together(by["refuted"])
     parts = [f"where it costs accuracy ({costs})"] * bool(costs)
     parts += [f"where it makes no difference of {100 * margin:g} points ({same})"] * bool(same)
     said = [f"Do not use it {' or '.join(parts)}" if parts else "No cell says when not to use it"]
