@@ -13,7 +13,7 @@ import pandas as pd
 from decorlib.study.evidence.provenance import ROOT
 from decorlib.study.evidence.records import EXTENDED, Record
 from decorlib.study.evidence.shared import of_row, points
-from decorlib.study.evidence.stats import WORST_FIRST
+from decorlib.study.evidence.stats import WORST_FIRST, decide
 
 NOTEBOOK = "07"
 WORDS = {"refuted": "no different by as much as counts", "supported": "better", "harmful": "worse"}
@@ -22,7 +22,7 @@ ALL = 50_000  # training images of both data sets but those of validation
 FEW = 3  # pairs of runs, below which a ratio's interval says nothing
 ON_ALL, ON_ALL_TABLE = "06", "against three controls, all digits"  # question 6 of the protocol, in the longer study
 ADVICE = ("10", "11")  # what one would use instead; where it pays
-COST = "08"
+WHERE, COST = "11", "08"
 # What the names in the rows mean, for a reader who has opened no notebook; told where they stand in one.
 MEANINGS = {
     "inputs in [0, 1]": "the scale of the pixels",
@@ -84,7 +84,8 @@ def paragraph(records: dict[str, Record], root: Path = ROOT, escaped: Callable[[
     margin, told = made[0].parameters["margin"], made[-1].frame("protocol")
     networks, data, controls = (list(dict.fromkeys(told[name])) for name in ("network", "data", "control"))
     text = (
-        f"**Does decorrelation help?** {escaped(lead(rows, margin))} Networks with a learned R "
+        f"**Does decorrelation help?** {escaped(lead(rows, margin))}{elsewhere(records, root)} "
+        "Networks with a learned R "
         f"({escaped(', '.join(networks))}; {escaped(', '.join(data))}; {size(made[-1])}) were compared with "
         f"{len(controls)} controls without it ({escaped('; '.join(controls))}). The rates of each came from a grid of "
         "as many tries, which moved on where the best lay on its edge."
@@ -110,6 +111,23 @@ def paragraph(records: dict[str, Record], root: Path = ROOT, escaped: Callable[[
     )
     told_last = (tail, fewer, meanings(rows, escaped))
     return "\n".join([text, "", *(f"* {line}" for line in lines), "", " ".join(filter(None, told_last))])
+
+
+def elsewhere(records: dict[str, Record], root: Path = ROOT) -> str:
+    """Where R gains all the same: the counts of notebook 11's map, of its longest study; empty without its record."""
+    longer = longer_study(WHERE, root)
+    record, study = (longer, ", longer study") if longer is not None else (records.get(WHERE), "")
+    if record is None or "gains" not in record.tables:
+        return ""
+    rows = record.frame("gains")
+    best = rows[rows["best"]]
+    margin = record.parameters["margin"]
+    outcomes = [decide(of_row(row), better="higher", margin=margin) for _, row in best.iterrows()]
+    gained, lost = outcomes.count("supported"), outcomes.count("harmful")
+    return (
+        f" On smaller tasks at equal epochs, which hide that a step with R is dearer, it gains over the better of "
+        f"BatchNorm and demeaning in {gained} of {len(best)} cases and loses in {lost} (notebook {WHERE}{study})."
+    )
 
 
 def meanings(rows: pd.DataFrame, escaped: Callable[[str], str] = str) -> str:

@@ -246,6 +246,17 @@ def test_a_convnet_on_all_digits_counts_among_the_comparisons(nowhere, monkeypat
     assert answers.plain({}, nowhere) == ""  # there is nothing that it could stand beside
 
 
+def test_where_r_gains_all_the_same_is_told_after_the_answer(nowhere):
+    map_ = Record("11", question="Where does it pay?", parameters={"margin": 0.002})
+    cells = [("batch size 8", 0.02, 0.01, 0.03), ("width 32", -0.02, -0.03, -0.01), ("width 512", 0.0, -0.1, 0.1)]
+    lines = [(f"{cell}, minus BatchNorm", *numbers, 10, 0.01, True) for cell, *numbers in cells]
+    lines.append(("batch size 8, minus alone", 0.5, 0.4, 0.6, 10, 0.01, False))  # not the better control
+    map_.table("gains", pd.DataFrame(lines, columns=["cell", "estimate", "low", "high", "n", "p", "best"]), 0.001)
+    text = answers.plain({"07": record(), "11": map_}, nowhere)
+    said = "it gains over the better of BatchNorm and demeaning in 1 of 3 cases and loses in 1 (notebook 11). Networks"
+    assert text.index("**Does decorrelation help?** Hardly.") < text.index(said)
+
+
 def test_many_comparisons_in_one_sentence():
     rows = record([*ROWS[:3], ROWS[1]]).frame("protocol")
     assert opening.in_one(rows, "Two networks") == (
