@@ -22,6 +22,7 @@ ALL = 50_000  # training images of both data sets but those of validation
 FEW = 3  # pairs of runs, below which a ratio's interval says nothing
 ON_ALL, ON_ALL_TABLE = "06", "against three controls, all digits"  # question 6 of the protocol, in the longer study
 ADVICE = ("10", "11")  # what one would use instead; where it pays
+LENGTHS = ("MLP", "second data set", "ConvNet", "transformer")  # whose steps the parameter `lengths` of 10 has
 WHERE, COST = "11", "08"
 # What the names in the rows mean, for a reader who has opened no notebook; told where they stand in one.
 MEANINGS = {
@@ -209,14 +210,21 @@ def advice(records: dict[str, Record], page: str, root: Path = ROOT, escaped: Ca
     for number in ADVICE:
         longer, full = longer_study(number, root), records.get(number)
         if longer is not None and longer.came_out:
-            told.append((f"notebook {number}, longer study", longer.came_out))
+            told.append((f"notebook {number}, longer study{length(longer)}", longer.came_out))
         elif full is not None and full.came_out:
-            told.append((f"notebook {number}", full.came_out))
+            told.append((f"notebook {number}{length(full)}", full.came_out))
     if not told:
         return ""
     lines = [f"* {escaped(said[place])} ({where})" for place in (0, 1) for where, said in told]
     head = f"**Should you use it?** Every case is on the page [*Should I use it?*]({page}) of the report."
     return "\n".join([head, "", *lines])
+
+
+def length(record: Record) -> str:
+    """How long the runs of notebook 10 are; empty for a record that has no such lengths."""
+    steps = record.parameters.get("lengths", [])[: len(LENGTHS)]
+    told = ", ".join(f"{name} {n:,}" for name, n in zip(LENGTHS, steps, strict=False))
+    return f"; each run as long as so many steps of Adam: {told}" if told else ""
 
 
 def cost(records: dict[str, Record], escaped: Callable[[str], str] = str) -> str:

@@ -210,7 +210,7 @@ def test_advice_tells_when_not_to_use_it_first(nowhere):
 
 def test_advice_is_that_of_the_longer_study_where_there_is_one(nowhere, monkeypatch):
     monkeypatch.setenv("DECORLIB_RESULTS", str(nowhere / EXTENDED))
-    longer, full = (Record("10", question="What then?", parameters={}) for _ in range(2))
+    longer, full = (Record("10", question="What then?", parameters=p) for p in ({"lengths": [1600, 8, 3, 1, 5]}, {}))
     longer.sentences("Do not use it for MLPs.", "Use it nowhere.")
     longer.write()
     full.sentences("Do not use it when Muon is at hand.", "Use it under Adam.")
