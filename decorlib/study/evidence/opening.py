@@ -210,12 +210,13 @@ def advice(records: dict[str, Record], page: str, root: Path = ROOT, escaped: Ca
     for number in ADVICE:
         longer, full = longer_study(number, root), records.get(number)
         if longer is not None and longer.came_out:
-            told.append((f"notebook {number}, longer study{length(longer)}", longer.came_out))
+            told.append((f"notebook {number}, longer study", length(longer), longer.came_out))
         elif full is not None and full.came_out:
-            told.append((f"notebook {number}{length(full)}", full.came_out))
+            told.append((f"notebook {number}", length(full), full.came_out))
     if not told:
         return ""
-    lines = [f"* {escaped(said[place])} ({where})" for place in (0, 1) for where, said in told]
+    lines = [f"* {escaped(said[0])} ({where})" for where, _, said in told]
+    lines += [f"* {escaped(said[1])} ({where}{long})" for where, long, said in told]
     head = f"**Should you use it?** Every case is on the page [*Should I use it?*]({page}) of the report."
     return "\n".join([head, "", *lines])
 

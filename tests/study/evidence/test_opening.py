@@ -215,9 +215,9 @@ def test_advice_is_that_of_the_longer_study_where_there_is_one(nowhere, monkeypa
     longer.write()
     full.sentences("Do not use it when Muon is at hand.", "Use it under Adam.")
     text = opening.advice({"10": full}, "should.md", nowhere)
-    assert (
-        "* Do not use it for MLPs. (notebook 10, longer study)\n* Use it nowhere. (notebook 10, longer study)" in text
-    )
+    size = "; each run as long as so many steps of Adam: MLP 1,600, second data set 8, ConvNet 3, transformer 1"
+    assert "* Do not use it for MLPs. (notebook 10, longer study)\n" in text
+    assert f"* Use it nowhere. (notebook 10, longer study{size})" in text
     assert "Muon" not in text
 
 
