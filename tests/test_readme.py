@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from decorlib.study.evidence import answers
-from decorlib.study.evidence.records import Record, load_records
+from decorlib.study.evidence.records import Record, load_extended, load_records
 from decorlib.study.report import notebooks
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -37,7 +37,8 @@ def test_first_cells_say_what_came_out():
     records = load_records()
     for source in notebooks.find(README.parent / "notebooks"):
         title = source.read().cells[0].source
-        assert answers.in_title(records.get(source.number), title) == title, "run `make reproduce`: it writes them"
+        longer = load_extended(source.number)
+        assert answers.in_title(records.get(source.number), title, longer) == title, "`make reproduce` writes them"
 
 
 def test_what_came_out_replaces_what_came_out_before():
@@ -51,6 +52,16 @@ def test_what_came_out_replaces_what_came_out_before():
     assert second.count("What came out") == 1
     assert "It costs 4 steps. It gains nothing." in second
     assert answers.CAME_OUT.sub("", second) == "# 03 · Why?\n\n**Runs in** a minute."
+
+
+def test_what_the_longer_study_says_else_stands_behind_it():
+    record, longer = Record("03", "why?"), Record("03", "why?")
+    record.sentences("It costs 3 steps.", "It gains 0.2 points.")
+    longer.sentences("It costs 3 steps.", "It gains 0.5 points.")
+    text = answers.in_title(record, "# 03 · Why?", longer)
+    assert "It gains 0.2 points.\n\n**In the longer study.** It gains 0.5 points.\n<!-- /came out -->" in text
+    assert answers.CAME_OUT.sub("", text) == "# 03 · Why?"
+    assert "longer" not in answers.in_title(record, text, record)
 
 
 def test_markers_are_needed():

@@ -187,23 +187,38 @@ def in_readme(records: dict[str, Record], text: str, notebooks: Path = ROOT / "n
     return START.sub(lambda found: found[1] + "\n" + table + "\n" + found[2], text)
 
 
-def in_title(record: Record | None, text: str) -> str:
-    """The source of a notebook's first cell with what came out, as its record says it, at its end."""
+def in_title(record: Record | None, text: str, longer: Record | None = None) -> str:
+    """The source of a notebook's first cell with what came out, as its record says it, at its end.
+
+    Args:
+        record: of the run.
+        text: of the cell.
+        longer: of the longer study, of which what it says else is told, too. Default: None, there is none.
+    """
     text = CAME_OUT.sub("", text)
     if record is None or not record.came_out:
         return text
     head = "<!-- came out: written by `make reproduce` from the record of the full run -->"
-    return f"{text}\n\n{head}\n**What came out.** {' '.join(record.came_out)}\n<!-- /came out -->"
+    told = f"**What came out.** {' '.join(record.came_out)}"
+    more = [] if longer is None else [sentence for sentence in longer.came_out if sentence not in record.came_out]
+    told += f"\n\n**In the longer study.** {' '.join(more)}" if more else ""
+    return f"{text}\n\n{head}\n{told}\n<!-- /came out -->"
 
 
-def write_titles(records: dict[str, Record], notebooks: Path = ROOT / "notebooks") -> list[str]:
-    """Write what came out into the first cells of the notebooks; returned are the numbers of those that changed."""
+def write_titles(records: dict[str, Record], notebooks: Path = ROOT / "notebooks", root: Path = ROOT) -> list[str]:
+    """Write what came out into the first cells of the notebooks; returned are the numbers of those that changed.
+
+    Args:
+        records: by notebook.
+        notebooks: their folder, of sources or of what was executed.
+        root: the clone, for the longer studies.
+    """
     changed = []
     for path in sorted(notebooks.glob("[0-9][0-9]_*.ipynb")):
         number = path.name[:2]
         notebook = nbformat.read(path, as_version=4)
         title = notebook.cells[0]
-        new = in_title(records.get(number), title.source)
+        new = in_title(records.get(number), title.source, opening.longer_study(number, root))
         if new != title.source:
             title.source = new
             with written_atomically(path) as file:

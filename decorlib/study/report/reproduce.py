@@ -232,8 +232,10 @@ def finish(options: argparse.Namespace, before: dict, numbers: list[str]) -> int
     try:
         if options.profile == "full" and readme.exists() and answers.write_readme(new, readme):
             print("README.md: answers written from the records")
-        if options.profile == "full" and (titles := answers.write_titles(new, options.root / "notebooks")):
-            print(f"what came out, written into the first cells of {', '.join(titles)}")
+        if options.profile == "full":
+            titles = answers.write_titles(new, options.root / "notebooks", options.root)
+            answers.write_titles(new, options.results / "notebooks", options.root)
+            print(f"what came out, written into the first cells of {', '.join(titles)}" if titles else "")
     except RecordDamaged as error:  # of the longer study
         print(f"reproduce: {error}", file=sys.stderr)
         return FAILED

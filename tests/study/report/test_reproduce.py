@@ -17,6 +17,7 @@ import pytest
 from filelock import FileLock
 from nbformat import v4
 
+from decorlib.study.evidence.records import Record
 from decorlib.study.report import freshness, notebooks, reproduce, request
 from decorlib.study.sweeps import source
 
@@ -574,7 +575,7 @@ def test_only_code_that_runs_counts_as_a_change(one, two, same):
     assert (code_of(one) == code_of(two)) == same
 
 
-def test_an_extended_run_has_results_of_its_own_which_the_full_run_reads(tmp_path, capsys):
+def test_an_extended_run_has_results_of_its_own_which_the_full_run_reads(tmp_path, capsys, monkeypatch):
     """Only notebooks with extended values run; the full run's results stay; a new extended record is a new input."""
     put(tmp_path, "01", "print(seeds)")
     put(tmp_path, "02", "print(seeds)  # load_extended", yaml="seeds: 5\n")
@@ -590,8 +591,9 @@ def test_an_extended_run_has_results_of_its_own_which_the_full_run_reads(tmp_pat
     capsys.readouterr()
     assert make(tmp_path) == 0
     assert capsys.readouterr().out.count("nothing to be done") == 2  # there is no record yet
-    (longer / "records").mkdir()
-    (longer / "records" / "02.json").write_text("{}")
+    with monkeypatch.context() as patched:
+        patched.setenv("DECORLIB_RESULTS", str(longer))
+        Record("02", question="Why?").write()
     assert make(tmp_path) == 0
     assert "02  why (full: the extended record changed)" in capsys.readouterr().out
     assert make(tmp_path, "--profile", "extended") == 0
