@@ -31,6 +31,7 @@ MEANINGS = {
     "BatchNorm": "before each nonlinearity, on demeaned inputs",
     "kappa": "R learned by the kappa rule from centred inputs",
     "deeper layers": "R in every layer but the first",
+    "every layer": "R in the first layer, too; of a control, the mean taken in each",
     "function preserved": "after a step of R the weights take up what it changed",
     "cosine to zero": "the weights' learning rate falls along a cosine to 0",
     "equal seconds": "as many epochs as fit into the same time",
