@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from decorlib.study.evidence.opening import comparisons, longer_study
+from decorlib.study.evidence.opening import comparisons
 from decorlib.study.evidence.provenance import ROOT
-from decorlib.study.evidence.records import Record
+from decorlib.study.evidence.records import Record, load_extended
 from decorlib.study.evidence.shared import of_row, points
 from decorlib.study.evidence.stats import WORST_FIRST, Interval, decide
 
@@ -48,7 +48,7 @@ def cases(records: dict[str, Record], root: Path = ROOT) -> list[Case]:
     found = [_of_gain(row) for _, row in _least_of_each(comparisons(records, root)).iterrows()]
     for number, table, read in (("10", "against the best peer", _of_instead), ("11", "gains", _of_where)):
         told = set()
-        for where, record in ((", longer study", longer_study(number, root)), ("", records.get(number))):
+        for where, record in ((", longer study", load_extended(number, root)), ("", records.get(number))):
             if record is None or table not in record.tables:
                 continue
             own = [case for _, row in record.frame(table).iterrows() if (case := read(row, record)) is not None]

@@ -15,7 +15,7 @@ import nbformat
 from decorlib._io.files import written_atomically
 from decorlib.study.evidence import opening, shared
 from decorlib.study.evidence.provenance import ROOT
-from decorlib.study.evidence.records import Record
+from decorlib.study.evidence.records import Record, load_extended
 from decorlib.study.evidence.shared import Shared
 from decorlib.study.evidence.verdicts import Answer, Verdict, family
 
@@ -157,8 +157,8 @@ def plain(
     Args:
         records: by notebook.
         root: the clone.
-        page: where the decision table is. Default: beside the pages of the report
         escaped: text of records made safe for the page that it is for. Default: as it is
+        page: where the decision table is. Default: beside the pages of the report
     """
     parts = (
         opening.paragraph(records, root, escaped),
@@ -218,7 +218,7 @@ def write_titles(records: dict[str, Record], notebooks: Path = ROOT / "notebooks
         number = path.name[:2]
         notebook = nbformat.read(path, as_version=4)
         title = notebook.cells[0]
-        new = in_title(records.get(number), title.source, opening.longer_study(number, root))
+        new = in_title(records.get(number), title.source, load_extended(number, root))
         if new != title.source:
             title.source = new
             with written_atomically(path) as file:

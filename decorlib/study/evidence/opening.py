@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from decorlib.study.evidence.provenance import ROOT
-from decorlib.study.evidence.records import EXTENDED, Record
+from decorlib.study.evidence.records import Record, load_extended
 from decorlib.study.evidence.shared import of_row, points
 from decorlib.study.evidence.stats import WORST_FIRST, decide
 
@@ -42,19 +42,13 @@ TIMED = {"network": "MLP", "measure": "seconds"}  # whose seconds to a level are
 
 def studies(records: dict[str, Record], root: Path = ROOT) -> list[Record]:
     """The records that have rows of the protocol: of these records, and of the longer study."""
-    both = [records.get(NOTEBOOK), longer_study(NOTEBOOK, root)]
+    both = [records.get(NOTEBOOK), load_extended(NOTEBOOK, root)]
     return [record for record in both if record is not None and "protocol" in record.tables]
-
-
-def longer_study(number: str, root: Path = ROOT) -> Record | None:
-    """The longer study of a notebook; None where it was not run."""
-    path = root / EXTENDED / "records" / f"{number}.json"
-    return Record.load(path) if path.exists() else None
 
 
 def on_all_digits(root: Path = ROOT) -> tuple[pd.DataFrame, int]:
     """The comparisons of a ConvNet on all digits, and random seeds of each; none of them where they were not run."""
-    record = longer_study(ON_ALL, root)
+    record = load_extended(ON_ALL, root)
     if record is None or ON_ALL_TABLE not in record.tables:
         return pd.DataFrame(), 0
     rows = record.frame(ON_ALL_TABLE)
@@ -117,7 +111,7 @@ def paragraph(records: dict[str, Record], root: Path = ROOT, escaped: Callable[[
 
 def elsewhere(records: dict[str, Record], root: Path = ROOT) -> str:
     """Where R gains all the same: the counts of notebook 11's map, of its longest study; empty without its record."""
-    longer = longer_study(WHERE, root)
+    longer = load_extended(WHERE, root)
     record, study = (longer, ", longer study") if longer is not None else (records.get(WHERE), "")
     if record is None or "gains" not in record.tables:
         return ""
@@ -209,7 +203,7 @@ def advice(records: dict[str, Record], page: str, root: Path = ROOT, escaped: Ca
     """
     told = []
     for number in ADVICE:
-        longer, full = longer_study(number, root), records.get(number)
+        longer, full = load_extended(number, root), records.get(number)
         if longer is not None and longer.came_out:
             told.append((f"notebook {number}, longer study", length(longer), longer.came_out))
         elif full is not None and full.came_out:

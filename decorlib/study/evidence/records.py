@@ -295,15 +295,16 @@ def load_records(
     return {n: record for n, record in found.items() if (before is None or n < before) and n != without}
 
 
-def load_extended(number: str) -> Record | None:
+def load_extended(number: str, root: Path | None = None) -> Record | None:
     """The committed record of a notebook's extended run; None where there is none, or where this is that run.
 
     A notebook that calls this is run again when that record has changed.
 
     Args:
         number: the notebook's number, two digits.
+        root: the clone. Default: ``None``, this one
     """
-    folder = provenance.ROOT / EXTENDED / "records"
+    folder = (root or provenance.ROOT) / EXTENDED / "records"
     path = folder / f"{number}.json"
     if not path.exists() or os.environ.get("DECORLIB_RECORDS") == str(folder):
         return None

@@ -125,14 +125,14 @@ class Verdict:
             remedy: what helps. Default: "".
             about: scale, schedule, control, tolerance, ratio, left_out, unsaid.
         """
-        outcome = decide(interval, better=better, margin=margin, left_out=about.get("left_out", 0))
+        whole = {name: about[name] for name in ("left_out", "unsaid") if name in about}
         return cls(
             **{**asdict(interval), "p_value": beyond(interval, better=better, margin=margin)},
             hypothesis=hypothesis,
             claim=claim,
             criterion=criterion,
             unit=unit,
-            outcome="undecided" if about.get("unsaid") else outcome,
+            outcome=_decided(interval, better, margin, **whole),
             explains_failed_run=explains_failed_run,
             evidence=evidence,
             remedy=remedy,
@@ -185,6 +185,13 @@ class Verdict:
 
     def __str__(self) -> str:
         return f"{self.hypothesis}: {self.outcome} ({self.numbers})"
+
+
+def _decided(
+    interval: Interval, better: Literal["higher", "lower"], margin: float, left_out: int = 0, unsaid: str = ""
+) -> Outcome:
+    """What an interval says about a claim that it may not be about."""
+    return "undecided" if unsaid else decide(interval, better=better, margin=margin, left_out=left_out)
 
 
 def _of_format_1(content: dict[str, Any]) -> dict[str, Any]:
@@ -242,8 +249,8 @@ def family(verdicts: Iterable[Verdict], level: float = LEVEL) -> list[Answer]:
             answers.append(Answer(verdict, verdict.outcome, verdict.interval, None, None))
             continue
         wide = simultaneous(verdict.interval, len(tested), level)
-        outcome = decide(wide, better=verdict.better, margin=verdict.margin, left_out=verdict.left_out)
-        outcome, seeds = "undecided" if verdict.unsaid else outcome, None
+        outcome = _decided(wide, verdict.better, verdict.margin, verdict.left_out, verdict.unsaid)
+        seeds = None
         # Neither p nor more seeds make up for runs that diverge, or for numbers that are about something else.
         if outcome == "undecided" and not verdict.left_out and not verdict.unsaid:
             if adjusted[i] <= (1 - level) / 2:

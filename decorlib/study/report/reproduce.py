@@ -235,7 +235,8 @@ def finish(options: argparse.Namespace, before: dict, numbers: list[str]) -> int
         if options.profile == "full":
             titles = answers.write_titles(new, options.root / "notebooks", options.root)
             answers.write_titles(new, options.results / "notebooks", options.root)
-            print(f"what came out, written into the first cells of {', '.join(titles)}" if titles else "")
+            if titles:
+                print(f"what came out, written into the first cells of {', '.join(titles)}")
     except RecordDamaged as error:  # of the longer study
         print(f"reproduce: {error}", file=sys.stderr)
         return FAILED
