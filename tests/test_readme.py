@@ -54,14 +54,15 @@ def test_what_came_out_replaces_what_came_out_before():
     assert answers.CAME_OUT.sub("", second) == "# 03 · Why?\n\n**Runs in** a minute."
 
 
-def test_what_the_longer_study_says_else_stands_behind_it():
+def test_the_longer_study_stands_before_the_full_run_and_nothing_twice():
     record, longer = Record("03", "why?"), Record("03", "why?")
     record.sentences("It costs 3 steps.", "It gains 0.2 points.")
     longer.sentences("It costs 3 steps.", "It gains 0.5 points.")
     text = answers.in_title(record, "# 03 · Why?", longer)
-    assert "It gains 0.2 points.\n\n**In the longer study.** It gains 0.5 points.\n<!-- /came out -->" in text
+    said = "*In the longer study:* It costs 3 steps. It gains 0.5 points. *In the full run:* It gains 0.2 points."
+    assert f"**What came out.** {said}\n<!-- /came out -->" in text
     assert answers.CAME_OUT.sub("", text) == "# 03 · Why?"
-    assert "longer" not in answers.in_title(record, text, record)
+    assert "full run:" not in answers.in_title(record, text, record)
 
 
 def test_markers_are_needed():

@@ -188,21 +188,24 @@ def in_readme(records: dict[str, Record], text: str, notebooks: Path = ROOT / "n
 
 
 def in_title(record: Record | None, text: str, longer: Record | None = None) -> str:
-    """The source of a notebook's first cell with what came out, as its record says it, at its end.
+    """The source of a notebook's first cell with what came out, as its records say it, at its end: the longest first.
 
     Args:
         record: of the run.
         text: of the cell.
-        longer: of the longer study, of which what it says else is told, too. Default: None, there is none.
+        longer: of the longer study, whose sentences stand first and once. Default: None, there is none.
     """
     text = CAME_OUT.sub("", text)
     if record is None or not record.came_out:
         return text
-    head = "<!-- came out: written by `make reproduce` from the record of the full run -->"
-    told = f"**What came out.** {' '.join(record.came_out)}"
-    more = [] if longer is None else [sentence for sentence in longer.came_out if sentence not in record.came_out]
-    told += f"\n\n**In the longer study.** {' '.join(more)}" if more else ""
-    return f"{text}\n\n{head}\n{told}\n<!-- /came out -->"
+    head = "<!-- came out: written by `make reproduce` from the records -->"
+    told = " ".join(record.came_out)
+    if longer is not None and longer.came_out:
+        others = " ".join(sentence for sentence in record.came_out if sentence not in longer.came_out)
+        told = f"*In the longer study:* {' '.join(longer.came_out)}" + (
+            f" *In the full run:* {others}" if others else ""
+        )
+    return f"{text}\n\n{head}\n**What came out.** {told}\n<!-- /came out -->"
 
 
 def write_titles(records: dict[str, Record], notebooks: Path = ROOT / "notebooks", root: Path = ROOT) -> list[str]:
