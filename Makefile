@@ -66,9 +66,10 @@ reproduce: $(STAMP)  ## run what has changed, write results/, compare with the c
 report: $(STAMP)  ## rebuild results/report from the records, without training
 	$(PY) -m decorlib.study.report.build --profile $(PROFILE)
 
-# Its settings are in .jupyter/labconfig: no question about news, no call to the network.
+# Its settings are in .jupyter/labconfig: no question about news, no call to the network. It multiplies as reproduce does,
+# so that what that has run is found in the cache.
 lab: $(STAMP)  ## open the notebooks in JupyterLab
-	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}" \
+	LD_PRELOAD="$$($(PY) -m decorlib._io.products)" JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}" \
 	  $(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
 
 refresh: $(STAMP)  ## run the notebooks at their quick values and store the outputs in notebooks/

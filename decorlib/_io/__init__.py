@@ -1,1 +1,3 @@
-"""For every room: files written whole or not at all (``files``), and plain data as one JSON text (``plain``)."""
+"""For every room: files written whole or not at all (``files``), plain data as one JSON text (``plain``), what to
+multiply with (``products``).
+"""

@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from decorlib._io import products
+
 ROOT = Path(__file__).resolve().parents[3]
 DATA = Path(__file__).resolve().parents[2] / "data"
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pandas", "matplotlib", "seaborn")
@@ -48,7 +50,8 @@ class Provenance:
         return [
             code,
             " · ".join(f"{name} {self.versions[name]}" for name in names if name in self.versions),
-            f"{m['device']} · {m['cpu']} · {m['cores']} cores, {m['threads']} thread(s) · {m['platform']}",
+            f"{m['device']} · {m['cpu']} · {m['cores']} cores, {m['threads']} thread(s) · {m['platform']}"
+            + (f" · {m['products']}" if "products" in m else ""),
         ]
 
 
@@ -150,6 +153,7 @@ def provenance(device: str = "cpu") -> Provenance:
             "cores": os.cpu_count() or 1,
             "threads": torch.get_num_threads(),
             "platform": f"{platform.system()} {platform.machine()}",
+            **({"products": products.AVX512} if products.in_use() else {}),
         },
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(time.perf_counter() - _started, 1),

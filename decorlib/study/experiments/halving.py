@@ -25,6 +25,7 @@ def halve(
     rounds: Sequence[float] = ROUNDS,
     keep: float = 1 / 2,
     move: bool | int = True,
+    alone: bool = False,
     quiet: bool = False,
     desc: str = "halving",
     **engine: Any,
@@ -51,6 +52,8 @@ def halve(
             Default: 1/8, 1/4, 1/2, 1.
         keep: part of the tries that go on, rounded down, at least one. Default: 1/2.
         move: how often a grid may move; True: three times, False: never. Default: True.
+        alone: in place of the whole grid, what lies beside the best try, one rate changed by one step, is tried in
+            full length where it was not tried yet (:class:`tuning.Moves`). Default: False.
         quiet: do not print moves and edges. Default: False.
         desc: text before the progress bar. Default: "halving".
         engine: ``jobs``, ``engine``, ``cache`` of :func:`decorlib.study.sweep`.
@@ -68,7 +71,7 @@ def halve(
     if len(seeds) < 2:
         raise ValueError(f"{len(arms)} arms and {len(seeds)} seeds: give at least one arm and two seeds")
     tested = {name: arm.but(split="both" if arm.split == "both" else "test") for name, arm in arms.items()}
-    moves = tuning.Moves(MOST_MOVES if move is True else int(move))
+    moves = tuning.Moves(MOST_MOVES if move is True else int(move), alone=alone)
     options = {"rounds": rounds, "keep": keep, "moves": moves, "trial": _trial, "quiet": quiet, "desc": desc}
     best, tries = tuning.choose(tested, rates, seeds, metric, **options, **engine)
     grids = grids_of(arms, rates)

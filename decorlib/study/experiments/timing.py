@@ -23,7 +23,7 @@ def take_turns(
     Args:
         alternatives: name -> function without arguments.
         repeats: counted turns of each.
-        warmup: turns of each before that.
+        warmup: turns of each before that, of one call.
         synchronize: wait for the CUDA device after each turn.
         calls: calls in a row in each turn, as a loop makes them. In turns of one, each call also pays for bringing
             what it works on back into the cache.
@@ -35,7 +35,7 @@ def take_turns(
         for turn in range(-warmup, repeats):
             for name, call in alternatives.items():
                 start = time.perf_counter()
-                for _ in range(calls):
+                for _ in range(calls if turn >= 0 else 1):
                     call()
                 if synchronize:
                     torch.cuda.synchronize()

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import nbformat
 
+from decorlib._io import products
 from decorlib.study.evidence import answers, compare
 from decorlib.study.evidence.records import RecordDamaged, load_records, write_atomic
 from decorlib.study.report import freshness, notebooks, publish
@@ -33,6 +34,7 @@ from decorlib.study.report.told import TimeLeft, tables_and_verdicts
 
 FAILED, USAGE, CHANGED = 1, 2, 3  # exit statuses: a notebook failed, bad request, something else was found
 NOTHING = "nothing to be done"
+AS_INSTALLED = ("08",)  # what a step costs is asked for torch as everybody has it
 
 
 def base_environment(options: argparse.Namespace) -> dict[str, str]:
@@ -57,6 +59,7 @@ def run_one(job: Job, options: argparse.Namespace) -> Path:
         "DECORLIB_RESULTS": str(staging),
         "DECORLIB_RECORDS": str(job.results / "records"),
         "DECORLIB_NOTEBOOK": job.number,
+        **({} if job.number in AS_INSTALLED else products.environment()),
     }
     job.failed.unlink(missing_ok=True)
     try:

@@ -6,6 +6,7 @@ import socket
 from importlib.util import find_spec
 from pathlib import Path
 
+from decorlib._io import products
 from decorlib.study.evidence.provenance import ROOT, unusable
 from decorlib.study.evidence.records import EXTENDED
 from decorlib.study.report.notebooks import PROFILES
@@ -64,6 +65,10 @@ def check(options: argparse.Namespace) -> None:
         raise BadRequest(f"DEVICE={options.device}: {reason}; without DEVICE notebooks run on the processor")
     if options.engine is not None and (reason := unreachable(options.engine)):
         raise BadRequest(f"ENGINE={options.engine}: {reason}")
+    try:
+        products.environment()
+    except ValueError as error:
+        raise BadRequest(str(error)) from error
 
 
 def profile(text: str) -> str:

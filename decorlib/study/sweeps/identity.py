@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from decorlib._io import products
 from decorlib._io.plain import canonical, kind_of, plain
 from decorlib.study.sweeps.source import Code, importable
 
@@ -56,7 +57,8 @@ def environment(function: Callable, spec_type: type, code: Code | None = None) -
     * ``code``: hash of all code that the function can reach (:mod:`decorlib.study.sweeps.source`);
     * ``data``: what the modules among it say that they read: the names and results of the functions in a module's
       ``DEPENDS_ON``, such as ``{"mnist": partial(checksum, "mnist")}``;
-    * ``device``: the kind, "cuda" or "cpu"; ``torch``: the version.
+    * ``device``: the kind, "cuda" or "cpu"; ``torch``: the version;
+    * ``products``: where they are others than torch was installed with (:mod:`decorlib._io.products`).
 
     Args:
         function: computes a record.
@@ -71,6 +73,7 @@ def environment(function: Callable, spec_type: type, code: Code | None = None) -
         },
         "device": "cuda" if torch.cuda.is_available() else "cpu",
         "torch": torch.__version__,
+        **({"products": products.AVX512} if products.in_use() else {}),
     }
 
 

@@ -47,6 +47,7 @@ def compare(
     seeds: Iterable[int],
     rounds: Sequence[float] = halving.ROUNDS,
     moves: int = halving.MOST_MOVES,
+    alone: bool = False,
     **engine: Any,
 ) -> Compared:
     """Tune every arm, choose ours on validation images, run all with the seeds; the test set is read at the very end.
@@ -62,13 +63,14 @@ def compare(
         seeds: of the comparison.
         rounds: of the halving. Default: 1/8, 1/4, 1/2, 1.
         moves: how often a grid may move. Default: 3.
+        alone: only what lies beside the best try, one rate changed by one step. Default: False, the whole grid.
         engine: options of :func:`decorlib.study.sweep`.
     """
     seeds, tuning_seeds = list(seeds), list(tuning_seeds)
     if both := sorted({*seeds} & {*tuning_seeds}):
         raise ValueError(f"seeds {both} are of the tries and of the comparison: a choice would be judged by itself")
     short = plan.within_budget({name: spec.but(split="both") for name, spec in these.items()}, _epochs(these))
-    options = {"rounds": rounds, "move": moves, "quiet": True, "desc": f"{setting}, tries"}
+    options = {"rounds": rounds, "move": moves, "alone": alone, "quiet": True, "desc": f"{setting}, tries"}
     tuned, tries = halving.halve(short, grids, tuning_seeds, **options, **engine)
     ours = arms.best_try(tries, OURS, "test_accuracy")
     equal_epochs = {name: tuned[name].but(epochs=these[name].epochs) for name in (BASELINE, *CONTROLS, ours)}
