@@ -34,8 +34,9 @@ def evaluation(
         last = done == spec.passes
         if not (last or (every and done % every == 0)):
             return {}
-        # Of the task alone, training accuracy is wanted at the end only: it would cost as much as the test set.
-        training, name = everything or last, "validation" if test else "test"
+        # Of the task alone, training accuracy is wanted at the end only, where it costs as much as the test set; of
+        # tries, which validation images decide on, it is not wanted at all.
+        training, name = everything or (last and spec.split != "validation"), "validation" if test else "test"
         found = measure(model, x, t, z, u, everything, training=training, name=name)
         return found | (on_task(model, "test", *test) if last and test and _has_a_task(model) else {})
 

@@ -127,6 +127,20 @@ def test_every_arm_gets_as_many_tries_of_each_length_with_every_seed(fake):
     assert best["plain"].rule is None
 
 
+def test_alone_one_rate_leaves_its_edge_at_a_time_in_full_length_until_nothing_beside_the_best_is_untried(fake):
+    fake(peak(3.2e-2, 6e-4))  # two steps beyond the largest rate of the weights; that of R lies inside
+    _, tries = halving.halve({"a": BASE}, RATES, [100, 101], quiet=True, move=8, alone=True)
+    later, best = tries[tries["moved"] > 0], tries[tries["chosen"]].iloc[0]
+    assert (later["part"] == 1).all()
+    assert best["edge"] == ""
+    assert best["lr"] > max(RATES["lr"])
+    for moved, tried in later.groupby("moved"):
+        before = tries[(tries["part"] == 1) & (tries["moved"] < moved)]
+        middle = before.loc[before["test_accuracy"].idxmax()]
+        assert ((tried[["lr", "decor_lr"]] != middle[["lr", "decor_lr"]]).sum(axis=1) == 1).all()
+    assert tries.duplicated(["part", "lr", "decor_lr"]).sum() == 0
+
+
 def test_a_grid_moves_until_its_choice_lies_inside_and_says_how_often(fake, capsys):
     fake(peak(3e-2))
     best, tries = halving.halve({"a": BASE.but(rule=None)}, {"lr": RATES["lr"]}, [0, 1])

@@ -126,24 +126,32 @@ def within_budget(arms: Mapping[str, Experiment], epochs: int | float) -> dict[s
     }
 
 
-def rates(arms: Mapping[str, Experiment], lr: Sequence[float], decor_lr: Sequence[float]) -> dict[str, dict[str, list]]:
+def rates(
+    arms: Mapping[str, Experiment],
+    lr: Sequence[float],
+    decor_lr: Sequence[float],
+    convnet: float = 2,
+    rule_2024: float = 0.1,
+) -> dict[str, dict[str, list]]:
     """As many tries for every arm: few rates of the weights times rates of R, or as many of the weights alone.
 
     Args:
         arms: of this module.
-        lr: rates of the weights, of an MLP; a ConvNet takes twice these. Arms with an R get all of them times all
-            rates of R, the others as many over twice the range at each end.
-        decor_lr: rates of R for updates at every step; the 2024 rule, whose normaliser multiplies by 1/v, tries
-            them divided by 10, and an R that learns seldom, which takes n times fewer steps, times 10.
+        lr: rates of the weights, of an MLP. Arms with an R get all of them times all rates of R, the others as many
+            over twice the range at each end.
+        decor_lr: rates of R for updates at every step; an R that learns seldom, which takes n times fewer steps, tries
+            them times 10.
+        convnet: what a ConvNet takes them times. Default: 2.
+        rule_2024: what the 2024 rule, whose normaliser multiplies by 1/v, takes those of R times. Default: 0.1.
     """
     count = len(lr) * len(decor_lr)
 
     def own(spec: Experiment) -> dict[str, list]:
-        weights = [rate * (2 if spec.model == "convnet" else 1) for rate in lr]
+        weights = [rate * (convnet if spec.model == "convnet" else 1) for rate in lr]
         if spec.rule is None:
             # wider, to be kind to the arms with nothing else to choose
             return {"lr": spread(weights, count, beyond=2)}
-        factor = 0.1 if spec.rule == "notebook" else 10
+        factor = rule_2024 if spec.rule == "notebook" else 10
         return {"lr": weights, "decor_lr": [factor * value for value in decor_lr]}
 
     return {name: own(spec) for name, spec in arms.items()}
