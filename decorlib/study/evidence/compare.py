@@ -203,17 +203,42 @@ def compare(old: dict[str, Record], new: dict[str, Record]) -> Comparison:
     return Comparison(pd.DataFrame(rows, columns=COLUMNS), changed, notes)
 
 
-def read_committed(root: Path = ROOT, folder: str = "results/records") -> dict[str, Record]:
-    """Records at git HEAD.
+def read_committed(root: Path = ROOT, folder: str = "results/records", commit: str = "HEAD") -> dict[str, Record]:
+    """Records at a commit.
+
+    Args:
+        root: the clone.
+        folder: of the records, from its root.
+        commit: which. Default: HEAD.
 
     Raises:
-        NoGit: there is no git, no commit, or git refuses; with its reason.
+        NoGit: there is no git, no such commit, or git refuses; with its reason.
     """
     records = {}
-    for name in git("ls-tree", "--name-only", "HEAD", f"{folder}/", root=root).splitlines():
+    for name in git("ls-tree", "--name-only", commit, f"{folder}/", root=root).splitlines():
         if Path(name).suffix == ".json" and Path(name).stem.isdigit():
-            records[Path(name).stem] = Record.parse(git("show", f"HEAD:{name}", root=root), f"{name} at HEAD")
+            records[Path(name).stem] = Record.parse(git("show", f"{commit}:{name}", root=root), f"{name} at {commit}")
     return records
+
+
+def computed_with(record: Record) -> str:
+    """The processor that a record was made on, and what it multiplied with, where that is said."""
+    machine = record.made_by["machine"]
+    return ", ".join(str(machine[key]) for key in ("cpu", "products") if machine.get(key))
+
+
+def made_elsewhere(old: dict[str, Record], new: dict[str, Record]) -> list[str]:
+    """A note for each two processors that the same notebooks of two sets of records were made on."""
+    pairs: dict[tuple[str, str], list[str]] = {}
+    for number in sorted(old.keys() & new.keys()):
+        both = computed_with(old[number]), computed_with(new[number])
+        if both[0] != both[1]:
+            pairs.setdefault(both, []).append(number)
+    return [
+        f"{', '.join(numbers)}: committed from {there}, made on {here}; training amplifies how their sums round, and a "
+        "choice of rates may tip: how far such records lie apart is in docs/numbers.md, 'Whole records'"
+        for (there, here), numbers in pairs.items()
+    ]
 
 
 def main(root: Path = ROOT) -> int:

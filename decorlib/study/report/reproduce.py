@@ -228,6 +228,7 @@ def finish(options: argparse.Namespace, before: dict, numbers: list[str]) -> int
         print(*(f"\n{tables_and_verdicts(new[number])}" for number in numbers if number in new), sep="\n")
     print(f"\ncompared with {against}:")
     result = compare.compare(*({n: r for n, r in records.items() if n in numbers} for records in (old, new)))
+    result.notes += compare.made_elsewhere(old, {n: record for n, record in new.items() if n in numbers})
     if others := sorted({*old, *new} - set(numbers)):
         result.notes.append(f"not run, so not compared: {', '.join(others)}")
     print(result.text())
