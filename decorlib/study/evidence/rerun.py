@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from decorlib.study.evidence.compare import compare, computed_with, read_committed
-from decorlib.study.evidence.provenance import ROOT, NoGit
+from decorlib.study.evidence.provenance import ROOT, NoGit, git
 from decorlib.study.evidence.records import Record, write_atomic
 
 PAGE = ROOT / "docs" / "numbers.md"
@@ -74,6 +74,7 @@ def main(arguments: list[str] | None = None, page: Path = PAGE, root: Path = ROO
         print("rerun: give two commits, such as 944dbb6 HEAD", file=sys.stderr)
         return 2
     try:
+        commits = [git("rev-parse", "--short=7", "--verify", f"{commit}^{{commit}}", root=root) for commit in commits]
         made = table(*(read_committed(root, commit=commit) for commit in commits))
     except NoGit as error:
         print(f"rerun: {error}", file=sys.stderr)

@@ -3,6 +3,7 @@
 import pytest
 
 from decorlib.study.evidence import compare, rerun
+from decorlib.study.evidence.provenance import NoGit
 from decorlib.study.evidence.records import Record
 from decorlib.study.evidence.stats import Interval
 from decorlib.study.evidence.verdicts import Verdict
@@ -53,3 +54,21 @@ def test_the_page_keeps_what_is_around_the_table_and_names_the_commits():
 def test_two_commits_are_asked_for(capsys):
     assert rerun.main([]) == 2
     assert "two commits" in capsys.readouterr().err
+
+
+def test_the_page_has_the_table_of_its_two_commits():
+    text = rerun.PAGE.read_text(encoding="utf-8")
+    commits = tuple(text.split(rerun.START, 1)[1].split("`", 1)[0].split())
+    try:
+        records = [compare.read_committed(commit=commit) for commit in commits]
+    except NoGit as reason:
+        pytest.skip(f"the history is not here: {reason}")
+    assert rerun.in_page(text, rerun.table(*records), commits) == text
+
+
+def test_a_commit_that_is_none_is_named_and_the_page_stays(tmp_path, capsys):
+    page = tmp_path / "numbers.md"
+    page.write_text(f"{rerun.START} a b` -->\n{rerun.END}")
+    assert rerun.main(["no-such-commit", "HEAD"], page=page) == 2
+    assert "no-such-commit" in capsys.readouterr().err
+    assert page.read_text() == f"{rerun.START} a b` -->\n{rerun.END}"
