@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None, page: Path = PAGE, root: Path = ROO
         commits = [git("rev-parse", "--short=7", "--verify", f"{commit}^{{commit}}", root=root) for commit in commits]
         made = table(*(read_committed(root, commit=commit) for commit in commits))
     except NoGit as error:
-        print(f"rerun: {error}", file=sys.stderr)
+        print(f"rerun: no records at {' or '.join(commits)}: {error}", file=sys.stderr)
         return 2
     write_atomic(page, in_page(page.read_text(encoding="utf-8"), made, tuple(commits)).encode())
     return 0
