@@ -10,19 +10,24 @@ from pathlib import Path
 
 import pandas as pd
 
+from decorlib.study.evidence import to_levels
 from decorlib.study.evidence.provenance import ROOT
 from decorlib.study.evidence.records import Record, load_extended
 from decorlib.study.evidence.shared import of_row, points
 from decorlib.study.evidence.stats import WORST_FIRST, decide
 
 NOTEBOOK = "07"
-WORDS = {"refuted": "no different by as much as counts", "supported": "better", "harmful": "worse"}
+WORDS = {"refuted": "a difference that counts is ruled out", "supported": "better", "harmful": "worse"}
 EXPECTED = "BatchNorm"  # the control that most readers have already
 ALL = 50_000  # training images of both data sets but those of validation
-FEW = 3  # pairs of runs, below which a ratio's interval says nothing
 ON_ALL, ON_ALL_TABLE = "06", "against three controls, all digits"  # question 6 of the protocol, in the longer study
 ADVICE = ("10", "11")  # what one would use instead; where it pays
-LENGTHS = ("MLP", "second data set", "ConvNet", "transformer")  # whose steps the parameter `lengths` of 10 has
+LENGTHS = (
+    "MLP",
+    "MLP on the second data set",
+    "ConvNet",
+    "transformer",
+)  # whose steps the parameter `lengths` of 10 has
 WHERE, COST = "11", "08"
 # What the names in the rows mean, for a reader who has opened no notebook; told where they stand in one.
 MEANINGS = {
@@ -31,13 +36,12 @@ MEANINGS = {
     "BatchNorm": "before each nonlinearity, on demeaned inputs",
     "kappa": "R learned by the kappa rule from centred inputs",
     "deeper layers": "R in every layer but the first",
-    "every layer": "R in the first layer, too; of a control, the mean taken in each",
-    "function preserved": "after a step of R the weights take up what it changed",
+    "every layer": "in the first layer, too",
+    "function preserved": "after a step of R the weights are corrected so that the network computes what it did",
     "cosine to zero": "the weights' learning rate falls along a cosine to 0",
     "equal seconds": "as many epochs as fit into the same time",
     "equal epochs": "as many passes over the data",
 }
-TIMED = {"network": "MLP", "measure": "seconds"}  # whose seconds to a level are told
 
 
 def studies(records: dict[str, Record], root: Path = ROOT) -> list[Record]:
@@ -82,30 +86,35 @@ def paragraph(records: dict[str, Record], root: Path = ROOT, escaped: Callable[[
     text = (
         f"**Does decorrelation help?** {escaped(lead(rows, margin))}{elsewhere(records, root)} "
         "Networks with a learned R "
-        f"({escaped(', '.join(networks))}; {escaped(', '.join(data))}; {size(made[-1])}) were compared with "
-        f"{len(controls)} controls without it ({escaped('; '.join(controls))}). The rates of each came from a grid of "
-        "as many tries, which moved on where the best lay on its edge."
+        f"({escaped(', '.join(networks))}; {escaped(', '.join(data))}; {size(made[-1])}{smaller(made)}) were compared "
+        f"with {len(controls)} controls without it ({escaped('; '.join(controls))}). Every network got equally many "
+        "tries of its learning rates, and more where the best lay at the edge of what had been tried."
     )
     lines = [f"{name}: {found}" for name, found in by_study(made, records.get(NOTEBOOK), *on_all_digits(root))]
     lines.append(f"least favourable: {escaped(one(rows.iloc[0]))}{escaped(otherwise(rows.iloc[0], made))}")
     own = rows[rows["control"] == EXPECTED]
     if len(own):
         low, high = 100 * own["estimate"].min(), 100 * own["estimate"].max()
-        lines.append(f"over {escaped(EXPECTED)}: {low:+.2f} to {high:+.2f} points; of {len(own)}: {counted(own)}")
+        lines.append(
+            f"over {escaped(EXPECTED)}, all studies: {low:+.2f} to {high:+.2f} points; of {len(own)} comparisons "
+            f"{counted(own)}"
+        )
     lines.append(f"most favourable: {escaped(one(rows.iloc[-1]))}")
-    lines += [escaped(sentence) for sentence in seconds(records, root)]
+    lines += [escaped(sentence) for sentence in to_levels.seconds(made)]
     factor = made[-1].parameters.get("factor")
     tail = (
         "In brackets are 95% intervals that hold together for all rows of their study; n is the number of pairs of "
-        "runs, with R and without, that start from the same random seed. With R the best of its arms stands, picked on "
-        "validation images. Where both studies made a comparison, the less favourable of the two is told."
+        "runs, with R and without, that start from the same random seed. *Undecided*: the interval allows more than "
+        "one answer, or a run did not get there. Of the networks with R, the one that was best on "
+        f"validation images is compared. What counts is a difference of more than {100 * margin:g} points."
     )
+    twice = "Where the full run and the longer study made the same comparison, the less favourable of the two is told."
     fewer = (
-        f"Seconds count as fewer below {1 / factor:g} of the control's: *refuted* is faster by less, or not at all."
+        f"Seconds count as fewer below {1 / factor:g} of the control's; *refuted*: they are not, or by less."
         if factor
         else ""
     )
-    told_last = (tail, fewer, meanings(rows, escaped))
+    told_last = (tail, twice if len(made) > 1 else "", fewer, meanings(rows, escaped))
     return "\n".join([text, "", *(f"* {line}" for line in lines), "", " ".join(filter(None, told_last))])
 
 
@@ -121,7 +130,7 @@ def elsewhere(records: dict[str, Record], root: Path = ROOT) -> str:
     outcomes = [decide(of_row(row), better="higher", margin=margin) for _, row in best.iterrows()]
     gained, lost = outcomes.count("supported"), outcomes.count("harmful")
     return (
-        f" On smaller tasks at equal epochs, which hide that a step with R is dearer, it gains over the better of "
+        f" On smaller tasks, and at equal epochs, where the dearer steps of R are free, it gains over the better of "
         f"BatchNorm and demeaning in {gained} of {len(best)} cases and loses in {lost} (notebook {WHERE}{study})."
     )
 
@@ -141,6 +150,12 @@ def size(record: Record) -> str:
         return "small ones"
     told = zip(networks, images, epochs, strict=True)
     return "; ".join(f"{name}: {n or ALL:,} images, {e} epochs" for name, n, e in told)
+
+
+def smaller(made: list[Record]) -> str:
+    """That the shorter study of two has fewer data sets, where it has; else nothing."""
+    data = [list(dict.fromkeys(record.frame("protocol")["data"])) for record in made]
+    return f"; in the full run {', '.join(data[0])} alone, with fewer" if len(data) > 1 and data[0] != data[-1] else ""
 
 
 def by_study(made: list[Record], full: Record | None, on_all: pd.DataFrame, seeds: int) -> list[tuple[str, str]]:
@@ -220,7 +235,7 @@ def length(record: Record) -> str:
     """How long the runs of notebook 10 are; empty for a record that has no such lengths."""
     steps = record.parameters.get("lengths", [])[: len(LENGTHS)]
     told = ", ".join(f"{name} {n:,}" for name, n in zip(LENGTHS, steps, strict=False))
-    return f"; each run as long as so many steps of Adam: {told}" if told else ""
+    return f"; a run takes as long as this many steps of Adam: {told}" if told else ""
 
 
 def cost(records: dict[str, Record], escaped: Callable[[str], str] = str) -> str:
@@ -251,62 +266,3 @@ def in_one(rows: pd.DataFrame, where: str) -> str:
 def word(outcome: str) -> str:
     """An outcome in a word, with what it means."""
     return f"{outcome} ({WORDS[outcome]})" if outcome in WORDS else outcome
-
-
-def seconds(records: dict[str, Record], root: Path = ROOT) -> list[str]:
-    """Seconds to a level over each control's, of the longest study: where R is slowest, and where quickest."""
-    for record in reversed(studies(records, root)):
-        frame = record.frame("time to levels")
-        for name, value in TIMED.items():
-            frame = frame[frame[name] == value]
-        cases = [own for _, own in frame.groupby(["data", "schedule"], sort=False)]
-        if cases:
-            known = sorted((case for case in cases if len(at_level(case))), key=_slowest, reverse=True)
-            if len(known) < 2:
-                return [timed(case) for case in known or cases[:1]]
-            ends = (("slowest", known[0]), ("quickest", known[-1]))
-            return [f"{timed(case)} ({name} of {len(cases)} cases)" for name, case in ends]
-    return []
-
-
-def at_level(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the highest level at which most ratios are known, the least favourable first; none, where none is."""
-    known = rows[rows["n"] >= FEW].groupby("level", sort=False).size()
-    if known.empty:
-        return rows.iloc[:0]
-    level = known[known == known.max()].index[-1]
-    return rows[rows["level"] == level].sort_values("estimate", ascending=False)
-
-
-def _slowest(rows: pd.DataFrame) -> float:
-    return at_level(rows)["estimate"].max()
-
-
-def timed(rows: pd.DataFrame) -> str:
-    """The ratios at a level; and at the highest level of all, where more runs of a control get there than with R."""
-    first, shown = rows.iloc[0], at_level(rows)
-    where = f"seconds of training, {TIMED['network']} on {first['data']}, rate {first['schedule']}"
-    if shown.empty:
-        lowest = first["level"]
-        return (
-            f"{where}: too few pairs of runs pass a validation accuracy of {lowest}, the lowest level, to tell a ratio"
-        )
-    level, top = shown["level"].iloc[0], rows[rows["level"] == rows["level"].iloc[-1]]
-    text = f"{where}, to a validation accuracy of {level}: {'; '.join(ratio(row) for _, row in shown.iterrows())}"
-    behind = top[top["control never"] < top["arm never"]]
-    if level == top["level"].iloc[0] or behind.empty:
-        return text
-    reached = ", ".join(f"{row['of'] - row['control never']} with {row['control']}" for _, row in behind.iterrows())
-    with_R = behind["of"].iloc[0] - behind["arm never"].iloc[0]
-    return f"{text}; to {top['level'].iloc[0]}: {with_R} of {behind['of'].iloc[0]} runs with R, {reached}"
-
-
-def ratio(row: pd.Series) -> str:
-    """A time over a control's, with its interval; runs that never got there are counted."""
-    arm, control = row["of"] - row["arm never"], row["of"] - row["control never"]
-    there = f"of {row['of']} runs each {arm} get there with R, {control} with {row['control']}"
-    if pd.isna(row["estimate"]):
-        return f"over {row['control']} not known ({there})"
-    numbers = f"{row['estimate']:.2f} [{row['low']:.2f}, {row['high']:.2f}] of {row['control']}'s"
-    missing = row["arm never"] or row["control never"]
-    return f"{numbers} (n = {row['n']}, {row['outcome']}{'; ' + there if missing else ''})"

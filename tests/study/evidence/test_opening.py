@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from decorlib.study.evidence import answers, opening
+from decorlib.study.evidence import answers, opening, to_levels
 from decorlib.study.evidence.provenance import ROOT
 from decorlib.study.evidence.records import EXTENDED, Record, load_records
 
@@ -59,13 +59,14 @@ def test_the_least_favourable_stands_first_and_every_control_is_told(nowhere):
         "over 'inputs in [0, 1]' (0 of 1 comparisons); one was over 'BatchNorm' in 1 of 2. Networks with a learned R "
         "(MLP, ConvNet; MNIST; small ones) were compared with 2 controls without it (BatchNorm; inputs in [0, 1]). "
     )
-    counts = "1 harmful (worse), 1 refuted (no different by as much as counts), 1 supported (better)"
+    counts = "1 harmful (worse), 1 refuted (a difference that counts is ruled out), 1 supported (better)"
     lines = [line for line in text.splitlines() if line.startswith("* ")]
     assert lines == [
         f"* full run, 5 random seeds: of 3 comparisons {counts}",
         "* least favourable: MLP on MNIST, rate cosine to zero, equal seconds, 'kappa' minus BatchNorm: "
         "-0.50 points [-0.70, -0.30], n = 5 (harmful)",
-        "* over BatchNorm: -0.50 to +0.40 points; of 2: 1 harmful (worse), 1 supported (better)",
+        "* over BatchNorm, all studies: -0.50 to +0.40 points; of 2 comparisons 1 harmful (worse), "
+        "1 supported (better)",
         "* most favourable: MLP on MNIST, rate constant, equal seconds, 'kappa' minus BatchNorm: "
         "+0.40 points [0.30, 0.50], n = 5 (supported)",
         "* seconds of training, MLP on MNIST, rate constant, to a validation accuracy of 98.0%: 0.70 [0.60, 0.80] of "
@@ -103,13 +104,13 @@ def test_seconds_are_told_at_the_highest_level_where_most_ratios_are_known_the_s
     made = record(
         times=times + higher, never=((0, 0), (0, 0), (3, 3), (3, 3)), levels=["97.5%", "97.5%", "98.0%", "98.0%"]
     )
-    [line] = opening.seconds({"07": made}, nowhere)
+    [line] = to_levels.seconds(opening.studies({"07": made}, nowhere))
     assert line == (
         "seconds of training, MLP on MNIST, rate constant, to a validation accuracy of 97.5%: 1.40 [0.50, 3.00] of "
         "inputs in [0, 1]'s (n = 5, refuted); 1.20 [0.50, 3.00] of BatchNorm's (n = 5, refuted)"
     )
     made = record(times=higher, never=((3, 3), (3, 3)))
-    [line] = opening.seconds({"07": made}, nowhere)
+    [line] = to_levels.seconds(opening.studies({"07": made}, nowhere))
     assert line.endswith("too few pairs of runs pass a validation accuracy of 98.0%, the lowest level, to tell a ratio")
 
 
@@ -124,7 +125,9 @@ def test_seconds_are_told_where_r_is_slowest_and_where_it_is_quickest(nowhere):
             times.append((*key, estimate if n >= 3 else None, 0.5, 3.0, n, "undecided"))
             never.append(missing)
             levels.append(level)
-    slowest, quickest = opening.seconds({"07": record(times=times, never=never, levels=levels)}, nowhere)
+    slowest, quickest = to_levels.seconds(
+        opening.studies({"07": record(times=times, never=never, levels=levels)}, nowhere)
+    )
     assert slowest == (
         "seconds of training, MLP on MNIST, rate cosine to zero, to a validation accuracy of 97.5%: 1.30 [0.50, "
         "3.00] of BatchNorm's (n = 5, undecided); to 98.2%: 0 of 5 runs with R, 3 with BatchNorm (slowest of 3 cases)"
@@ -179,7 +182,7 @@ def test_every_name_that_stands_in_a_row_is_explained_and_no_other(nowhere):
 
 def test_what_counts_as_fewer_seconds_is_told_where_the_record_says(nowhere):
     assert "count as fewer" not in answers.plain({"07": record()}, nowhere)
-    assert "Seconds count as fewer below 0.8 of the control's: *refuted* is" in answers.plain(
+    assert "Seconds count as fewer below 0.8 of the control's; *refuted*: they are not, or by less." in answers.plain(
         {"07": record(factor=1.25)}, nowhere
     )
 
@@ -215,7 +218,10 @@ def test_advice_is_that_of_the_longer_study_where_there_is_one(nowhere, monkeypa
     longer.write()
     full.sentences("Do not use it when Muon is at hand.", "Use it under Adam.")
     text = opening.advice({"10": full}, "should.md", nowhere)
-    size = "; each run as long as so many steps of Adam: MLP 1,600, second data set 8, ConvNet 3, transformer 1"
+    size = (
+        "; a run takes as long as this many steps of Adam: "
+        "MLP 1,600, MLP on the second data set 8, ConvNet 3, transformer 1"
+    )
     assert "* Do not use it for MLPs. (notebook 10, longer study)\n" in text
     assert f"* Use it nowhere. (notebook 10, longer study{size})" in text
     assert "Muon" not in text

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from decorlib.study.evidence import opening
+from decorlib.study.evidence import opening, to_levels
 from decorlib.study.evidence.stats import WORST_FIRST
 from decorlib.study.evidence.verdicts import Verdict
 from decorlib.study.experiments.experiment import Experiment
@@ -34,7 +34,7 @@ def answer(accuracy: pd.DataFrame, times: pd.DataFrame, scales: dict[str, str]) 
         if len(known):  # the highest level that some pairs reach
             at = known["level"].iloc[-1]
             first = known.iloc[-1]
-            ratios = "; ".join(opening.ratio(row) for _, row in own[own["level"] == at].iterrows())
+            ratios = "; ".join(to_levels.ratio(row) for _, row in own[own["level"] == at].iterrows())
             said.append(f"{first['network']} on {first['data']}, rate {first['schedule']}, seconds to {at}: {ratios}.")
         else:
             row = own.iloc[0]
