@@ -185,8 +185,18 @@ def otherwise(row: pd.Series, made: list[Record]) -> str:
 
 
 def lead(rows: pd.DataFrame, margin: float) -> str:
-    """The answer in a few words; it is no before it is yes, and says over which controls."""
-    shown = f"of more than {100 * margin:g} percentage points of test accuracy was shown"
+    """The answer in a few words, at equal seconds first: at equal epochs nothing is paid for R."""
+    paid, free = (rows[(rows["budget"] == "equal epochs") == epochs] for epochs in (False, True))
+    if paid.empty or free.empty:
+        return _lead(rows, margin)
+    at_epochs = (free["outcome"] == "supported").groupby(free["control"], sort=False).agg(["sum", "size"])
+    gains = "; ".join(f"over '{control}' in {row['sum']} of {row['size']}" for control, row in at_epochs.iterrows())
+    return f"{_lead(paid, margin, ' at equal seconds')} At equal epochs, where nothing is paid for R, it gains {gains}."
+
+
+def _lead(rows: pd.DataFrame, margin: float, budget: str = "") -> str:
+    """It is no before it is yes, and says over which controls."""
+    shown = f"of more than {100 * margin:g} percentage points of test accuracy was shown{budget}"
     better = (rows["outcome"] == "supported").groupby(rows["control"], sort=False).agg(["sum", "size"])
     if not better["sum"].any():
         return f"No gain {shown}."

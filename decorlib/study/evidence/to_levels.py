@@ -60,7 +60,7 @@ def ratio(row: pd.Series) -> str:
     """A time over a control's, with its interval; runs that never got there are counted."""
     arm, control = row["of"] - row["arm never"], row["of"] - row["control never"]
     there = f"of {row['of']} runs each {arm} get there with R, {control} with {row['control']}"
-    if pd.isna(row["estimate"]):
+    if pd.isna(row["estimate"]) or row["n"] < FEW:
         return f"over {row['control']} not known ({there})"
     numbers = f"{row['estimate']:.2f} [{row['low']:.2f}, {row['high']:.2f}] of {row['control']}'s"
     missing = row["arm never"] or row["control never"]
