@@ -99,6 +99,11 @@ def in_use() -> bool:
         return False
 
 
+def said() -> dict[str, str]:
+    """What to add to a description of this process: nothing where torch multiplies as it was installed."""
+    return {"products": AVX512} if in_use() else {}
+
+
 if __name__ == "__main__":
     try:
         sys.stdout.write(environment().get(PRELOAD, os.environ.get(PRELOAD, "")))

@@ -14,8 +14,8 @@ import pandas as pd
 from decorlib.study.evidence.opening import comparisons
 from decorlib.study.evidence.provenance import ROOT
 from decorlib.study.evidence.records import Record, load_extended
-from decorlib.study.evidence.shared import of_row, points
-from decorlib.study.evidence.stats import WORST_FIRST, Interval, decide
+from decorlib.study.evidence.shared import of_row, outcome_of_row, points
+from decorlib.study.evidence.stats import WORST_FIRST, Interval
 
 FOLLOWS = {
     "harmful": "do not",
@@ -80,6 +80,6 @@ def _of_where(row: pd.Series, record: Record) -> Case | None:
     if not row["best"]:  # the control that was not picked
         return None
     cell, control = row["cell"].split(", minus ")
-    outcome = decide(of_row(row), better="higher", margin=record.parameters["margin"])
+    outcome = outcome_of_row(row, record.parameters["margin"])
     compared = f"R in the deeper layers minus {control}"
     return Case(f"MLP, {cell}, Adam, equal epochs", compared, of_row(row), outcome, record.notebook)

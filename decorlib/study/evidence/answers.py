@@ -14,13 +14,12 @@ import nbformat
 
 from decorlib._io.files import written_atomically
 from decorlib.study.evidence import opening, shared
+from decorlib.study.evidence.markers import between
 from decorlib.study.evidence.provenance import ROOT
 from decorlib.study.evidence.records import Record, load_extended
 from decorlib.study.evidence.shared import Shared
 from decorlib.study.evidence.verdicts import Answer, Verdict, family
 
-START = re.compile(r"(<!-- answers:[^\n]*-->\n).*?(<!-- /answers -->)", re.S)
-OPENING = re.compile(r"(<!-- opening:[^\n]*-->\n).*?(<!-- /opening -->)", re.S)
 CAME_OUT = re.compile(r"\n*<!-- came out:[^\n]*-->\n(.*?)\n?<!-- /came out -->", re.S)
 MANY = 500  # seeds; of more, the number is that of a spread known from a few, and nobody will run them
 IN_REPORT = "results/report/should.html"  # from README
@@ -174,8 +173,6 @@ def in_readme(records: dict[str, Record], text: str, notebooks: Path = ROOT / "n
     Raises:
         ValueError: the markers are not there.
     """
-    if not START.search(text):
-        raise ValueError("README.md has no lines `<!-- answers: ... -->` and `<!-- /answers -->` to write between")
 
     def link(notebook: str) -> str:
         path = next(notebooks.glob(f"{notebook}_*.ipynb"), None)
@@ -183,8 +180,10 @@ def in_readme(records: dict[str, Record], text: str, notebooks: Path = ROOT / "n
 
     root = notebooks.parent
     table = markdown(records, link, root) + below(records, root)
-    text = OPENING.sub(lambda found: found[1] + "\n" + plain(records, root, page=IN_REPORT) + "\n\n" + found[2], text)
-    return START.sub(lambda found: found[1] + "\n" + table + "\n" + found[2], text)
+    text = between(text, "answers", f"\n{table}\n", where="README.md")
+    if "<!-- opening:" not in text:
+        return text
+    return between(text, "opening", f"\n{plain(records, root, page=IN_REPORT)}\n\n", where="README.md")
 
 
 def in_title(record: Record | None, text: str, longer: Record | None = None) -> str:

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from decorlib._io.files import written_atomically
+from decorlib.study.evidence.markers import between
 from decorlib.study.evidence.provenance import ROOT, NoGit, git
 
 PAGE = Path("docs") / "history.md"
 FOLDER = "results/records"
-BETWEEN = re.compile(r"(<!-- changes:[^\n]*-->\n).*?(<!-- /changes -->)", re.S)
 
 
 @dataclass(frozen=True)
@@ -115,9 +114,7 @@ def write(root: Path = ROOT) -> bool:
         raise RuntimeError(f"{root} has no whole history: clone it with git and without --depth ({reason})")
     path = root / PAGE
     old = path.read_text(encoding="utf-8")
-    if not BETWEEN.search(old):
-        raise ValueError(f"{PAGE} has no lines `<!-- changes: ... -->` and `<!-- /changes -->` to write between")
-    new = BETWEEN.sub(lambda found: found[1] + "\n" + table(root) + "\n" + found[2], old)
+    new = between(old, "changes", f"\n{table(root)}\n", where=str(PAGE))
     if new == old:
         return False
     with written_atomically(path) as file:

@@ -13,8 +13,8 @@ import pandas as pd
 from decorlib.study.evidence import to_levels
 from decorlib.study.evidence.provenance import ROOT
 from decorlib.study.evidence.records import Record, load_extended
-from decorlib.study.evidence.shared import of_row, points
-from decorlib.study.evidence.stats import WORST_FIRST, decide
+from decorlib.study.evidence.shared import of_row, outcome_of_row, points
+from decorlib.study.evidence.stats import WORST_FIRST
 
 NOTEBOOK = "07"
 WORDS = {"refuted": "a difference that counts is ruled out", "supported": "better", "harmful": "worse"}
@@ -22,12 +22,8 @@ EXPECTED = "BatchNorm"  # the control that most readers have already
 ALL = 50_000  # training images of both data sets but those of validation
 ON_ALL, ON_ALL_TABLE = "06", "against three controls, all digits"  # question 6 of the protocol, in the longer study
 ADVICE = ("10", "11")  # what one would use instead; where it pays
-LENGTHS = (
-    "MLP",
-    "MLP on the second data set",
-    "ConvNet",
-    "transformer",
-)  # whose steps the parameter `lengths` of 10 has
+# Whose steps the parameter `lengths` of 10 has.
+LENGTHS = ("MLP", "MLP on the second data set", "ConvNet", "transformer")
 WHERE, COST = "11", "08"
 # What the names in the rows mean, for a reader who has opened no notebook; told where they stand in one.
 MEANINGS = {
@@ -127,7 +123,7 @@ def elsewhere(records: dict[str, Record], root: Path = ROOT) -> str:
     rows = record.frame("gains")
     best = rows[rows["best"]]
     margin = record.parameters["margin"]
-    outcomes = [decide(of_row(row), better="higher", margin=margin) for _, row in best.iterrows()]
+    outcomes = [outcome_of_row(row, margin) for _, row in best.iterrows()]
     gained, lost = outcomes.count("supported"), outcomes.count("harmful")
     return (
         f" On smaller tasks, and at equal epochs, where the dearer steps of R are free, it gains over the better of "
@@ -189,25 +185,34 @@ def lead(rows: pd.DataFrame, margin: float) -> str:
     paid, free = (rows[(rows["budget"] == "equal epochs") == epochs] for epochs in (False, True))
     if paid.empty or free.empty:
         return _lead(rows, margin)
-    at_epochs = (free["outcome"] == "supported").groupby(free["control"], sort=False).agg(["sum", "size"])
-    gains = "; ".join(f"over '{control}' in {row['sum']} of {row['size']}" for control, row in at_epochs.iterrows())
+    gains = "; ".join(over_each(gained(free)))
     return f"{_lead(paid, margin, ' at equal seconds')} At equal epochs, where nothing is paid for R, it gains {gains}."
 
 
 def _lead(rows: pd.DataFrame, margin: float, budget: str = "") -> str:
     """It is no before it is yes, and says over which controls."""
     shown = f"of more than {100 * margin:g} percentage points of test accuracy was shown{budget}"
-    better = (rows["outcome"] == "supported").groupby(rows["control"], sort=False).agg(["sum", "size"])
+    better = gained(rows)
     if not better["sum"].any():
         return f"No gain {shown}."
     if (better["sum"] == better["size"]).all():
         return "Yes."
     none, some = better[better["sum"] == 0], better[better["sum"] > 0]
-    gains = "; ".join(f"one was over '{control}' in {row['sum']} of {row['size']}" for control, row in some.iterrows())
+    gains = "; ".join(f"one was {over}" for over in over_each(some))
     if none.empty:
         return f"In some comparisons. A gain {shown}: {gains}."
     without, count = " or over ".join(f"'{control}'" for control in none.index), none["size"].sum()
     return f"Hardly. No gain {shown} over {without} (0 of {count} comparisons); {gains}."
+
+
+def gained(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of each control the comparisons in which R gains ("sum"), and all of them ("size")."""
+    return (rows["outcome"] == "supported").groupby(rows["control"], sort=False).agg(["sum", "size"])
+
+
+def over_each(better: pd.DataFrame) -> list[str]:
+    """:func:`gained` in words, a control each."""
+    return [f"over '{control}' in {row['sum']} of {row['size']}" for control, row in better.iterrows()]
 
 
 def counted(rows: pd.DataFrame) -> str:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from decorlib._io import products
+from decorlib._io.products import said
 
 ROOT = Path(__file__).resolve().parents[3]
 DATA = Path(__file__).resolve().parents[2] / "data"
@@ -153,7 +153,7 @@ def provenance(device: str = "cpu") -> Provenance:
             "cores": os.cpu_count() or 1,
             "threads": torch.get_num_threads(),
             "platform": f"{platform.system()} {platform.machine()}",
-            **({"products": products.AVX512} if products.in_use() else {}),
+            **said(),
         },
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(time.perf_counter() - _started, 1),

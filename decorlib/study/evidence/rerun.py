@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 from decorlib.study.evidence.compare import compare, computed_with, read_committed
+from decorlib.study.evidence.markers import between
 from decorlib.study.evidence.provenance import ROOT, NoGit, git
 from decorlib.study.evidence.records import Record, write_atomic
 
 PAGE = ROOT / "docs" / "numbers.md"
-START = "<!-- rerun: written by `python -m decorlib.study.evidence.rerun"
-END = "<!-- /rerun -->"
+NAME, COMMAND = "rerun", "python -m decorlib.study.evidence.rerun"
 
 
 def table(old: dict[str, Record], new: dict[str, Record]) -> str:
@@ -56,15 +56,12 @@ def told(verdict: dict) -> str:
 
 
 def in_page(text: str, made: str, commits: tuple[str, str]) -> str:
-    """The page with the table between its markers made anew.
+    """The page with the table between its markers made anew; they name the commits.
 
     Raises:
         ValueError: the page has no such markers.
     """
-    if START not in text or END not in text:
-        raise ValueError(f"the page has no lines {START!r} and {END!r} to write between")
-    head, rest = text.split(START, 1)
-    return f"{head}{START} {' '.join(commits)}` -->\n{made}{END}{rest.split(END, 1)[1]}"
+    return between(text, NAME, made, by=f"written by `{COMMAND} {' '.join(commits)}`")
 
 
 def main(arguments: list[str] | None = None, page: Path = PAGE, root: Path = ROOT) -> int:

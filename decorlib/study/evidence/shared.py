@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
+from decorlib.study.evidence.compare import computed_with
 from decorlib.study.evidence.provenance import ROOT
 from decorlib.study.evidence.records import EXTENDED, Record, load_records
 from decorlib.study.evidence.stats import Interval, Outcome, decide, paired
@@ -79,6 +80,11 @@ def of_row(row: Mapping | pd.Series) -> Interval:
     return Interval(row["estimate"], row["low"], row["high"], int(row["n"]), row.get("p", 1.0))
 
 
+def outcome_of_row(row: Mapping | pd.Series, margin: float) -> Outcome:
+    """What the interval of a row says about a gain beyond the margin."""
+    return decide(of_row(row), better="higher", margin=margin)
+
+
 def read(records: dict[str, Record], root: Path = ROOT) -> list[Shared]:
     """Every comparison of the registry that these records, or those of the longer studies, hold.
 
@@ -124,7 +130,7 @@ def _registry(root: Path) -> dict[str, list[dict]]:
 
 
 def _processor(record: Record) -> str:
-    return f"on {record.made_by['machine']['cpu']} at commit {record.made_by['commit'][:7]}"
+    return f"on {computed_with(record)} at commit {record.made_by['commit'][:7]}"
 
 
 def find(record: Record | None, entry: dict) -> Interval | None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from decorlib._io import products
 from decorlib._io.plain import canonical, kind_of, plain
+from decorlib._io.products import said
 from decorlib.study.sweeps.source import Code, importable
 
 
@@ -73,7 +73,7 @@ def environment(function: Callable, spec_type: type, code: Code | None = None) -
         },
         "device": "cuda" if torch.cuda.is_available() else "cpu",
         "torch": torch.__version__,
-        **({"products": products.AVX512} if products.in_use() else {}),
+        **said(),
     }
 
 

@@ -8,6 +8,8 @@ from decorlib.study.evidence.records import Record
 from decorlib.study.evidence.stats import Interval
 from decorlib.study.evidence.verdicts import Verdict
 
+MARK, END = "<!-- rerun: written by `python -m decorlib.study.evidence.rerun", "<!-- /rerun -->"
+
 
 def record(number, estimate, half, *, cpu="one", products=None):
     interval = Interval(estimate, estimate - half, estimate + half, 5, 0.5)
@@ -45,8 +47,8 @@ def test_reproduce_names_the_two_processors_once_for_all_notebooks():
 
 
 def test_the_page_keeps_what_is_around_the_table_and_names_the_commits():
-    page = f"before\n{rerun.START} a b` -->\nold\n{rerun.END}\nafter"
-    assert rerun.in_page(page, "new\n", ("c", "d")) == f"before\n{rerun.START} c d` -->\nnew\n{rerun.END}\nafter"
+    page = f"before\n{MARK} a b` -->\nold\n{END}\nafter"
+    assert rerun.in_page(page, "new\n", ("c", "d")) == f"before\n{MARK} c d` -->\nnew\n{END}\nafter"
     with pytest.raises(ValueError, match="has no lines"):
         rerun.in_page("nothing", "new", ("c", "d"))
 
@@ -58,7 +60,7 @@ def test_two_commits_are_asked_for(capsys):
 
 def test_the_page_has_the_table_of_its_two_commits():
     text = rerun.PAGE.read_text(encoding="utf-8")
-    commits = tuple(text.split(rerun.START, 1)[1].split("`", 1)[0].split())
+    commits = tuple(text.split(MARK, 1)[1].split("`", 1)[0].split())
     try:
         records = [compare.read_committed(commit=commit) for commit in commits]
     except NoGit as reason:
@@ -68,7 +70,7 @@ def test_the_page_has_the_table_of_its_two_commits():
 
 def test_a_commit_that_is_none_is_named_and_the_page_stays(tmp_path, capsys):
     page = tmp_path / "numbers.md"
-    page.write_text(f"{rerun.START} a b` -->\n{rerun.END}")
+    page.write_text(f"{MARK} a b` -->\n{END}")
     assert rerun.main(["no-such-commit", "HEAD"], page=page) == 2
     assert "no-such-commit" in capsys.readouterr().err
-    assert page.read_text() == f"{rerun.START} a b` -->\n{rerun.END}"
+    assert page.read_text() == f"{MARK} a b` -->\n{END}"

@@ -88,7 +88,8 @@ def test_a_small_measurement_is_written_once_and_becomes_a_table(tmp_path, monke
         spread, "measure", lambda real=spread.measure: real(lambda: spread.record_values(arms, seeds=1))
     )
     file, page = tmp_path / "numbers.json", tmp_path / "numbers.md"
-    page.write_text(f"before\n{spread.START}\nold\n{spread.END}\nafter\n")
+    start = "<!-- spread: written by `python -m decorlib.study.questions.answers.spread table` -->"
+    page.write_text(f"before\n{start}\nold\n<!-- /spread -->\nafter\n")
     where = ["--file", str(file), "--page", str(page)]
     assert spread.main(["table", *where]) == 1
     assert "call `measure` first" in capsys.readouterr().err

@@ -17,6 +17,7 @@ import torch
 from decorlib import metrics
 from decorlib.data import inputs
 from decorlib.study.evidence import provenance
+from decorlib.study.evidence.markers import between
 from decorlib.study.evidence.records import Record, dumps, load_records, write_atomic
 from decorlib.study.experiments import notebook_2024
 from decorlib.study.experiments.experiment import Experiment, run
@@ -25,7 +26,6 @@ PAGE = provenance.ROOT / "docs" / "numbers.md"
 MEASURED = PAGE.with_suffix(".json")
 THREADS = (1, 2)
 CONDITIONS = ("threads", "torch", "instructions")  # instructions: the newest that torch may use on this processor
-START, END = "<!-- spread: written by `python -m decorlib.study.questions.answers.spread table` -->", "<!-- /spread -->"
 
 # Small copies of what the records hold: (record, value whose tolerance holds) by quantity.
 ACCURACY = ("01", "test accuracy, as in 2024")
@@ -155,10 +155,7 @@ def table(measured: list[dict], records: dict[str, Record]) -> str:
 
 def in_page(text: str, made: str) -> str:
     """The page with the table between its markers made anew."""
-    if START not in text or END not in text:
-        raise ValueError(f"the page has no lines {START!r} and {END!r} to write between")
-    head, rest = text.split(START, 1)
-    return f"{head}{START}\n{made}{END}{rest.split(END, 1)[1]}"
+    return between(text, "spread", made)
 
 
 def main(arguments: list[str] | None = None) -> int:

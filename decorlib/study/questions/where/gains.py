@@ -11,7 +11,8 @@ from dataclasses import asdict
 import pandas as pd
 
 from decorlib.study.evidence.shared import of_row, points
-from decorlib.study.evidence.stats import WORST_FIRST, Interval, decide, paired, simultaneous
+from decorlib.study.evidence.shared import outcome_of_row as outcome
+from decorlib.study.evidence.stats import WORST_FIRST, Interval, paired, simultaneous
 from decorlib.study.experiments.arms import by_seed
 from decorlib.study.questions.where.plan import ALONE, CONTROLS, CREDITS, OURS, Cell, named
 
@@ -87,11 +88,6 @@ def _of(validated: Mapping[str, float]):
 def over_best(found: pd.DataFrame) -> pd.DataFrame:
     """The rows of the better control of each cell."""
     return found[found["best"]].reset_index(drop=True)
-
-
-def outcome(row: Mapping | pd.Series, margin: float) -> str:
-    """What a row's interval says about a gain beyond the margin."""
-    return decide(of_row(row), better="higher", margin=margin)
 
 
 def where(row: Mapping | pd.Series) -> str:
