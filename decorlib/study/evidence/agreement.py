@@ -105,16 +105,20 @@ def _whole(cells: list) -> bool:
     return all(x is None or math.isinf(x) or x == round(x) for x in map(number, cells))
 
 
-def same_text(old: str, new: str) -> bool:
-    """Words must be equal, seconds are not compared, other numbers within two units of their last printed digit."""
+def same_text(old: str, new: str, rule: Rule = None) -> bool:
+    """Words must be equal, seconds are not compared, other numbers within two units of their last printed digit.
+
+    With a rule, numbers with a decimal point agree by that instead.
+    """
     old, new = (_SECONDS.sub("# s", text) for text in (old, new))
     if _NUMBER.sub("#", old) != _NUMBER.sub("#", new):
         return False
-    return all(_close(a, b) for a, b in zip(_NUMBER.findall(old), _NUMBER.findall(new), strict=True))
+    return all(_close(a, b, rule) for a, b in zip(_NUMBER.findall(old), _NUMBER.findall(new), strict=True))
 
 
-def _close(a: str, b: str) -> bool:
-    return abs(float(a.replace(",", "")) - float(b.replace(",", ""))) <= 2.001 * max(_unit(a), _unit(b))
+def _close(a: str, b: str, rule: Rule) -> bool:
+    old, new, unit = float(a.replace(",", "")), float(b.replace(",", "")), max(_unit(a), _unit(b))
+    return agree(old, new, rule) if rule and unit else abs(new - old) <= 2.001 * unit
 
 
 def _unit(text: str) -> float:

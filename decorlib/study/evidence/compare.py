@@ -149,7 +149,8 @@ class _Pair:
         if self.formats:
             return
         for i, (a, b) in enumerate(zip(self.old.came_out, self.new.came_out, strict=False), 1):
-            self.row(f"what came out, {i}", a, b, "words", "within" if same_text(a, b) else "OUTSIDE")
+            same = same_text(a, b, self.old.came_out_agrees)
+            self.row(f"what came out, {i}", a, b, self.old.came_out_agrees or "words", "within" if same else "OUTSIDE")
         if len(self.old.came_out) != len(self.new.came_out):
             self.row("what came out", len(self.old.came_out), len(self.new.came_out), "equal", "OUTSIDE")
 

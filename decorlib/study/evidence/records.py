@@ -71,6 +71,7 @@ class Record:
     tables: dict[str, dict] = field(default_factory=dict, init=False)
     verdicts: list[dict] = field(default_factory=list, init=False)
     came_out: list[str] = field(default_factory=list, init=False)
+    came_out_agrees: dict[str, float] | None = field(default=None, init=False)
     format: int = field(default=FORMAT, init=False)
     made_by: dict = field(default_factory=dict, init=False)
     _runs: list | None = field(default=None, init=False, repr=False)
@@ -141,17 +142,19 @@ class Record:
         agrees = of_columns(name, cells, tolerance, ratios, skip)
         self.tables[name] = {"columns": columns, "rows": rows, "agrees": agrees}
 
-    def sentences(self, worse: str, better: str) -> None:
+    def sentences(self, worse: str, better: str, timing: bool = False) -> None:
         """Keep what came out, in two sentences with their numbers, for the notebook's first cell.
 
         Args:
             worse: the unfavourable one, which stands first.
             better: the other one.
+            timing: numbers with a decimal point are seconds over seconds, as for :meth:`value`. Default: ``False``
         """
         for sentence in (worse, better):
             if not re.fullmatch(r"[A-Z\d'].*\.", sentence, re.S):
                 raise ValueError(f"what came out is said in whole sentences, got {sentence!r}")
         self.came_out = [" ".join(sentence.split()) for sentence in (worse, better)]
+        self.came_out_agrees = TIMING if timing else None
 
     def runs(self, runs: list[dict]) -> None:
         """Keep the full records of the runs beside this record, in ``NN.runs.json`` (``.gz`` where large)."""
@@ -186,6 +189,8 @@ class Record:
             "runs": self._runs_file,
             "made_by": self.made_by,
         }
+        if self.came_out_agrees:
+            content["came_out_agrees"] = self.came_out_agrees
         if self.format == 1:
             del content["came_out"]
         return {**content, "sha256": _sum(content)}
@@ -239,6 +244,7 @@ class Record:
             for name in ("format", "values", "tables", "verdicts", "made_by"):
                 setattr(record, name, content[name])
             record.came_out = content["came_out"] if content["format"] > 1 else []
+            record.came_out_agrees = content.get("came_out_agrees")
             record._runs_file = content["runs"]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise RecordDamaged(f"{source} is damaged: {type(error).__name__}: {error}; {way_out}") from error

@@ -37,6 +37,11 @@ def record(value=1.0, tolerance=0.02, outcome="supported", explains="no", number
     return {number: made}
 
 
+@pytest.fixture
+def results_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("DECORLIB_RESULTS", str(tmp_path))
+
+
 def results(found, what):
     return [r for w, r in zip(found.rows["what"], found.rows["result"], strict=True) if w.startswith(what)]
 
@@ -141,6 +146,27 @@ def test_sentences_are_compared_apart_from_seconds(new, same):
     tables = [{"answer": (pd.DataFrame({"sentence": [text]}), {})} for text in (old, new)]
     assert compare.compare(*(record(table=t) for t in tables)).failed != same
     assert compare.compare(record(came=(old, "Yes.")), record(came=(new, "Yes."))).failed != same
+
+
+@pytest.mark.parametrize(
+    ("new", "same"),
+    [
+        ("With 784 inputs R costs 6.1 [5.9, 6.3], n = 5 plain steps.", True),
+        ("With 784 inputs R costs 6.4 [5.9, 6.3], n = 5 plain steps.", False),  # 1.28 times as much
+        ("With 784 inputs R costs 5.0 [4.8, 5.2], n = 6 plain steps.", False),  # a count
+        ("With 100 inputs R costs 5.0 [4.8, 5.2], n = 5 plain steps.", False),
+        ("With 784 inputs R saves 5.0 [4.8, 5.2], n = 5 plain steps.", False),
+    ],
+)
+@pytest.mark.usefixtures("results_folder")
+def test_sentences_of_timings_are_compared_as_ratios(new, same):
+    old = "With 784 inputs R costs 5.0 [4.8, 5.2], n = 5 plain steps."
+    told = record(), record()
+    told[0]["03"].sentences(old, "Yes.", timing=True)
+    told[1]["03"].sentences(new, "Yes.")  # the committed record's rule counts, not the new one's
+    committed = {"03": Record.load(told[0]["03"].write())}
+    assert compare.compare(committed, told[1]).failed != same
+    assert compare.compare(record(came=(old, "Yes.")), told[1]).failed
 
 
 @pytest.mark.parametrize(

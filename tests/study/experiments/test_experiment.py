@@ -223,3 +223,16 @@ def test_an_experiment_without_it_is_the_question_that_it_was():
     asked = identity.spec_dict(Experiment())
     assert "preserve_function" not in asked
     assert identity.spec_dict(Experiment(preserve_function=True)) == asked | {"preserve_function": True}
+
+
+@pytest.mark.parametrize(("model", "most"), [("mlp", 2000), ("convnet", 250)])
+def test_outputs_in_parts_are_those_of_all_at_once(model, most):
+    spec = Experiment(model=model, hidden=(16,), normalisation="batch", decorrelated="deeper")
+    network = networks.build(spec, 784).eval()
+    x, sizes = torch.randn(600 if model == "convnet" else 4100, 784), []
+    with torch.no_grad():
+        whole = network(x)
+    network.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    torch.testing.assert_close(measuring.outputs(network, x), whole, rtol=1e-5, atol=1e-5)
+    assert max(sizes) == most
+    assert sum(sizes) == len(x)

@@ -16,6 +16,7 @@ from decorlib.rules.rules import KappaRule
 from decorlib.study.experiments import flops, timing
 from decorlib.study.experiments.experiment import OPTIMIZERS, Experiment, arrays, build
 from decorlib.study.experiments.flops import Flops
+from decorlib.study.experiments.measuring import outputs
 from decorlib.study.questions.convolution.patches import patches, whole
 from decorlib.study.questions.convolution.sampling_positions import border_effect
 from decorlib.training.train import train
@@ -95,11 +96,11 @@ def look(spec: Experiment) -> dict:
         return {"status": history.status, "cause": history.cause, "final": {}, "layers": [], "filters": []}
     model.eval()
     with torch.no_grad():
-        outputs = torch.cat([model(part) for part in z.split(2000)])
+        scores = outputs(model, z)
         found = inside(model, z[:300])
     final = {
-        "test_accuracy": float((outputs.argmax(1) == u).double().mean()),
-        "test_loss": float(nn.functional.cross_entropy(outputs.double(), u)),
+        "test_accuracy": float((scores.argmax(1) == u).double().mean()),
+        "test_loss": float(nn.functional.cross_entropy(scores.double(), u)),
     }
     return {"status": "finished", "cause": "", "final": final, "layers": found, "filters": effective(model).tolist()}
 

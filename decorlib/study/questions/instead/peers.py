@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from decorlib.data import datasets, inputs, own
 from decorlib.layers import decor_parameters
 from decorlib.optim import DecorSGD
+from decorlib.study.experiments.measuring import outputs
 from decorlib.study.questions.instead.networks import KINDS, NETWORKS, network
 from decorlib.study.questions.instead.optimizers import OPTIMIZERS, optimizer
 from decorlib.training.train import train
@@ -157,7 +158,7 @@ def calibration_error(probabilities: Tensor, targets: Tensor, bins: int = BINS) 
 @torch.no_grad()
 def measure(model: nn.Module, x: Tensor, t: Tensor) -> dict[str, float]:
     """Accuracy, cross-entropy and expected calibration error."""
-    scores = torch.cat([model(part) for part in x.split(1000)]).double()
+    scores = outputs(model, x, at_once=1000).double()
     return {
         "accuracy": float((scores.argmax(1) == t).double().mean()),
         "loss": float(F.cross_entropy(scores, t)),
