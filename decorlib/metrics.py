@@ -156,16 +156,17 @@ def effective_rank(
     Raises:
         ValueError: unknown definition, or states that are all zero.
     """
-    l = spectrum(x, centred)
-    if l[0] == 0:
+    if definition not in ("participation", "entropy"):
+        raise ValueError(f"definition = {definition!r} is unknown; choose 'participation' or 'entropy'")
+    c = second_moment(x, centred)
+    if not c.diagonal().any():
         raise ValueError("all states are zero (or constant, where centred): their rank is 0 and has no effective size")
-    l = _near_one(l)
-    if definition == "participation":
-        return (l.sum().square() / l.square().sum()).item()
-    if definition == "entropy":
-        p = l[l > 0] / l.sum()
-        return torch.exp(-(p * p.log()).sum()).item()
-    raise ValueError(f"definition = {definition!r} is unknown; choose 'participation' or 'entropy'")
+    if definition == "participation":  # sums over eigenvalues without them: of l the trace, of l^2 the squared norm
+        c = _near_one(c)
+        return (c.diagonal().sum().square() / c.square().sum()).item()
+    l = _near_one(torch.linalg.eigvalsh(c).clamp_(min=0))
+    p = l[l > 0] / l.sum()
+    return torch.exp(-(p * p.log()).sum()).item()
 
 
 def condition_number(x: States, centred: bool = False) -> float:

@@ -66,6 +66,15 @@ def test_effective_rank_of_the_two_extremes(definition):
     )
 
 
+@pytest.mark.parametrize("centred", [False, True])
+def test_participation_is_that_of_the_eigenvalues(centred):
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(50, 40, generator=generator) @ torch.randn(40, 40, generator=generator) + 1
+    l = metrics.spectrum(x, centred)
+    expected = (l.sum().square() / l.square().sum()).item()
+    assert metrics.effective_rank(x, centred=centred) == pytest.approx(expected, rel=1e-12)
+
+
 def test_centring_removes_a_shared_mode():
     x = torch.randn(4000, 5, generator=torch.Generator().manual_seed(0)) + 10
     assert metrics.effective_rank(x) < 1.1

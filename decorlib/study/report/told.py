@@ -3,6 +3,8 @@
 from decorlib.study.evidence.records import Record
 
 MAX_ROWS = 60  # of a table in a terminal; the whole is in the record
+#: Seconds at the records' pace, counted with those of this run: a short notebook is mostly its start, and says little.
+ASSUMED = 60.0
 
 
 def tables_and_verdicts(record: Record) -> str:
@@ -33,7 +35,7 @@ class TimeLeft:
         self.numbers = numbers
         self.took = {number: record.made_by["seconds"] for number, record in records.items()}
         self.done: list[str] = []
-        self.spent = self.expected = 0.0
+        self.spent = self.expected = ASSUMED
 
     def after(self, number: str, seconds: float, ran: bool) -> str:
         """The words for the end of a line about a notebook; empty for the last."""
@@ -43,7 +45,7 @@ class TimeLeft:
         left = [other for other in self.numbers if other not in self.done]
         if not left:
             return ""
-        pace = self.spent / self.expected if self.expected else 1.0  # this machine beside the one of the records
+        pace = self.spent / self.expected  # this machine beside the one of the records
         seconds = pace * sum(self.took.get(other, 0.0) for other in left)
         return f" ({len(self.done)} of {len(self.numbers)}; at most about {duration(seconds)} left)"
 
