@@ -123,6 +123,7 @@ def local(runs: Iterable[Run], jobs: int, *, keep: bool) -> Iterator[Outcome]:
         suspects: list[Run] = []
         with workers.pool(min(jobs, len(waiting)), keep=keep) as pool:
             running: dict[Any, Run] = {}
+            ended: list[Outcome] = []
             broken = False
             while (waiting or running) and not broken:
                 try:
@@ -132,14 +133,17 @@ def local(runs: Iterable[Run], jobs: int, *, keep: bool) -> Iterator[Outcome]:
                         waiting.popleft()
                 except BrokenProcessPool:
                     broken = True
+                yield from ended  # only now: no worker waits while these are stored
+                ended = []
                 done, _ = wait(running, return_when=ALL_COMPLETED if broken else FIRST_COMPLETED)
                 for future in done:
                     run = running.pop(future)
                     try:
-                        yield future.result()
+                        ended.append(future.result())
                     except BrokenProcessPool:
                         broken = True
                         suspects.append(run)
+            yield from ended
             suspects += running.values()
         for run in suspects:
             yield _alone(run)
