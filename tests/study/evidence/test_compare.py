@@ -151,6 +151,23 @@ def test_sentences_are_compared_apart_from_seconds(new, same):
 @pytest.mark.parametrize(
     ("new", "same"),
     [
+        ("MLP, equal seconds, seconds to 98.0%: 1.09 [1.00, 1.20] of BatchNorm's (n = 5, refuted).", True),
+        ("MLP, equal seconds, seconds to 98.0%: 1.21 [1.00, 1.20] of BatchNorm's (n = 5, refuted).", False),
+        ("MLP, equal seconds, seconds to 98.0%: 0.96 [0.88, 1.05] of BatchNorm's (n = 4, refuted).", False),
+        ("MLP, equal seconds, seconds to 98.0%: 0.96 [0.88, 1.05] of BatchNorm's (n = 5, undecided).", False),
+        ("MLP, equal seconds, seconds to 97.5%: 0.96 [0.88, 1.05] of BatchNorm's (n = 5, refuted).", False),
+        ("MLP, equal epochs, seconds to 98.0%: 0.96 [0.88, 1.05] of BatchNorm's (n = 5, refuted).", False),
+    ],
+)
+def test_sentences_of_seconds_to_a_level_are_compared_as_ratios(new, same):
+    old = "MLP, equal seconds, seconds to 98.0%: 0.96 [0.88, 1.05] of BatchNorm's (n = 5, refuted)."
+    tables = [{"answer": (pd.DataFrame({"sentence": [text]}), {})} for text in (old, new)]
+    assert compare.compare(*(record(table=t) for t in tables)).failed != same
+
+
+@pytest.mark.parametrize(
+    ("new", "same"),
+    [
         ("With 784 inputs R costs 6.1 [5.9, 6.3], n = 5 plain steps.", True),
         ("With 784 inputs R costs 6.4 [5.9, 6.3], n = 5 plain steps.", False),  # 1.28 times as much
         ("With 784 inputs R costs 5.0 [4.8, 5.2], n = 6 plain steps.", False),  # a count
