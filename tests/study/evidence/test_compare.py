@@ -42,6 +42,12 @@ def results_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("DECORLIB_RESULTS", str(tmp_path))
 
 
+def in_a_table(*sentences):
+    """Two records compared that have a sentence each, in a table."""
+    tables = [{"answer": (pd.DataFrame({"sentence": [text]}), {})} for text in sentences]
+    return compare.compare(*(record(table=table) for table in tables))
+
+
 def results(found, what):
     return [r for w, r in zip(found.rows["what"], found.rows["result"], strict=True) if w.startswith(what)]
 
@@ -143,8 +149,7 @@ def test_measured_numbers_need_a_word_on_how_they_are_compared():
 )
 def test_sentences_are_compared_apart_from_seconds(new, same):
     old = "It needs 2 epochs and 3.4 s where others need 6.5 and 6.3 s: met. It gains +0.14 points."
-    tables = [{"answer": (pd.DataFrame({"sentence": [text]}), {})} for text in (old, new)]
-    assert compare.compare(*(record(table=t) for t in tables)).failed != same
+    assert in_a_table(old, new).failed != same
     assert compare.compare(record(came=(old, "Yes.")), record(came=(new, "Yes."))).failed != same
 
 
@@ -161,8 +166,7 @@ def test_sentences_are_compared_apart_from_seconds(new, same):
 )
 def test_sentences_of_seconds_to_a_level_are_compared_as_ratios(new, same):
     old = "MLP, equal seconds, seconds to 98.0%: 0.96 [0.88, 1.05] of BatchNorm's (n = 5, refuted)."
-    tables = [{"answer": (pd.DataFrame({"sentence": [text]}), {})} for text in (old, new)]
-    assert compare.compare(*(record(table=t) for t in tables)).failed != same
+    assert in_a_table(old, new).failed != same
 
 
 @pytest.mark.parametrize(
