@@ -6,7 +6,7 @@ on the test set with the seeds of the comparison, ``by_seed`` lines the arms up 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -14,7 +14,7 @@ import pandas as pd
 
 from decorlib.study.evidence.stats import Interval, holm, paired
 from decorlib.study.experiments import grids, side_by_side, tuning
-from decorlib.study.experiments.experiment import Experiment, preparation
+from decorlib.study.experiments.experiment import Experiment
 
 OPTIONS = ("rule_options", "layer_options")
 _FIELDS = tuple(f.name for f in fields(Experiment))
@@ -76,16 +76,27 @@ def compare(
         desc: text before the progress bar. Default: "".
         engine: ``jobs``, ``engine``, ``cache`` of :func:`decorlib.study.sweep`.
     """
-    seeds = [int(seed) for seed in seeds]
-    pairs = [(name, arm.but(seed=seed)) for name, arm in arms.items() for seed in seeds]
-    names, specs = [name for name, _ in pairs], [spec for _, spec in pairs]
-    # Runs that read the same arrays one after the other: a worker keeps those of the last two.
-    arrays = [repr(preparation(spec)) for spec in specs]
-    records = in_order_of(arrays, specs, lambda these: side_by_side.sweep(these, desc=desc, **engine))
-    table = frame(specs, records, names)
-    if "seed" not in table:  # a single seed does not differ
-        table.insert(1, "seed", [spec.seed for spec in specs])
-    return table, records
+    return compare_at_once({"": (arms, seeds)}, desc=desc, **engine)[""]
+
+
+def compare_at_once(
+    groups: Mapping[Any, tuple[Mapping[str, Experiment], Iterable[int]]], *, desc: str = "", **engine: Any
+) -> dict[Any, tuple[pd.DataFrame, list[dict]]]:
+    """:func:`compare` of several groups, arms and seeds of each, in one sweep: no process waits between two of them."""
+    pairs = {
+        key: [(name, arm.but(seed=seed)) for name, arm in arms.items() for seed in map(int, [*seeds])]
+        for key, (arms, seeds) in groups.items()
+    }
+    records = iter(side_by_side.sweep([spec for own in pairs.values() for _, spec in own], desc=desc, **engine))
+    found = {}
+    for key, own in pairs.items():
+        names, specs = [name for name, _ in own], [spec for _, spec in own]
+        these = [next(records) for _ in own]
+        table = frame(specs, these, names)
+        if "seed" not in table:  # a single seed does not differ
+            table.insert(1, "seed", [spec.seed for spec in specs])
+        found[key] = table, these
+    return found
 
 
 def by_seed(table: pd.DataFrame, value: str) -> pd.DataFrame:
@@ -201,13 +212,6 @@ def best_try(tries: pd.DataFrame, among: Sequence[str], metric: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------- internals
-
-
-def in_order_of(keys: Sequence, specs: Sequence, run: Callable[[list], list[dict]]) -> list[dict]:
-    """The records of specifications, in their order; those are run in the order of their keys."""
-    order = sorted(range(len(specs)), key=keys.__getitem__)
-    found = dict(zip(order, run([specs[i] for i in order]), strict=True))
-    return [found[i] for i in range(len(specs))]
 
 
 def _describe(specs: Sequence[Experiment], arm: Sequence[str] | None) -> list[dict]:

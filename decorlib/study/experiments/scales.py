@@ -153,11 +153,15 @@ def compare(
     best, tries = choose(specs, rates, tuning_seeds, "test_loss", **options, **engine)
     chosen, moved = tries[tries["chosen"]].set_index("arm"), tries.groupby("arm")["moved"].max()
     winner = {cell: _winner(chosen, cell, pair.treated) for cell, (_, _, pair) in cells.items()}
+    groups = {
+        scale.digits: (
+            {key: best[key] for cell, (at, *_) in cells.items() if at is scale for key in _keys(cell, winner)},
+            range(first_seed, first_seed + scale.seeds),
+        )
+        for scale in scales
+    }
     ended: dict[str, pd.Series] = {}
-    for scale in scales:
-        here = {key: best[key] for cell, (at, *_) in cells.items() if at is scale for key in _keys(cell, winner)}
-        seeds = range(first_seed, first_seed + scale.seeds)
-        table, _ = arms.compare(here, seeds, desc=f"{desc}: {scale.digits:,} digits", **engine)
+    for table, _ in arms.compare_at_once(groups, desc=f"{desc}: chosen rates", **engine).values():
         ended |= dict(arms.by_seed(table, MEASURE).items())
     rows, differences = {}, {}
     for cell, (scale, label, pair) in cells.items():

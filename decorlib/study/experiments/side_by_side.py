@@ -88,7 +88,7 @@ def sweep(specs: Sequence[Experiment], *, device: str | None = None, **options) 
         specs: the experiments.
         device: ``"cpu"`` or ``"cuda"``: run side by side there. Default: None, side by side on a GPU where there is
             one, else one by one as :func:`decorlib.study.sweep` does.
-        options: of :func:`decorlib.study.sweep`.
+        options: of :func:`decorlib.study.sweep`; one by one, its ``order`` is :func:`experiment.turn`.
 
     Returns:
         The records in the order of the specifications. Side by side they are those of separate runs up to rounding.
@@ -99,7 +99,7 @@ def sweep(specs: Sequence[Experiment], *, device: str | None = None, **options) 
     specs = list(specs)
     device = ("cuda" if torch.cuda.is_available() else None) if device is None else device
     if device is None:
-        return runs.sweep(specs, experiment.run, **options)
+        return runs.sweep(specs, experiment.run, **{"order": experiment.turn} | options)
     kinds: dict[tuple, list[Experiment]] = {}
     for spec in dict.fromkeys(specs):
         if (key := kind(spec)) is not None:

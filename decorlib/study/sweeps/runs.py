@@ -67,6 +67,7 @@ def sweep(
     engine: str | None = None,
     cache: str | os.PathLike | None = None,
     desc: str = "",
+    order: Callable[[Any], Any] | None = None,
 ) -> list[dict]:
     """Compute ``function(spec)`` for every specification; return the records in the order of the specifications.
 
@@ -87,6 +88,8 @@ def sweep(
             scheduler whose workers have the same code installed. Default: DECORLIB_ENGINE, else "local".
         cache: folder of stored runs. Default: DECORLIB_CACHE, else the user's cache folder.
         desc: text before the progress bar. Default: "".
+        order: specification -> what runs are sorted by before they begin: long ones first, so that at the end no
+            process waits for long; those that read the same data in a row. Default: None, as they are listed.
 
     Raises:
         SweepFailed: after everything else was done, where runs failed; holds their errors and all records.
@@ -125,6 +128,8 @@ def sweep(
         different = {run.key: run for run in settled}  # equal specifications are one run
         found = {key: store.get(run) for key, run in different.items()}
         waiting = [run for key, run in different.items() if found[key] is None]
+        if order is not None:
+            waiting.sort(key=lambda run: order(run.spec))
         errors: dict[str, RunError] = {}
         unsaved: list[OSError] = []
         if waiting:

@@ -231,15 +231,22 @@ def test_the_best_try_is_the_best_on_validation_among_those_named():
         arms.best_try(tries, ["c"], "test_accuracy")
 
 
-def test_records_come_back_in_order_whatever_order_they_were_made_in():
+def test_groups_compared_at_once_are_those_compared_one_by_one(monkeypatch):
     asked = []
 
-    def run(specs):
-        asked.extend(specs)
-        return [{"of": spec} for spec in specs]
+    def sweep(specs, **options):
+        asked.append(specs)
+        return [{"status": "finished", "diverged_at": None, "final": {"loss": s.lr + s.seed}} for s in specs]
 
-    assert arms.in_order_of([2, 1, 2, 0], ["a", "b", "c", "d"], run) == [{"of": spec} for spec in "abcd"]
-    assert asked == ["d", "b", "a", "c"]
+    monkeypatch.setattr(side_by_side, "sweep", sweep)
+    groups = {"few": ({"a": BASE, "b": BASE.but(lr=0.5)}, range(2)), ("many", 1): ({"b": BASE.but(epochs=3)}, range(3))}
+    together = arms.compare_at_once(groups)
+    assert list(together) == list(groups)
+    assert [len(specs) for specs in asked] == [2 * 2 + 3]
+    for key, (these, seeds) in groups.items():
+        table, records = arms.compare(these, seeds)
+        pd.testing.assert_frame_equal(together[key][0], table)
+        assert together[key][1] == records
 
 
 def test_a_table_is_shown_with_small_rates_and_whole_counts():

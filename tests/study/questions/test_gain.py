@@ -69,7 +69,8 @@ def asked(monkeypatch):
 
 def compared(setting=MLP, left_out=(), seeds=4):
     these = {n: s for n, s in plan.arms(BASE, setting).items() if n not in left_out}
-    return comparison.compare(setting, these, plan.rates(these, LR, DECOR_LR), [100, 101], range(seeds))
+    grids = {setting: plan.rates(these, LR, DECOR_LR)}
+    return comparison.compare({setting: these}, grids, [100, 101], range(seeds))[0]
 
 
 def cost_of(found, seconds=2.0):
@@ -232,13 +233,29 @@ def test_both_budgets_have_every_control_and_the_named_arm(asked):
 
 def test_seeds_of_tries_are_refused_for_the_comparison(asked):
     these = plan.arms(BASE, MLP)
-    grids = plan.rates(these, LR, DECOR_LR)
+    grids = {MLP: plan.rates(these, LR, DECOR_LR)}
     with pytest.raises(ValueError, match=r"seeds \[101\] are of the tries and of the comparison"):
-        comparison.compare(MLP, these, grids, [100, 101], [101, 102])
+        comparison.compare({MLP: these}, grids, [100, 101], [101, 102])
     longer = these | {BASELINE: these[BASELINE].but(epochs=5)}
     with pytest.raises(ValueError, match=r"arms have \[4, 5\] epochs"):
-        comparison.compare(MLP, longer, grids, [100, 101], [0, 1])
+        comparison.compare({MLP: longer}, grids, [100, 101], [0, 1])
     assert asked == []
+
+
+def test_settings_compared_at_once_are_those_compared_one_by_one(asked):
+    annealed = Setting("MLP", "MNIST", "cosine to zero")
+    these = {setting: plan.arms(BASE, setting) for setting in (MLP, annealed)}
+    grids = {setting: plan.rates(own, LR, DECOR_LR) for setting, own in these.items()}
+    both = comparison.compare(these, grids, [100, 101], range(4))
+    once = len(asked)
+    apart = [compared(setting) for setting in these]
+    assert once == len(asked) - once  # as many runs, no more
+    for together, alone in zip(both, apart, strict=True):
+        assert (together.setting, together.ours, together.best) == (alone.setting, alone.ours, alone.best)
+        pd.testing.assert_frame_equal(together.tries, alone.tries)
+        assert together.records == alone.records
+        for budget in BUDGETS:
+            pd.testing.assert_frame_equal(together.tables[budget], alone.tables[budget])
 
 
 # ------------------------------------------------------------------------------------------------ levels and rows

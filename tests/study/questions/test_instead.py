@@ -10,12 +10,13 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from decorlib import bp_parameters
 from decorlib.data import own
 from decorlib.data.inputs import loader
 from decorlib.study import paired
-from decorlib.study.questions.instead import comparison, figures, plan, tries
+from decorlib.study.questions.instead import comparison, figures, optimizers, plan, tries
 from decorlib.study.questions.instead.foof import FOOF, average, damped, direction
 from decorlib.study.questions.instead.networks import KINDS, NETWORKS, NORMALISATIONS, network
 from decorlib.study.questions.instead.optimizers import MuonAndAdam, hidden_matrices, missing, optimizer
@@ -70,6 +71,38 @@ def test_muons_step_is_five_quintic_steps_on_the_singular_values():
     assert ((torch.linalg.svdvals(step) > 0.6) & (torch.linalg.svdvals(step) < 1.25)).all()  # near 1
     assert torch.linalg.svdvals(gradient).max() / torch.linalg.svdvals(gradient).min() > 3  # they were not
     assert torch.allclose(rest[0].detach(), torch.full((3,), 0.9))  # Adam's first step is its rate
+
+
+@pytest.mark.parametrize("shape", [(24, 12), (12, 24), (64, 64)])
+def test_muons_products_through_float32_are_those_in_bfloat16(shape, monkeypatch):
+    def change(capability):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+        W = nn.Parameter(draw(*shape, dtype=torch.float32))
+        before, muon = W.detach().clone(), MuonAndAdam({W: 1}, [nn.Parameter(torch.ones(3))], lr=0.1)
+        W.grad = draw(*shape, seed=1, dtype=torch.float32)
+        muon.step()
+        return (before - W.detach()) / (0.1 * 0.2 * math.sqrt(max(shape)))
+
+    slow, fast = change("AVX512"), change("AVX2")
+    # Entries near 1 / sqrt(n), each the end of 15 products: a few roundings to 8 bits between the two
+    assert (slow - fast).norm() / slow.norm() < 4 * torch.finfo(torch.bfloat16).eps
+
+
+def test_only_bfloat16_products_go_through_float32():
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append((func, [a.dtype for a in args if isinstance(a, torch.Tensor)]))
+            return func(*args, **(kwargs or {}))
+
+    half, single = torch.ones(2, 2, dtype=torch.bfloat16), torch.ones(2, 2)
+    with Watch(), optimizers._ThroughFloat32():
+        products = half @ half, torch.addmm(half, half, half, beta=2, alpha=3), single @ single, half + half
+    assert [p.dtype for p in products] == [torch.bfloat16, torch.bfloat16, torch.float32, torch.bfloat16]
+    assert [p[0, 0].item() for p in products] == [2, 8, 2, 2]
+    multiplied = [dtypes for func, dtypes in seen if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)]
+    assert multiplied == [[torch.float32] * n for n in (2, 3, 2)]
 
 
 def test_muon_takes_kernels_as_matrices_and_attention_as_three():
@@ -367,7 +400,7 @@ def test_own_images_run_and_are_refused_where_they_changed(tmp_path):
 def fake(best, spoiled=()):
     """A sweep whose accuracy falls with the distance of log lr from `best`."""
 
-    def sweep(specs, _, desc=""):
+    def sweep(specs, _, desc="", order=None):
         return [
             {"status": "diverged", "final": {}}
             if spec.lr in spoiled

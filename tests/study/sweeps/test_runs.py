@@ -63,6 +63,12 @@ def test_records_come_in_the_order_of_the_specifications(serially):
     assert serially([], train) == []
 
 
+def test_runs_begin_in_the_order_that_is_asked_for(serially, tmp_path):
+    specs = in_folder(tmp_path, 3, 1, 2, 4)
+    assert [r["seed"] for r in serially(specs, train, order=lambda spec: (spec.seed % 2, -spec.seed))] == [3, 1, 2, 4]
+    assert ran(tmp_path) == [4, 2, 3, 1]
+
+
 def test_the_record_is_what_the_function_returns(serially):
     with engines.pinned(0):
         direct = train(Spec(7))

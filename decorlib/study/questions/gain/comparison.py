@@ -10,6 +10,7 @@ import pandas as pd
 
 from decorlib.study.experiments import arms, halving
 from decorlib.study.experiments.experiment import Experiment
+from decorlib.study.experiments.places import choose_in_places
 from decorlib.study.questions.gain import plan
 from decorlib.study.questions.gain.plan import BASELINE, BUDGETS, CONTROLS, OURS, Setting
 
@@ -40,44 +41,55 @@ class Compared:
 
 
 def compare(
-    setting: Setting,
-    these: Mapping[str, Experiment],
-    grids: Mapping[str, Mapping[str, Sequence[float]]],
+    these: Mapping[Setting, Mapping[str, Experiment]],
+    grids: Mapping[Setting, Mapping[str, Mapping[str, Sequence[float]]]],
     tuning_seeds: Iterable[int],
     seeds: Iterable[int],
     rounds: Sequence[float] = halving.ROUNDS,
     moves: int = halving.MOST_MOVES,
     alone: bool = False,
     **engine: Any,
-) -> Compared:
+) -> list[Compared]:
     """Tune every arm, choose ours on validation images, run all with the seeds; the test set is read at the very end.
 
     Tries are as long as the time of plain backpropagation's ``epochs`` lets them be; their rates serve both budgets.
     Under equal epochs only what decides is run: the controls, plain backpropagation, and ours.
 
     Args:
-        setting: where.
-        these: its arms (:func:`decorlib.study.questions.gain.plan.arms`), with the epochs of plain backpropagation.
-        grids: rates of each (:func:`decorlib.study.questions.gain.plan.rates`).
+        these: of each setting its arms (:func:`decorlib.study.questions.gain.plan.arms`), with the epochs of plain
+            backpropagation.
+        grids: of each setting the rates of its arms (:func:`decorlib.study.questions.gain.plan.rates`).
         tuning_seeds: of the tries; none of ``seeds``.
         seeds: of the comparison.
         rounds: of the halving. Default: 1/8, 1/4, 1/2, 1.
         moves: how often a grid may move. Default: 3.
         alone: only what lies beside the best try, one rate changed by one step. Default: False, the whole grid.
         engine: options of :func:`decorlib.study.sweep`.
+
+    Returns:
+        What was found in each setting, in their order. All run at once (:mod:`decorlib.study.experiments.places`).
+
+    Raises:
+        ValueError: a seed of the tries that is one of the comparison; arms of a setting with unequal epochs.
     """
     seeds, tuning_seeds = list(seeds), list(tuning_seeds)
     if both := sorted({*seeds} & {*tuning_seeds}):
         raise ValueError(f"seeds {both} are of the tries and of the comparison: a choice would be judged by itself")
-    short = plan.within_budget({name: spec.but(split="both") for name, spec in these.items()}, _epochs(these))
-    options = {"rounds": rounds, "move": moves, "alone": alone, "quiet": True, "desc": f"{setting}, tries"}
-    tuned, tries = halving.halve(short, grids, tuning_seeds, **options, **engine)
-    ours = arms.best_try(tries, OURS, "test_accuracy")
-    equal_epochs = {name: tuned[name].but(epochs=these[name].epochs) for name in (BASELINE, *CONTROLS, ours)}
-    best = dict(zip(BUDGETS, (tuned, equal_epochs), strict=True))
-    found = {b: arms.compare(own, seeds, desc=f"{setting}, {b}", **engine) for b, own in best.items()}
-    tables, records = ({b: pair[i] for b, pair in found.items()} for i in (0, 1))
-    return Compared(setting, ours, best, tries, tables, records)
+    short = {
+        setting: plan.within_budget({name: spec.but(split="both") for name, spec in own.items()}, _epochs(own))
+        for setting, own in these.items()
+    }
+    options = {"rounds": rounds, "move": moves, "alone": alone, "quiet": True, "desc": "tries"}
+    chosen = choose_in_places(halving.halve, short, grids, tuning_seeds, **options, **engine)
+    ours = {setting: arms.best_try(tries, OURS, "test_accuracy") for setting, (_, tries) in chosen.items()}
+    best = {setting: _budgets(tuned, these[setting], ours[setting]) for setting, (tuned, _) in chosen.items()}
+    groups = {(setting, b): (own, seeds) for setting, by_budget in best.items() for b, own in by_budget.items()}
+    ended = arms.compare_at_once(groups, desc="chosen rates", **engine)
+    found = []
+    for setting, (_, tries) in chosen.items():
+        tables, records = ({b: ended[setting, b][i] for b in BUDGETS} for i in (0, 1))
+        found.append(Compared(setting, ours[setting], best[setting], tries, tables, records))
+    return found
 
 
 def curves(found: Compared, cost: pd.DataFrame, budget: str) -> pd.DataFrame:
@@ -135,6 +147,14 @@ def endings(founds: Iterable[Compared]) -> pd.DataFrame:
             own = table[["arm", "seed"]].assign(test_accuracy=table.get("test_accuracy"))
             parts.append(own.assign(where=f"{found.setting}, {budget}"))
     return pd.concat(parts, ignore_index=True)[["where", "arm", "seed", "test_accuracy"]]
+
+
+def _budgets(
+    tuned: Mapping[str, Experiment], these: Mapping[str, Experiment], ours: str
+) -> dict[str, dict[str, Experiment]]:
+    """The arms of each budget: all that were tuned, and those that decide with the epochs of plain backpropagation."""
+    equal_epochs = {name: tuned[name].but(epochs=these[name].epochs) for name in (BASELINE, *CONTROLS, ours)}
+    return dict(zip(BUDGETS, (dict(tuned), equal_epochs), strict=True))
 
 
 def _epochs(these: Mapping[str, Experiment]) -> int | float:

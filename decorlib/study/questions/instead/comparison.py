@@ -11,10 +11,10 @@ from decorlib.study.evidence.shared import points
 from decorlib.study.evidence.stats import Interval, Outcome, decide, paired, simultaneous
 from decorlib.study.evidence.verdicts import Verdict
 from decorlib.study.experiments.arms import best_try, by_seed
+from decorlib.study.experiments.places import choose_in_places
 from decorlib.study.questions.instead.peers import LEARNED, Peer
 from decorlib.study.questions.instead.plan import OURS, PEERS, WITHOUT
-from decorlib.study.questions.instead.tries import METRIC
-from decorlib.study.questions.instead.tries import by_seed as runs_by_seed
+from decorlib.study.questions.instead.tries import METRIC, in_a_row
 
 MEASURES = ("test_accuracy", "test_loss", "test_calibration")
 COLUMNS = (*MEASURES, LEARNED)
@@ -61,15 +61,30 @@ def compare(chosen: Mapping[str, Peer], seeds: Iterable[int], desc: str = "") ->
 
     A run that diverged has the status "diverged" and no measurements.
     """
-    pairs = [(name, spec.but(seed=seed, test=True)) for name, spec in chosen.items() for seed in seeds]
-    records = runs_by_seed([spec for _, spec in pairs], desc)
-    rows = [
-        {"arm": name, "seed": spec.seed, "lr": spec.lr, "steps": spec.steps, "status": record["status"]}
-        | {measure: record["final"].get(measure) for measure in COLUMNS}
-        for (name, spec), record in zip(pairs, records, strict=True)
-    ]
-    table = pd.DataFrame(rows)
-    return table.assign(**{measure: pd.to_numeric(table[measure]) for measure in COLUMNS}), records
+    return compare_at_once({"": chosen}, seeds, desc)[""]
+
+
+def compare_at_once(
+    groups: Mapping[str, Mapping[str, Peer]], seeds: Iterable[int], desc: str = ""
+) -> dict[str, tuple[pd.DataFrame, list[dict]]]:
+    """:func:`compare` of several groups of arms in one sweep, so that no process waits between two of them."""
+    seeds = list(seeds)
+    runs = {
+        key: [(name, spec.but(seed=seed, test=True)) for name, spec in chosen.items() for seed in seeds]
+        for key, chosen in groups.items()
+    }
+    records = iter(in_a_row([spec for own in runs.values() for _, spec in own], desc))
+    found = {}
+    for key, own in runs.items():
+        these = [next(records) for _ in own]
+        rows = [
+            {"arm": name, "seed": spec.seed, "lr": spec.lr, "steps": spec.steps, "status": record["status"]}
+            | {measure: record["final"].get(measure) for measure in COLUMNS}
+            for (name, spec), record in zip(own, these, strict=True)
+        ]
+        table = pd.DataFrame(rows)
+        found[key] = table.assign(**{measure: pd.to_numeric(table[measure]) for measure in COLUMNS}), these
+    return found
 
 
 def curves(table: pd.DataFrame, records: Sequence[dict], made: Mapping[str, Peer], cost: pd.DataFrame) -> pd.DataFrame:
@@ -189,13 +204,10 @@ def cells(
     seeds: Iterable[int],
     choose,
 ) -> dict[str, Cell]:
-    """Tune and compare every cell; ``choose`` is that of :mod:`decorlib.study.questions.instead.tries`."""
-    found = {}
-    for name, own in made.items():
-        chosen, tries = choose(own, grids[name], tuning_seeds, desc=f"{name}: tries")
-        table, records = compare(chosen, seeds, desc=f"{name}: chosen rates")
-        found[name] = Cell(name, chosen, tries, table, records)
-    return found
+    """Tune and compare all cells at once; ``choose`` is that of :mod:`decorlib.study.questions.instead.tries`."""
+    tuned = choose_in_places(choose, made, grids, tuning_seeds, desc="tries")
+    ended = compare_at_once({name: chosen for name, (chosen, _) in tuned.items()}, seeds, "chosen rates")
+    return {name: Cell(name, *tuned[name], *ended[name]) for name in made}
 
 
 def verdict(cell: Cell, margin: float, scale: str, schedule: str) -> Verdict:

@@ -8,7 +8,6 @@ from typing import Any
 import pandas as pd
 
 from decorlib.study.experiments import tuning
-from decorlib.study.experiments.arms import in_order_of
 from decorlib.study.questions.instead.peers import Peer, run
 from decorlib.study.sweeps.runs import sweep
 
@@ -39,13 +38,13 @@ def choose(
         moves: how often at most a grid moves. Default: 8.
         desc: text before the progress bar.
     """
-    options = {"moves": tuning.Moves(moves, alone=True), "trial": _trial, "sweep": by_seed, "quiet": True}
+    options = {"moves": tuning.Moves(moves, alone=True), "trial": _trial, "sweep": in_a_row, "quiet": True}
     return tuning.choose(made, grids, seeds, METRIC, rounds=rounds, keep=keep, desc=desc, **options)
 
 
-def by_seed(specs: Sequence[Peer], desc: str) -> list[dict]:
-    """The records of runs, in their order; those of a seed run next to each other, since they read the same arrays."""
-    return in_order_of([spec.seed for spec in specs], specs, lambda these: sweep(these, run, desc=desc))
+def in_a_row(specs: Sequence[Peer], desc: str) -> list[dict]:
+    """The records of runs, in their order; those that read the same arrays run in a row, the long ones first."""
+    return sweep(specs, run, desc=desc, order=lambda spec: (spec.data, spec.seed, -spec.steps))
 
 
 def _trial(spec: Peer, part: float) -> Peer:
