@@ -151,7 +151,7 @@ def learn(
     ]
     refuse_unstepped(p for member in members for p in member.parameters)
     watched = Look(
-        [(m.name, m.layer, s.rate) for (m, _, _), s in zip(active, steps, strict=True) if s.loss is not None]
+        [(m.name, m.layer, s.rate) for (m, _, _), s in zip(active, steps, strict=True) if s.loss is not None], look
     )
     take(steps)
     if look:

@@ -38,13 +38,14 @@ class Look:
 
     Args:
         steps: (name, layer, rate) of the layers that are about to step; those of rate 0 or None are left out.
+        look: False: at none of them, where the caller looks itself; only that one was written to is said.
     """
 
-    def __init__(self, steps: Sequence[tuple[str, nn.Module, float | None]]):
+    def __init__(self, steps: Sequence[tuple[str, nn.Module, float | None]], look: bool):
         self.looked: list[tuple[str, nn.Module, float, Tensor]] = []
         self.all = True  # whether every R that should move is looked at
         _say_written(steps)
-        for name, layer, rate in steps:
+        for name, layer, rate in steps if look else ():  # each copies an R
             if not rate or layer.weight.shape[-1] == 1:
                 continue
             record = _records.get(layer)

@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from decorlib import (
     DecorLinear,
@@ -472,3 +473,34 @@ def test_decor_train_checks_its_rates(change, message):
     args = argparse.Namespace(**({"lr": 1e-3, "eta": 1e-2, "epochs": 1} | change))
     with pytest.raises(ValueError, match=message):
         decor_train(args, network(), nn.functional.mse_loss, batches(), "cpu", verbose=False)
+
+
+@pytest.mark.parametrize("kind", [DecorSGD, torch.optim.SGD, torch.optim.Adam])
+def test_no_step_of_a_run_copies_R(kind):
+    """The run itself looks at every R after the first step and once an epoch, which is when it copies them.
+
+    Batches are smaller than D: the product X R of a dense X would need a copy.
+    """
+
+    class Copies(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            copied = func in (torch.ops.aten.clone.default, torch.ops.aten.copy_.default)
+            self.count += copied and args[0].shape == (D, D)
+            return func(*args, **(kwargs or {}))
+
+    def copies(steps):
+        model = network()
+        decor_optimizer = kind(model if kind is DecorSGD else decor_parameters(model), lr=0.02)
+        with Copies() as counted:
+            trained(
+                model,
+                batches(steps, size=3),
+                epochs=1,
+                decor_optimizer=decor_optimizer,
+                optimizer=owners(model)["optimizer"],
+            )
+        return counted.count
+
+    assert copies(12) == copies(3) > 0
