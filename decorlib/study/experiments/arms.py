@@ -82,7 +82,16 @@ def compare(
 def compare_at_once(
     groups: Mapping[Any, tuple[Mapping[str, Experiment], Iterable[int]]], *, desc: str = "", **engine: Any
 ) -> dict[Any, tuple[pd.DataFrame, list[dict]]]:
-    """:func:`compare` of several groups, arms and seeds of each, in one sweep: no process waits between two of them."""
+    """:func:`compare` of several groups, arms and seeds of each, in one sweep: no process waits between two of them.
+
+    Args:
+        groups: key -> (name -> specification, seeds).
+        desc: text before the progress bar. Default: "".
+        engine: ``jobs``, ``engine``, ``cache`` of :func:`decorlib.study.sweep`.
+
+    Returns:
+        For each key what :func:`compare` returns.
+    """
     pairs = {
         key: [(name, arm.but(seed=seed)) for name, arm in arms.items() for seed in map(int, [*seeds])]
         for key, (arms, seeds) in groups.items()

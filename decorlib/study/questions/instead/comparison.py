@@ -67,7 +67,16 @@ def compare(chosen: Mapping[str, Peer], seeds: Iterable[int], desc: str = "") ->
 def compare_at_once(
     groups: Mapping[str, Mapping[str, Peer]], seeds: Iterable[int], desc: str = ""
 ) -> dict[str, tuple[pd.DataFrame, list[dict]]]:
-    """:func:`compare` of several groups of arms in one sweep, so that no process waits between two of them."""
+    """:func:`compare` of several groups of arms in one sweep, so that no process waits between two of them.
+
+    Args:
+        groups: key -> (arm -> specification).
+        seeds: the same for all of them.
+        desc: text before the progress bar.
+
+    Returns:
+        For each key what :func:`compare` returns.
+    """
     seeds = list(seeds)
     runs = {
         key: [(name, spec.but(seed=seed, test=True)) for name, spec in chosen.items() for seed in seeds]
