@@ -17,8 +17,8 @@ EIGHTHS = 8  # of an epoch: how finely a length is cut
 
 
 def halve(
-    arms: Mapping[str, Experiment],
-    rates: Mapping[str, Any],
+    arms: Mapping[Any, Experiment],
+    rates: Mapping[Any, Any],
     seeds: Iterable[int],
     metric: str = "test_accuracy",
     *,
@@ -29,7 +29,7 @@ def halve(
     quiet: bool = False,
     desc: str = "halving",
     **engine: Any,
-) -> tuple[dict[str, Experiment], pd.DataFrame]:
+) -> tuple[dict[Any, Experiment], pd.DataFrame]:
     """Choose each arm's rates on the validation split by successive halving, with as many tries for every arm.
 
     A try is one combination of rates, run with every seed. In each round those that are left run for a part of the
