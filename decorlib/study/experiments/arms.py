@@ -15,6 +15,7 @@ import pandas as pd
 from decorlib.study.evidence.stats import Interval, holm, paired
 from decorlib.study.experiments import grids, side_by_side, tuning
 from decorlib.study.experiments.experiment import Experiment
+from decorlib.study.experiments.places import run_in_groups
 
 OPTIONS = ("rule_options", "layer_options")
 _FIELDS = tuple(f.name for f in fields(Experiment))
@@ -92,19 +93,18 @@ def compare_at_once(
     Returns:
         For each key what :func:`compare` returns.
     """
-    pairs = {
-        key: [(name, arm.but(seed=seed)) for name, arm in arms.items() for seed in map(int, [*seeds])]
-        for key, (arms, seeds) in groups.items()
+    listed = {key: (arms, [int(seed) for seed in seeds]) for key, (arms, seeds) in groups.items()}
+    runs = {
+        key: [arm.but(seed=seed) for arm in arms.values() for seed in seeds] for key, (arms, seeds) in listed.items()
     }
-    records = iter(side_by_side.sweep([spec for own in pairs.values() for _, spec in own], desc=desc, **engine))
     found = {}
-    for key, own in pairs.items():
-        names, specs = [name for name, _ in own], [spec for _, spec in own]
-        these = [next(records) for _ in own]
-        table = frame(specs, these, names)
+    ended = run_in_groups(runs, lambda specs: side_by_side.sweep(specs, desc=desc, **engine))
+    for key, (specs, records) in ended.items():
+        arms, seeds = listed[key]
+        table = frame(specs, records, [name for name in arms for _ in seeds])
         if "seed" not in table:  # a single seed does not differ
             table.insert(1, "seed", [spec.seed for spec in specs])
-        found[key] = table, these
+        found[key] = table, records
     return found
 
 

@@ -7,10 +7,18 @@ chosen in a place is the same either way, since no arm depends on another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+
+
+def run_in_groups(
+    groups: Mapping[Any, Sequence[Any]], run: Callable[[list], list[dict]]
+) -> dict[Any, tuple[Sequence[Any], list[dict]]]:
+    """For each group its specifications and their records, of one call of ``run`` for all groups."""
+    records = iter(run([spec for specs in groups.values() for spec in specs]))
+    return {key: (specs, [next(records) for _ in specs]) for key, specs in groups.items()}
 
 
 def choose_in_places(

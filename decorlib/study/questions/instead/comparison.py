@@ -11,7 +11,7 @@ from decorlib.study.evidence.shared import points
 from decorlib.study.evidence.stats import Interval, Outcome, decide, paired, simultaneous
 from decorlib.study.evidence.verdicts import Verdict
 from decorlib.study.experiments.arms import best_try, by_seed
-from decorlib.study.experiments.places import choose_in_places
+from decorlib.study.experiments.places import choose_in_places, run_in_groups
 from decorlib.study.questions.instead.peers import LEARNED, Peer
 from decorlib.study.questions.instead.plan import OURS, PEERS, WITHOUT
 from decorlib.study.questions.instead.tries import METRIC, in_a_row
@@ -79,20 +79,19 @@ def compare_at_once(
     """
     seeds = list(seeds)
     runs = {
-        key: [(name, spec.but(seed=seed, test=True)) for name, spec in chosen.items() for seed in seeds]
+        key: [spec.but(seed=seed, test=True) for spec in chosen.values() for seed in seeds]
         for key, chosen in groups.items()
     }
-    records = iter(in_a_row([spec for own in runs.values() for _, spec in own], desc))
     found = {}
-    for key, own in runs.items():
-        these = [next(records) for _ in own]
+    for key, (specs, records) in run_in_groups(runs, lambda these: in_a_row(these, desc)).items():
+        names = [name for name in groups[key] for _ in seeds]
         rows = [
             {"arm": name, "seed": spec.seed, "lr": spec.lr, "steps": spec.steps, "status": record["status"]}
             | {measure: record["final"].get(measure) for measure in COLUMNS}
-            for (name, spec), record in zip(own, these, strict=True)
+            for name, spec, record in zip(names, specs, records, strict=True)
         ]
         table = pd.DataFrame(rows)
-        found[key] = table.assign(**{measure: pd.to_numeric(table[measure]) for measure in COLUMNS}), these
+        found[key] = table.assign(**{measure: pd.to_numeric(table[measure]) for measure in COLUMNS}), records
     return found
 
 

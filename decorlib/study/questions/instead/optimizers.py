@@ -48,7 +48,7 @@ class _ThroughFloat32(TorchDispatchMode):
 
 
 def products():
-    """What Muon's step is taken in: :class:`_ThroughFloat32` where that is faster, else nothing."""
+    """What steps with Muon are taken in: :class:`_ThroughFloat32` where that is faster, else nothing."""
     return _ThroughFloat32() if torch.backends.cpu.get_cpu_capability() == "AVX2" else contextlib.nullcontext()
 
 
@@ -83,10 +83,10 @@ class MuonAndAdam(torch.optim.Optimizer):
         for p, parts in self.views.items():
             for view, gradient in zip(parts, p.grad.flatten(1).chunk(len(parts)), strict=True):
                 view.grad = gradient
-        for owner in self.owners:
-            for group in owner.param_groups:
-                group["lr"] = self.param_groups[0]["lr"]
-            with products() if isinstance(owner, torch.optim.Muon) else contextlib.nullcontext():
+        with products():
+            for owner in self.owners:
+                for group in owner.param_groups:
+                    group["lr"] = self.param_groups[0]["lr"]
                 owner.step()
         return None
 

@@ -120,7 +120,9 @@ def _arrays(data: str, content: str, train_size: int, validation: int, seed: int
     held_out, rest = order[-validation:], order[:-validation][: train_size or None]
     x, z, test = (inputs.scale(part, "notebook").flatten(1) for part in (images[rest], images[held_out], test_images))
     mean = x.mean(0)
-    return (x - mean, labels[rest]), (z - mean, labels[held_out]), (test - mean, test_labels)
+    for part in (x, z, test):  # our own
+        part.sub_(mean)
+    return (x, labels[rest]), (z, labels[held_out]), (test, test_labels)
 
 
 class Batches:
